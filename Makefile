@@ -1,0 +1,45 @@
+# Every target sets up what it needs; a fresh Debian with python3 (>= 3.11), venv and make is enough.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PROTOS := $(wildcard proto/*.proto)
+
+.PHONY: demo run test test-system lint format proto schemas bench clean
+
+$(VENV)/.installed: pyproject.toml .ci/constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[dev]'
+	touch $@
+
+## see a real process get its identity (no root needed)
+demo: $(VENV)/.installed
+	@$(BIN)/python deploy/demo/demo.py
+
+## the agent in the foreground, all its files inside this checkout
+run: $(VENV)/.installed
+	$(BIN)/vouchd run -c config/agent.yaml
+
+## everything that needs neither root nor Docker
+test: $(VENV)/.installed
+	.ci/test
+
+## as root, against real components; nothing may skip
+test-system: $(VENV)/.installed
+	.ci/test-system
+
+lint: $(VENV)/.installed
+	.ci/lint
+
+format: $(VENV)/.installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+## generate agent/pb from proto/
+proto: $(VENV)/.installed
+	.ci/generate agent/pb
+
+bench: $(VENV)/.installed
+	$(BIN)/python tests/bench/bench.py
+
+clean:
+	rm -rf $(VENV) .run build *.egg-info .coverage* .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,1 @@
+"""The edge: the only code that sees gRPC and protobuf."""

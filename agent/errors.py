@@ -1,0 +1,77 @@
+"""The error tree, split by whose fault it is.
+
+Each message is one sentence for the person who has to act on it. `agent.api.context` holds the only
+table that turns these classes into gRPC status codes; nothing here knows of gRPC.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class VouchdError(Exception):
+    """Root of everything vouchd raises on purpose."""
+
+
+class Severity(StrEnum):
+    """Whether a problem stops what was read from being used."""
+
+    ERROR = "error"
+    WARNING = "warning"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Problem:
+    """One mistake in a file. Lines and columns count from 1, as editors do."""
+
+    file: str
+    line: int
+    column: int
+    message: str
+    severity: Severity = Severity.ERROR
+
+    def __str__(self) -> str:
+        """`file:line:column: message`, the form that editors and CI systems can jump to."""
+        mark = "warning: " if self.severity is Severity.WARNING else ""
+        return f"{self.file}:{self.line}:{self.column}: {mark}{self.message}"
+
+
+class ConfigError(VouchdError):
+    """The operator's files are wrong. Carries every mistake found, not only the first."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(sorted(problems))
+        super().__init__("\n".join(map(str, self.problems)))
+
+
+class RequestError(VouchdError):
+    """The caller's request is malformed or its token is not valid: retrying cannot help it."""
+
+
+class PeerError(VouchdError):
+    """The caller cannot be vouched for: gone, changed, or not nameable by this kernel."""
+
+
+class NoIdentityError(VouchdError):
+    """The caller is who it is, and no registration entry gives it an identity."""
+
+
+class UnavailableError(VouchdError):
+    """Our side cannot answer now; the same call may succeed later."""
+
+
+class AttestationError(UnavailableError):
+    """An attestor failed and nothing else matched, so that "no identity" would be a guess."""
+
+
+class AuthorityError(UnavailableError):
+    """The authority cannot sign, or refused to sign something that breaks the SVID rules."""
+
+
+class StartupError(VouchdError):
+    """The daemon cannot start here: a live socket, a locked or damaged data directory."""

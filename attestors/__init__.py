@@ -1,0 +1,1 @@
+"""Attestors turn a process into selectors. `attestors.api` is all that a third party needs."""

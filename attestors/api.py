@@ -1,0 +1,173 @@
+"""The public plug-in interface: from a process to selectors.
+
+An attestor is a class with a `name` (the selector type it may produce), an `Options` model for its
+part of `agent.yaml`, and one coroutine. Third parties name theirs under the entry-point group
+`vouchd.attestors` and need nothing of vouchd but this module. See `attestors/README.md`.
+
+Rules an attestor lives by:
+
+* it reads the process only through the `WorkloadRef` it is given, never by PID: a PID can be
+  somebody else a microsecond later;
+* it returns selectors of its own type only; what it does not know it leaves out, because a missing
+  selector can only remove matches, never add one;
+* it raises `AttestorError` when it could not find out. The other attestors' selectors still count.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable
+
+ENTRY_POINT_GROUP = "vouchd.attestors"
+
+_TYPE = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Selector:
+    """One fact about a process: a type (the attestor that vouches for it) and a value.
+
+    Raises:
+        ValueError: the type is not a plain word or the value is empty.
+    """
+
+    type: str
+    value: str
+
+    def __post_init__(self) -> None:
+        if not _TYPE.fullmatch(self.type):
+            raise ValueError(
+                f"selector type {self.type!r} is not a word of [A-Za-z0-9_-], at most 64 long"
+            )
+        if not self.value:
+            raise ValueError("selector value is empty")
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `type:value`; the value may hold further colons.
+
+        Raises:
+            ValueError: no colon, or one of the two parts is not valid.
+        """
+        kind, colon, value = text.partition(":")
+        if not colon:
+            raise ValueError(f"selector {text!r} is not of the form type:value")
+        return cls(kind, value)
+
+    def __str__(self) -> str:
+        return f"{self.type}:{self.value}"
+
+
+class AttestorError(Exception):
+    """An attestor could not find out what it should; the text says why, for the operator."""
+
+
+class WorkloadRef(Protocol):
+    """The process being attested: what the kernel recorded at connect, and pinned reads of /proc.
+
+    All reads go through one descriptor of the process's own `/proc` directory. Once the process is
+    gone they raise ProcessLookupError; they can never reach a successor with the same PID.
+    The reference is valid until `attest` returns; use `duplicate` to hand it to a thread.
+    """
+
+    @property
+    def pid(self) -> int:
+        """The PID in the agent's namespace. For display and for asking engines, never to open."""
+        ...
+
+    @property
+    def uid(self) -> int:
+        """The effective user ID when the process connected (SO_PEERCRED)."""
+        ...
+
+    @property
+    def gid(self) -> int:
+        """The effective group ID when the process connected (SO_PEERCRED)."""
+        ...
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """The supplementary group IDs when the process connected (SO_PEERGROUPS)."""
+        ...
+
+    @property
+    def pidfd(self) -> int:
+        """A pidfd of the process, owned by the agent: duplicate it to keep it."""
+        ...
+
+    def read(self, name: str, limit: int = 1 << 20) -> bytes:
+        """The content of `/proc/PID/name`, at most `limit` bytes of it."""
+        ...
+
+    def readlink(self, name: str) -> str:
+        """The target of the link `/proc/PID/name`, undecodable bytes as surrogates."""
+        ...
+
+    def stat(self, name: str) -> os.stat_result:
+        """Status of the file that `/proc/PID/name` leads to (links are followed)."""
+        ...
+
+    def open(self, name: str) -> int:
+        """A new read-only descriptor of `/proc/PID/name`, which the attestor must close."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Attestation:
+    """What an attestor found out.
+
+    `notes` say which selectors are missing and why ("executable not readable: …"); operators see
+    them in the log, callers never do.
+    """
+
+    selectors: frozenset[Selector] = frozenset()
+    notes: tuple[str, ...] = ()
+
+
+class Options(BaseModel):
+    """Base of an attestor's part of `agent.yaml`. Unknown keys are errors with file and line."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True, slots=True)
+class AttestorContext:
+    """What the agent lends every attestor."""
+
+    log: Callable[..., None] = field(default=lambda *_args, **_fields: None)
+    """Logs one warning: `log("event in plain words", key=value)`."""
+
+
+class Attestor(Protocol):
+    """Turns a process into selectors of one type."""
+
+    name: ClassVar[str]
+    """The selector type, and the key under `attestors:` that switches this one on."""
+
+    Options: ClassVar[type[BaseModel]]
+    """Validates that key's value; an instance is handed to the constructor."""
+
+    def __init__(self, options: Any, context: AttestorContext) -> None:
+        """Made once at start. Must not block; raise AttestorError to refuse to start."""
+        ...
+
+    async def attest(self, workload: WorkloadRef) -> Attestation:
+        """Find out what is true of this process.
+
+        It is cancelled when its time is up or the process exits.
+
+        Raises:
+            AttestorError: it could not find out.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Release what was opened. Called once, at stop."""
+        ...
