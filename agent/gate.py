@@ -1,0 +1,244 @@
+"""The gate: accepts every connection, asks the kernel who it is, and relays it to the gRPC server.
+
+grpcio does not expose the accepted socket, so the gate owns accept and the bytes. It connects each
+caller to the server's private inner socket from a socket bound to a random abstract name. That name
+comes out as the peer of every RPC, and the gate's table says which caller it stands for. The name
+is a key, not a proof: an unknown name is refused, and a name dies with its connection.
+
+A connection ends when either side ends it, or the moment its process exits (the pidfd polls
+readable), whoever else may still hold the socket.
+
+The gate owns each connection's sockets and its caller's pidfd, and closes them all at its end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import secrets
+import socket
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NewType
+
+from agent.errors import PeerError, PeerGoneError
+from agent.peer import identify
+from agent.relay import Relay
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from structlog.typing import FilteringBoundLogger
+
+    from agent.peer import Caller
+
+ConnectionToken = NewType("ConnectionToken", str)
+
+# Accepted in one turn of the loop before others get theirs: a flood must not starve open streams.
+ACCEPT_BATCH = 32
+# When descriptors run out, accept fails at once and for ever; wait for connections to end instead.
+DESCRIPTORS_PAUSE = 0.1
+# Every gRPC client speaks first (RFC 9113 section 3.4); one that has not by now is not a client.
+FIRST_BYTES_SECONDS = 10.0
+# The inner server's queue holds thousands; a full one means that it is busy starting or stopping.
+INNER_RETRY_SECONDS = 0.01
+INNER_ATTEMPTS = 300
+
+
+@dataclass(slots=True)
+class _Connection:
+    """One accepted connection. `caller` is an error where the kernel could not name the peer."""
+
+    token: ConnectionToken
+    outer: socket.socket
+    caller: Caller | PeerError
+    calls: int = 0
+    relay: Relay | None = None
+    silence: asyncio.TimerHandle | None = None
+
+
+class Gate:
+    """Accepts on `listener` and relays to the server behind `inner_path`."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        listener: socket.socket,
+        inner_path: str,
+        log: FilteringBoundLogger,
+        identify_peer: Callable[[socket.socket], Caller] = identify,
+    ) -> None:
+        self._loop = loop
+        self._listener = listener
+        self._inner_path = inner_path
+        self._log = log
+        self._identify = identify_peer
+        self._connections: dict[ConnectionToken, _Connection] = {}
+        self._accepting = False
+        self._drained = asyncio.Event()
+
+    def __len__(self) -> int:
+        """How many connections are open."""
+        return len(self._connections)
+
+    def start(self) -> None:
+        """Begin to accept."""
+        self._accepting = True
+        self._loop.add_reader(self._listener, self._on_connect)
+
+    def stop_accepting(self) -> None:
+        """Accept no more; what is open goes on."""
+        if self._accepting:
+            self._accepting = False
+            self._loop.remove_reader(self._listener)
+
+    async def drain(self, seconds: float) -> None:
+        """Wait until all connections have ended by themselves, at most so long."""
+        self._drained.clear()
+        if self._connections:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._drained.wait()
+
+    def close(self) -> None:
+        """Cut every connection."""
+        self.stop_accepting()
+        for connection in list(self._connections.values()):
+            self._end(connection, "agent stopped")
+
+    def caller(self, peer: str) -> Caller:
+        """The caller behind a gRPC peer name.
+
+        Raises:
+            PeerError: the name stands for no open connection, or for a process that the kernel
+                could not name.
+        """
+        connection = self._connections.get(ConnectionToken(peer.removeprefix("unix-abstract:")))
+        if connection is None:
+            raise PeerError("the connection did not come through the public socket")
+        connection.calls += 1
+        if isinstance(connection.caller, PeerError):
+            raise connection.caller
+        return connection.caller
+
+    # --- accept ---------------------------------------------------------------------------------
+
+    def _on_connect(self) -> None:
+        for _ in range(ACCEPT_BATCH):
+            try:
+                outer, _address = self._listener.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                self._on_accept_failed(error)
+                return
+            self._admit(outer)
+
+    def _on_accept_failed(self, error: OSError) -> None:
+        if error.errno == errno.ECONNABORTED:
+            return
+        self._log.warning(
+            "cannot accept connections", reason=error.strerror, open_connections=len(self)
+        )
+        self._loop.remove_reader(self._listener)
+        self._loop.call_later(DESCRIPTORS_PAUSE, self._resume_accepting)
+
+    def _resume_accepting(self) -> None:
+        if self._accepting:
+            self._loop.add_reader(self._listener, self._on_connect)
+
+    def _admit(self, outer: socket.socket) -> None:
+        outer.settimeout(0)
+        try:
+            caller: Caller | PeerError = self._identify(outer)
+        except PeerGoneError as error:
+            self._log.info("connection dropped", reason=str(error))
+            outer.close()
+            return
+        except PeerError as error:
+            caller = error
+        except OSError as error:
+            # Out of descriptors between accept and here, most likely. Never serve the unnamed.
+            self._log.warning("connection dropped", reason=error.strerror)
+            outer.close()
+            return
+        connection = _Connection(ConnectionToken(secrets.token_hex(16)), outer, caller)
+        self._connections[connection.token] = connection
+        if not isinstance(caller, PeerError):
+            self._loop.add_reader(caller.process, self._on_exit, connection)
+        self._connect_inner(connection, INNER_ATTEMPTS)
+
+    # --- relay ----------------------------------------------------------------------------------
+
+    def _connect_inner(self, connection: _Connection, attempts: int) -> None:
+        if connection.token not in self._connections:
+            return
+        inner = None
+        try:
+            inner = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            inner.bind(f"\0{connection.token}")
+            inner.connect(self._inner_path)
+        except BlockingIOError:
+            _close(inner)
+            if attempts:
+                self._loop.call_later(
+                    INNER_RETRY_SECONDS, self._connect_inner, connection, attempts - 1
+                )
+            else:
+                self._end(connection, "agent is overloaded")
+        except OSError as error:
+            _close(inner)
+            self._end(connection, f"agent cannot relay ({error.strerror})")
+        else:
+            self._relay(connection, inner)
+
+    def _relay(self, connection: _Connection, inner: socket.socket) -> None:
+        connection.relay = Relay(
+            self._loop, connection.outer, inner, lambda reason: self._end(connection, reason)
+        )
+        connection.relay.start()
+        connection.silence = self._loop.call_later(
+            FIRST_BYTES_SECONDS, self._end_if_silent, connection
+        )
+
+    def _end_if_silent(self, connection: _Connection) -> None:
+        if connection.relay is not None and not connection.relay.outbound.bytes:
+            self._end(connection, f"silent for {FIRST_BYTES_SECONDS:.0f} s")
+
+    # --- the end --------------------------------------------------------------------------------
+
+    def _on_exit(self, connection: _Connection) -> None:
+        self._end(connection, "process exited")
+
+    def _end(self, connection: _Connection, reason: str) -> None:
+        if self._connections.pop(connection.token, None) is None:
+            return
+        if not self._connections:
+            self._drained.set()
+        if not isinstance(connection.caller, PeerError):
+            self._loop.remove_reader(connection.caller.process)
+        if connection.silence is not None:
+            connection.silence.cancel()
+        if connection.relay is not None:
+            connection.relay.close(reason)
+        connection.outer.close()
+        self._log_end(connection, reason)
+        if not isinstance(connection.caller, PeerError):
+            connection.caller.close()
+
+    def _log_end(self, connection: _Connection, reason: str) -> None:
+        """One line for a connection that came to nothing; the others are told of by their calls."""
+        if connection.calls:
+            return
+        fields: dict[str, object] = {"reason": reason}
+        if isinstance(connection.caller, PeerError):
+            fields["refused"] = str(connection.caller)
+        else:
+            credentials = connection.caller.credentials
+            fields |= {"pid": credentials.pid, "uid": credentials.uid}
+        self._log.info("connection ended without a call", **fields)
+
+
+def _close(sock: socket.socket | None) -> None:
+    if sock is not None:
+        sock.close()
