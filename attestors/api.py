@@ -74,7 +74,8 @@ class WorkloadRef(Protocol):
 
     All reads go through one descriptor of the process's own `/proc` directory. Once the process is
     gone they raise ProcessLookupError; they can never reach a successor with the same PID.
-    The reference is valid until `attest` returns; use `duplicate` to hand it to a thread.
+    The reference is valid until `attest` returns, and on the event loop's thread only: for work in
+    a thread, `open` the file first and hand over its descriptor.
     """
 
     @property
@@ -120,7 +121,7 @@ class WorkloadRef(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Attestation:
+class Findings:
     """What an attestor found out.
 
     `notes` say which selectors are missing and why ("executable not readable: …"); operators see
@@ -154,11 +155,14 @@ class Attestor(Protocol):
     Options: ClassVar[type[BaseModel]]
     """Validates that key's value; an instance is handed to the constructor."""
 
+    timeout: ClassVar[float]
+    """Seconds that it may take for one caller; then it has failed, and the others count."""
+
     def __init__(self, options: Any, context: AttestorContext) -> None:
         """Made once at start. Must not block; raise AttestorError to refuse to start."""
         ...
 
-    async def attest(self, workload: WorkloadRef) -> Attestation:
+    async def attest(self, workload: WorkloadRef) -> Findings:
         """Find out what is true of this process.
 
         It is cancelled when its time is up or the process exits.
