@@ -57,6 +57,10 @@ class PeerError(VouchdError):
     """The caller cannot be vouched for: gone, changed, or not nameable by this kernel."""
 
 
+class PeerGoneError(PeerError):
+    """The caller's process has exited, so nobody is left to answer."""
+
+
 class NoIdentityError(VouchdError):
     """The caller is who it is, and no registration entry gives it an identity."""
 

@@ -1,0 +1,5 @@
+"""`python -m agent` is the command `vouchd`."""
+
+from agent.cli import main
+
+main()

@@ -1,0 +1,162 @@
+"""What every RPC of the Workload API goes through: header, caller, and the status of failures.
+
+The only place that knows which error means which gRPC status. Clients attach meaning to three codes
+alone (Workload Endpoint section 6): INVALID_ARGUMENT must not be retried, PERMISSION_DENIED and
+UNAVAILABLE may be. Why a caller was refused is for the operator's log; the caller is not told.
+"""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+
+from agent.errors import (
+    NoIdentityError,
+    PeerError,
+    PeerGoneError,
+    RequestError,
+    UnavailableError,
+    VouchdError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable
+
+    from structlog.typing import FilteringBoundLogger
+
+    from agent.peer import Caller
+
+# Workload Endpoint section 3: it keeps a process from being tricked into calling on behalf of
+# somebody who can choose the request, but not its metadata.
+SECURITY_HEADER = "workload.spiffe.io"
+
+# rust-spiffe looks for exactly these words.
+NO_IDENTITY = "no identity issued"
+
+RequestT = TypeVar("RequestT", bound=Message)
+ServicerContext = grpc.aio.ServicerContext[bytes, bytes]
+
+
+class UnsupportedError(VouchdError):
+    """The method exists in the standard and is not served here."""
+
+
+class CallerTable(Protocol):
+    """Who is behind a connection."""
+
+    def caller(self, peer: str) -> Caller:
+        """The caller behind a gRPC peer name.
+
+        Raises:
+            PeerError: nobody who can be vouched for.
+        """
+        ...
+
+
+class Guard:
+    """Turns plain coroutines over (caller, request) into gRPC method handlers.
+
+    Requests are decoded and responses encoded here, so that a malformed request has the status the
+    standard wants, and equal responses are equal bytes.
+    """
+
+    def __init__(self, callers: CallerTable, log: FilteringBoundLogger) -> None:
+        self._callers = callers
+        self._log = log
+
+    def unary(
+        self, request_type: type[RequestT], answer: Callable[[Caller, RequestT], Awaitable[Message]]
+    ) -> grpc.RpcMethodHandler[bytes, bytes]:
+        """A handler with one response."""
+
+        async def handle(raw: bytes, context: ServicerContext) -> bytes:
+            try:
+                caller = self._admit(context)
+                return encode(await answer(caller, _decode(request_type, raw)))
+            except Exception as error:  # noqa: BLE001 - every failure becomes a status
+                await self._fail(context, error)
+
+        return grpc.unary_unary_rpc_method_handler(handle)
+
+    def stream(
+        self,
+        request_type: type[RequestT],
+        answer: Callable[[Caller, RequestT], AsyncGenerator[Message, None]],
+    ) -> grpc.RpcMethodHandler[bytes, bytes]:
+        """A handler whose stream stays open. A response equal to the one before is not sent."""
+
+        async def handle(raw: bytes, context: ServicerContext) -> None:
+            try:
+                caller = self._admit(context)
+                sent = None
+                async with aclosing(answer(caller, _decode(request_type, raw))) as responses:
+                    async for response in responses:
+                        encoded = encode(response)
+                        if encoded != sent:
+                            await context.write(encoded)
+                            sent = encoded
+            except Exception as error:  # noqa: BLE001 - every failure becomes a status
+                await self._fail(context, error)
+            # Clients freeze on a stream that ends with OK.
+            await self._fail(context, UnavailableError("the stream ended; open it again"))
+
+        return grpc.unary_stream_rpc_method_handler(handle)
+
+    def _admit(self, context: ServicerContext) -> Caller:
+        header = [v for k, v in context.invocation_metadata() or () if k == SECURITY_HEADER]
+        if header != ["true"]:
+            raise RequestError(
+                f"security header missing: send the metadata {SECURITY_HEADER}: true"
+            )
+        return self._callers.caller(context.peer())
+
+    async def _fail(self, context: ServicerContext, error: Exception) -> NoReturn:
+        code, details = status_of(error)
+        if isinstance(error, VouchdError):
+            self._log_refusal(context, code, error)
+        else:
+            self._log.exception("call broke", peer=context.peer())
+        await context.abort(code, details)
+        raise AssertionError("abort returned")
+
+    def _log_refusal(
+        self, context: ServicerContext, code: grpc.StatusCode, error: VouchdError
+    ) -> None:
+        fields: dict[str, object] = {"status": code.name, "reason": str(error)}
+        try:
+            credentials = self._callers.caller(context.peer()).credentials
+        except PeerError:
+            pass  # the reason says why there is nobody to name
+        else:
+            fields |= {"pid": credentials.pid, "uid": credentials.uid}
+        self._log.info("call refused", **fields)
+
+
+def encode(response: Message) -> bytes:
+    """Deterministic bytes: maps are sorted."""
+    return response.SerializeToString(deterministic=True)
+
+
+def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
+    """The status and the text that a caller gets for a failure."""
+    match error:
+        case RequestError():
+            return grpc.StatusCode.INVALID_ARGUMENT, str(error)
+        case UnsupportedError():
+            return grpc.StatusCode.UNIMPLEMENTED, str(error)
+        case PeerGoneError() | PeerError() | NoIdentityError():
+            return grpc.StatusCode.PERMISSION_DENIED, NO_IDENTITY
+        case UnavailableError():
+            return grpc.StatusCode.UNAVAILABLE, str(error)
+        case _:
+            return grpc.StatusCode.UNAVAILABLE, "internal error; the agent's log says more"
+
+
+def _decode(request_type: type[RequestT], raw: bytes) -> RequestT:
+    try:
+        return request_type.FromString(raw)
+    except DecodeError as error:
+        raise RequestError(f"the request is not a {request_type.DESCRIPTOR.name}") from error

@@ -1,0 +1,91 @@
+"""The command line `vouchd`: its commands, and what a person sees when one of them fails.
+
+Exit codes: 0 done, 1 refused or failed at run time, 2 wrong usage or invalid configuration. A failure
+is one sentence on stderr that says what to do next; a traceback never gets there.
+
+Commands are imported when they are used: gRPC alone takes longer than most of them run.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping
+from typing import NoReturn, cast
+
+import click
+
+from agent.errors import ConfigError, VouchdError
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+_COMMANDS: Mapping[str, str] = {
+    "run": "agent.cli.serve",
+    "check": "agent.cli.serve",
+    "fetch": "agent.cli.fetch",
+    "watch": "agent.cli.fetch",
+    "validate": "agent.cli.fetch",
+    "entries": "agent.cli.entries",
+    "health": "agent.cli.fetch",
+    "who": "agent.cli.who",
+}
+
+
+class _LazyGroup(click.Group):
+    """Finds each command by name in the module that the table gives."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's interface
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in _COMMANDS:
+            return None
+        return cast("click.Command", getattr(importlib.import_module(_COMMANDS[cmd_name]), cmd_name))
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="vouchd", prog_name="vouchd")
+def commands() -> None:
+    """SPIFFE identities for processes, vouched for by the kernel."""
+
+
+def main() -> NoReturn:
+    """Run the command line of this process and exit with its code."""
+    sys.exit(execute(sys.argv[1:]))
+
+
+def execute(arguments: list[str]) -> int:
+    """Run a command line and return the exit code."""
+    try:
+        return commands.main(arguments, prog_name="vouchd", standalone_mode=False) or 0
+    except click.Abort:
+        return EXIT_INTERRUPTED
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return EXIT_USAGE
+    except click.UsageError as error:
+        return _fail(_usage_sentence(error), EXIT_USAGE)
+    except ConfigError as error:
+        click.echo(str(error), err=True)
+        return EXIT_USAGE
+    except (VouchdError, click.ClickException) as error:
+        return _fail(str(error), EXIT_FAILED)
+    except Exception as error:  # noqa: BLE001 - no traceback ever reaches a user
+        return _fail(
+            f"this is a defect of vouchd ({type(error).__name__}: {error});"
+            " please report it with the command that you gave",
+            EXIT_FAILED,
+        )
+
+
+def _fail(sentence: str, code: int) -> int:
+    click.echo(f"vouchd: {sentence}", err=True)
+    return code
+
+
+def _usage_sentence(error: click.UsageError) -> str:
+    command = error.ctx.command_path if error.ctx else "vouchd"
+    sentence = " ".join(error.format_message().split()).rstrip(".")
+    return f"{sentence[:1].lower()}{sentence[1:]}; see {command} --help"

@@ -1,0 +1,130 @@
+"""Options that several commands share, and where the agent's socket is."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import unquote, urlsplit
+
+import click
+
+from agent.cli.output import Format
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+DEFAULT_SOCKET = Path("/run/vouchd/agent.sock")
+ENDPOINT_VARIABLE = "SPIFFE_ENDPOINT_SOCKET"
+
+_F = TypeVar("_F", bound="Callable[..., Any]")
+
+
+def parse_endpoint(text: str) -> Path:
+    """Read the value of SPIFFE_ENDPOINT_SOCKET (Workload Endpoint section 4).
+
+    Raises:
+        ValueError: it does not name a Unix socket.
+    """
+    if text.startswith("/"):
+        raise ValueError(f"{text!r} is a path where a URI is wanted: write unix://{text}")
+    uri = urlsplit(text)
+    if uri.scheme != "unix":
+        raise ValueError(f"{text!r} is not of the form unix:///run/vouchd/agent.sock")
+    if uri.netloc or not uri.path.startswith("/"):
+        path = f"{uri.netloc}{uri.path}".lstrip("/")
+        raise ValueError(f"{text!r} has no absolute path: write three slashes, unix:///{path}")
+    if uri.query or uri.fragment:
+        raise ValueError(f"{text!r} has something behind its path: remove it")
+    return Path(unquote(uri.path))
+
+
+class _Seconds(click.ParamType[float]):
+    """`5s`, `90s`, `2m`, or a plain number of seconds."""
+
+    name = "duration"
+    _units = {"s": 1.0, "m": 60.0}  # noqa: RUF012 - read only
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """See click.ParamType.convert."""
+        text = str(value)
+        unit = self._units.get(text[-1:])
+        try:
+            seconds = float(text if unit is None else text[:-1]) * (unit or 1)
+        except ValueError:
+            seconds = math.nan
+        if not 0 < seconds < math.inf:
+            self.fail(f"{text!r} is not a duration such as 5s or 2m", param, ctx)
+        return seconds
+
+
+def socket_option(command: _F) -> _F:
+    """`--socket PATH`; the command's parameter is `socket`."""
+    return click.option(
+        "--socket",
+        metavar="PATH",
+        callback=_find_socket,
+        help=f"The agent's socket [default: ${ENDPOINT_VARIABLE}, else {DEFAULT_SOCKET}].",
+    )(command)
+
+
+def _find_socket(ctx: click.Context, _param: click.Parameter, value: str | None) -> Path:
+    try:
+        # The standard's URI is taken too: people paste what is in the variable.
+        if value is not None:
+            return parse_endpoint(value) if value.startswith("unix:") else Path(value)
+        from_environment = os.environ.get(ENDPOINT_VARIABLE)
+        return parse_endpoint(from_environment) if from_environment else DEFAULT_SOCKET
+    except ValueError as error:
+        origin = "--socket" if value is not None else ENDPOINT_VARIABLE
+        raise click.UsageError(f"{origin}: {error}", ctx) from None
+
+
+def timeout_option(command: _F) -> _F:
+    """`--timeout DURATION`; the command's parameter is `timeout`, in seconds."""
+    return click.option(
+        "--timeout",
+        type=_Seconds(),
+        default="5s",
+        show_default=True,
+        metavar="DURATION",
+        help="How long the agent may take to answer.",
+    )(command)
+
+
+def output_option(command: _F) -> _F:
+    """`--output text|json`; the command's parameter is `output`."""
+    return click.option(
+        "--output",
+        type=click.Choice(Format, case_sensitive=False),
+        default=Format.TEXT,
+        show_default=True,
+        help="For people, or for programs.",
+    )(command)
+
+
+def config_option(command: _F) -> _F:
+    """`-c FILE`; the command's parameter is `config`."""
+    return click.option(
+        "-c",
+        "--config",
+        required=True,
+        metavar="FILE",
+        type=click.Path(path_type=Path),
+        help="The agent's configuration, such as /etc/vouchd/agent.yaml.",
+    )(command)
+
+
+def audience_option(*, multiple: bool) -> Callable[[_F], _F]:
+    """`-a AUDIENCE`; the command's parameter is `audience`."""
+    return click.option(
+        "-a",
+        "--audience",
+        required=True,
+        multiple=multiple,
+        metavar="AUDIENCE",
+        help="Whom the token is meant for" + ("; may be repeated." if multiple else "."),
+    )

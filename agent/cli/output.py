@@ -1,0 +1,135 @@
+"""One answer in two forms: indented text for people, JSON for programs.
+
+A command builds plain data (mappings, sequences, text, numbers, instants) once. JSON keeps its keys,
+which are stable; text shows the same keys with blanks and leaves out what is empty.
+
+Text from a process, such as its name, may hold anything: what is not printable is escaped, so that
+nobody can send a terminal commands by choosing a file name.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import TYPE_CHECKING, TypeAlias, Union
+
+from rich.console import Console
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Data: TypeAlias = Union[
+    None, bool, int, str, datetime, Mapping[str, "Data"], Sequence["Data"]
+]
+
+_INDENT = "  "
+# Lists that fit into a line of this length share it.
+_LINE_CHARS = 90
+_UNITS = ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
+
+
+class Format(StrEnum):
+    """What `--output` takes."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+def show(data: Data, output: Format, now: datetime) -> None:
+    """Write an answer to stdout. JSON is one line, so that a stream of answers can be split.
+
+    Args:
+        data: the answer; text output shows the members of a top-level list as paragraphs.
+        output: for people or for programs.
+        now: text output tells how far from it an instant is.
+    """
+    if output is Format.JSON:
+        sys.stdout.write(json.dumps(data, default=_to_json) + "\n")
+    else:
+        # Wrapping would break what people select and what they grep for.
+        Console(soft_wrap=True, highlight=False).print(to_text(data, now))
+    sys.stdout.flush()
+
+
+def to_text(data: Data, now: datetime) -> Text:
+    """The form for people, with styles that a terminal shows and a pipe does not."""
+    paragraphs = data if _is_list(data) else [data]
+    lines: list[Text] = []
+    for number, paragraph in enumerate(paragraphs):
+        lines += [Text()] if number else []
+        lines += _lines(paragraph, now)
+    return Text("\n").join(lines)
+
+
+def printable(text: str) -> str:
+    """The text with control characters and undecodable bytes escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _to_json(value: object) -> str:
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    raise TypeError(f"{type(value).__name__} has no form in JSON")
+
+
+def _lines(value: Data, now: datetime) -> Iterator[Text]:
+    if isinstance(value, Mapping):
+        shown = {key: each for key, each in value.items() if each not in (None, "", [], (), {})}
+        width = max(map(len, shown), default=0)
+        for key, each in shown.items():
+            yield from _member(key.replace("_", " "), each, width, now)
+    elif _is_list(value):
+        for each in value:
+            first, *rest = _lines(each, now)
+            yield Text("- ", style="dim") + first
+            yield from (Text(_INDENT) + line for line in rest)
+    else:
+        yield Text(_scalar(value, now))
+
+
+def _member(label: str, value: Data, width: int, now: datetime) -> Iterator[Text]:
+    if _is_block(value):
+        yield Text(label, style="dim")
+        yield from (Text(_INDENT) + line for line in _lines(value, now))
+        return
+    values = [_scalar(each, now) for each in (value if _is_list(value) else [value])]
+    if sum(map(len, values)) <= _LINE_CHARS:
+        values = [", ".join(values)]
+    for number, each in enumerate(values):
+        head = "" if number else label
+        style = "bold" if each.startswith("spiffe://") else ""
+        yield Text(f"{head:{width}}{_INDENT}", style="dim") + Text(each, style=style)
+
+
+def _is_list(value: Data) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _is_block(value: Data) -> bool:
+    """Whether it takes lines of its own below its label."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return any(isinstance(each, Mapping) for each in value)
+    return isinstance(value, Mapping)
+
+
+def _scalar(value: object, now: datetime) -> str:
+    match value:
+        case bool():
+            return "yes" if value else "no"
+        case datetime():
+            return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC ({relative(value, now)})"
+        case _:
+            return printable(str(value))
+
+
+def relative(instant: datetime, now: datetime) -> str:
+    """How far an instant is from now, in its largest whole unit: "in 59 minutes"."""
+    distance = round((instant - now) / timedelta(seconds=1))
+    length, unit = next((pair for pair in _UNITS if abs(distance) >= pair[0]), _UNITS[-1])
+    count = abs(distance) // length
+    words = f"{count} {unit}{'' if count == 1 else 's'}"
+    return f"in {words}" if distance >= 0 else f"{words} ago"

@@ -1,0 +1,90 @@
+"""`vouchd run` and `vouchd check`: the daemon, and its files judged without it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from agent import daemon
+from agent.cli.options import config_option, output_option
+from agent.cli.output import Format, show
+from agent.clock import SystemClock
+from agent.errors import ConfigError, Problem, Severity
+from agent.files import load_settings
+from agent.telemetry import configure_log
+from attestors.builtin import available
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from agent.config import Settings
+
+
+@click.command()
+@config_option
+def run(config: Path) -> None:
+    """Serve the Workload API until SIGTERM or Ctrl-C.
+
+    One line on stderr says when the agent is ready and where; its log follows there.
+    """
+    settings = configured(config)
+    daemon.run(settings, configure_log(settings.log), _say_ready)
+
+
+def _say_ready(address: str) -> None:
+    click.echo(f"vouchd ready on {address}", err=True)
+
+
+@click.command()
+@config_option
+@output_option
+@click.pass_context
+def check(ctx: click.Context, config: Path, output: Format) -> None:
+    """Check the configuration and all registration entries.
+
+    Problems go to stdout, one a line. Exit code 2 if any of them is an error; warnings alone are 0.
+    """
+    clock = SystemClock()
+    try:
+        loaded = daemon.load_configured_entries(configured(config), clock)
+    except ConfigError as error:
+        problems, summary = error.problems, ""
+    else:
+        problems = loaded.warnings
+        summary = _summary([entry.origin for entry in loaded.entries.entries])
+    if output is Format.JSON:
+        show([_problem_data(problem) for problem in problems], output, clock.now())
+    else:
+        for line in [*map(str, problems), *filter(None, [summary])]:
+            click.echo(line)
+    if any(problem.severity is Severity.ERROR for problem in problems):
+        ctx.exit(2)
+
+
+def configured(config: Path) -> Settings:
+    """The settings of a configuration file.
+
+    Raises:
+        ConfigError: with every mistake in it.
+    """
+    return load_settings(config, {name: kind.Options for name, kind in available().items()})
+
+
+def _summary(origins: list[str]) -> str:
+    files = {origin.rpartition(":")[0] for origin in origins}
+    return f"{_count(len(origins), 'entry', 'entries')} in {_count(len(files), 'file', 'files')} valid"
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
+
+
+def _problem_data(problem: Problem) -> dict[str, str | int]:
+    return {
+        "file": problem.file,
+        "line": problem.line,
+        "column": problem.column,
+        "severity": str(problem.severity),
+        "message": problem.message,
+    }

@@ -1,0 +1,267 @@
+"""The daemon's configuration: `agent.yaml` in, validated settings out.
+
+Every setting but the trust domain has a default. Relative paths are relative to the file they
+stand in. What an attestor's options mean is the attestor's affair: its own model judges them, and
+its complaints get a line and a column like all others.
+
+Nothing here looks at the disk: whether a path exists is found out by those who use it.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from enum import StrEnum
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    WithJsonSchema,
+)
+
+from agent.errors import ConfigError, Problem
+from agent.keys import KeyType
+from agent.located import Document, Duration, Source, Text, as_text, format_duration, nearest, read
+from agent.spiffe import TrustDomain
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# sizeof(sun_path) less the NUL that ends it: unix(7).
+MAX_SOCKET_PATH = 107
+# An authority signs until a sixth of its life is left; what it signed last must still fit in.
+SVIDS_PER_CA_LIFE = 6
+
+_MODE = re.compile(r"0?[0-7]{3}")
+
+
+# --- one field at a time -----------------------------------------------------------------------
+def _parse_trust_domain(value: object) -> TrustDomain:
+    return TrustDomain(as_text(value))
+
+
+def _parse_path(value: object, info: ValidationInfo) -> PurePath:
+    text = as_text(value)
+    if text.startswith("~"):
+        raise ValueError(f"{text!r}: '~' is not expanded, write the directory out")
+    if "\0" in text:
+        raise ValueError("a path cannot hold a NUL byte")
+    base, path = info.context, PurePath(text)
+    if not isinstance(base, PurePath):
+        raise TypeError("settings are validated by parse_settings only")
+    # The base has no links in it (agent.files), so that going up is the same as cutting off.
+    while path.parts[:1] == ("..",):
+        base, path = base.parent, PurePath(*path.parts[1:])
+    return base / path
+
+
+def _parse_socket_path(value: object, info: ValidationInfo) -> PurePath:
+    path = _parse_path(value, info)
+    length = len(str(path).encode())
+    if length > MAX_SOCKET_PATH:
+        raise ValueError(f"{str(path)!r} has {length} bytes; Linux allows {MAX_SOCKET_PATH}")
+    return path
+
+
+def _not_the_public_one(path: PurePath, info: ValidationInfo) -> PurePath:
+    if path == info.data.get("socket_path"):
+        raise ValueError("this is socket_path too: the two sockets need different paths")
+    return path
+
+
+def _parse_mode(value: object) -> int:
+    if not isinstance(value, str):
+        raise ValueError(  # noqa: TRY004 - pydantic reports ValueError
+            'put the octal mode in quotes, such as "0666": without them YAML reads another number'
+        )
+    if not _MODE.fullmatch(value):
+        raise ValueError(f'{value!r} is not an octal mode such as "0666" or "0660"')
+    return int(value, 8)
+
+
+def _parse_name(value: object) -> str:
+    # A number is as good a name for a user or group as a word.
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    return str(value) if is_number else as_text(value)
+
+
+def _some(value: object) -> object:
+    if value in ({}, []):
+        raise ValueError("name at least one: without any, no process gets an identity")
+    return value
+
+
+def _fits_ca(ttl: timedelta, info: ValidationInfo) -> timedelta:
+    ca_ttl = info.data.get("x509_ca_ttl")
+    if ca_ttl is not None and ttl > ca_ttl / SVIDS_PER_CA_LIFE:
+        raise ValueError(
+            f"{format_duration(ttl)} is more than a sixth of x509_ca_ttl, so that an SVID could"
+            f" outlive the authority that signed it: give {format_duration(ca_ttl)} / 6 ="
+            f" {format_duration(ca_ttl / SVIDS_PER_CA_LIFE)} at most, or raise x509_ca_ttl"
+        )
+    return ttl
+
+
+_PATH = WithJsonSchema({"type": "string", "minLength": 1})
+_NAME = WithJsonSchema({"type": ["string", "integer"]})
+_Path = Annotated[PurePath, BeforeValidator(_parse_path), _PATH]
+_Name = Annotated[str | None, BeforeValidator(_parse_name), _NAME]
+# Judged even where the default holds, because x509_ca_ttl may have been lowered.
+_SvidTtl = Annotated[Duration, AfterValidator(_fits_ca), Field(validate_default=True)]
+
+
+# --- the whole ---------------------------------------------------------------------------------
+class _Section(BaseModel):
+    # No field takes null: a default that is None says "left out", and needs no validation.
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class LogLevel(StrEnum):
+    """The least important event that is logged."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class LogFormat(StrEnum):
+    """What a log line looks like: for people, or for machines."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+class LogSettings(_Section):
+    """How the daemon logs."""
+
+    level: LogLevel = LogLevel.INFO
+    """The least important event that is logged."""
+    format: LogFormat = LogFormat.TEXT
+    """`text` for people, `json` for machines."""
+
+
+class AuthoritySettings(_Section):
+    """The embedded certificate authority."""
+
+    x509_ca_ttl: Duration = timedelta(hours=24)
+    """How long a signing certificate, and a JWT signing key, is valid."""
+    x509_svid_ttl: _SvidTtl = timedelta(hours=1)
+    """How long an X.509-SVID is valid. At most a sixth of x509_ca_ttl."""
+    jwt_svid_ttl: _SvidTtl = timedelta(minutes=5)
+    """How long a JWT-SVID is valid. At most a sixth of x509_ca_ttl."""
+    key_type: KeyType = KeyType.EC_P256
+    """The kind of key the authority signs with."""
+
+    @property
+    def max_svid_ttl(self) -> timedelta:
+        """The longest life an SVID can be promised, whoever asks for it."""
+        return self.x509_ca_ttl / SVIDS_PER_CA_LIFE
+
+
+class Settings(_Section):
+    """The configuration of the vouchd agent. All paths are absolute."""
+
+    trust_domain: Annotated[
+        TrustDomain,
+        BeforeValidator(_parse_trust_domain),
+        WithJsonSchema(
+            {"type": "string", "pattern": "^[a-z0-9._-]{1,255}$", "examples": ["example.org"]}
+        ),
+    ]
+    """The trust domain of every identity issued here."""
+    data_dir: _Path = PurePath("/var/lib/vouchd")
+    """Where the authority keeps its keys. Made with mode 0700 if missing."""
+    socket_path: Annotated[PurePath, BeforeValidator(_parse_socket_path), _PATH] = PurePath(
+        "/run/vouchd/agent.sock"
+    )
+    """The Workload API's Unix socket. Its directory is made if missing."""
+    socket_mode: Annotated[
+        int,
+        BeforeValidator(_parse_mode),
+        WithJsonSchema({"type": "string", "pattern": f"^{_MODE.pattern}$"}),
+    ] = 0o666
+    """The socket's permissions: octal, in quotes."""
+    socket_owner: _Name = None
+    """The user, by name or number, who owns the socket; the agent's if left out."""
+    socket_group: _Name = None
+    """The group, by name or number, that owns the socket; the agent's if left out."""
+    admin_socket_path: Annotated[
+        PurePath | None,
+        BeforeValidator(_parse_socket_path),
+        AfterValidator(_not_the_public_one),
+        _PATH,
+    ] = None
+    """The administration socket, for the agent's own user only. There is none if left out."""
+    entries: Annotated[tuple[_Path, ...], BeforeValidator(_some)] = (
+        PurePath("/etc/vouchd/entries.d"),
+    )
+    """Files of registration entries, and directories whose *.yaml files are."""
+    attestors: Annotated[
+        dict[Text, Any],
+        BeforeValidator(_some),
+        WithJsonSchema({"type": "object", "additionalProperties": {"type": ["object", "null"]}}),
+    ] = Field(default_factory=lambda: {"unix": None})
+    """The attestors that are on, each with its options."""
+    allow_unauthenticated_verifiers: bool = False
+    """Whether processes without an identity may still read our own trust domain's bundle."""
+    authority: AuthoritySettings = AuthoritySettings()
+    """The embedded certificate authority."""
+    log: LogSettings = LogSettings()
+    """How the daemon logs."""
+
+
+def parse_settings(
+    source: Source, base_dir: PurePath, options_models: Mapping[str, type[BaseModel]]
+) -> Settings:
+    """Read `agent.yaml`.
+
+    Args:
+        source: the file.
+        base_dir: the directory that relative paths start from; absolute, and free of links.
+        options_models: for each attestor there is, the model of its options. In the result,
+            `attestors` maps the name of each that is on to an instance of its model.
+
+    Raises:
+        ConfigError: with every mistake in the file.
+    """
+    document = read(source)
+    data = {} if document.data is None else document.data
+    problems = list(document.problems)
+    attestors = _parse_attestors(document, data, options_models, problems)
+    try:
+        settings = document.validate(Settings, data, context=base_dir)
+    except ConfigError as error:
+        raise ConfigError([*problems, *error.problems]) from None
+    if problems:
+        raise ConfigError(problems)
+    return settings.model_copy(update={"attestors": attestors})
+
+
+def _parse_attestors(
+    document: Document,
+    data: object,
+    options_models: Mapping[str, type[BaseModel]],
+    problems: list[Problem],
+) -> dict[str, BaseModel]:
+    """The options of each attestor that is on; what is wrong with them goes to `problems`."""
+    written = data.get("attestors", {"unix": None}) if isinstance(data, dict) else None
+    parsed: dict[str, BaseModel] = {}
+    for name, options in written.items() if isinstance(written, dict) else ():
+        loc = ("attestors", name)
+        if (model := options_models.get(name)) is None:
+            message = f"unknown attestor {name!r}; {nearest(name, options_models)}"
+            problems.append(document.problem(loc, message, at_key=True))
+            continue
+        try:
+            # `unix:` with nothing behind it means its defaults.
+            parsed[name] = document.validate(model, {} if options is None else options, loc=loc)
+        except ConfigError as error:
+            problems.extend(error.problems)
+    return parsed
