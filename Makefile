@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PROTOS := $(wildcard proto/*.proto)
 
-.PHONY: demo run test test-system lint format proto schemas bench clean
+.PHONY: demo run test clients test-system lint format proto bench clean
 
 $(VENV)/.installed: pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -20,8 +20,12 @@ run: $(VENV)/.installed
 	$(BIN)/vouchd run -c config/agent.yaml
 
 ## everything that needs neither root nor Docker
-test: $(VENV)/.installed
+test: $(VENV)/.installed clients
 	.ci/test
+
+# Other people's Python clients; offline, the tests that need them say so and skip.
+clients:
+	@PYTHON=$(PYTHON) tests/interop/setup.sh || echo "interoperability clients not installed" >&2
 
 ## as root, against real components; nothing may skip
 test-system: $(VENV)/.installed
@@ -42,4 +46,4 @@ bench: $(VENV)/.installed
 	$(BIN)/python tests/bench/bench.py
 
 clean:
-	rm -rf $(VENV) .run build *.egg-info .coverage* .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-interop .run build *.egg-info .coverage* .mypy_cache .ruff_cache .pytest_cache

@@ -16,10 +16,11 @@ A failed attestor is not an answer. Its selectors are missing, which can only re
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from agent.errors import PeerError, PeerGoneError
+from agent.errors import AttestationError, PeerError, PeerGoneError
 from agent.peer import overflow_ids
 from attestors.api import AttestorError, Findings
 
@@ -50,6 +51,15 @@ class Fingerprint:
     groups: frozenset[int]
     executable: tuple[int, int, int, int, int] | None
     """Device, inode, size, mtime, ctime; None where the agent cannot look (proc(5))."""
+
+
+# Real, effective, saved and filesystem ID, in this order (proc_pid_status(5)); the process's name,
+# which it chooses itself, is escaped and stands in a line of its own before these.
+_STATUS_IDS = re.compile(
+    rb"^Uid:\t\d+\t(?P<uid>\d+)\t.*\nGid:\t\d+\t(?P<gid>\d+)\t.*\n(?:FDSize:.*\n)?"
+    rb"Groups:\t(?P<groups>[\d ]*)$",
+    re.MULTILINE,
+)
 
 
 class WorkloadAttestor:
@@ -126,6 +136,7 @@ def read_fingerprint(process: ProcessView) -> Fingerprint:
     """Credentials and executable of the process as they are now.
 
     Raises:
+        AttestationError: /proc is not as expected.
         PeerGoneError: the process is gone.
     """
     try:
@@ -133,12 +144,13 @@ def read_fingerprint(process: ProcessView) -> Fingerprint:
         executable = _read_executable(process)
     except (ProcessLookupError, FileNotFoundError) as error:
         raise PeerGoneError("the process is gone") from error
-    fields = dict(line.split(b":", 1) for line in status.splitlines() if b":" in line)
+    ids = _STATUS_IDS.search(status)
+    if ids is None:
+        raise AttestationError("/proc/PID/status is not as this kernel's proc(5) has it")
     return Fingerprint(
-        # Real, effective, saved and filesystem ID, in this order (proc_pid_status(5)).
-        uid=int(fields[b"Uid"].split()[1]),
-        gid=int(fields[b"Gid"].split()[1]),
-        groups=frozenset(map(int, fields[b"Groups"].split())),
+        uid=int(ids["uid"]),
+        gid=int(ids["gid"]),
+        groups=frozenset(map(int, ids["groups"].split())),
         executable=executable,
     )
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
-from grpc_health.v1 import health, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from agent.api.context import Guard
@@ -60,6 +60,8 @@ if TYPE_CHECKING:
 MAX_REQUEST_BYTES = 64 * 1024
 # A workload holds a handful of streams; more on one connection is a mistake or an attack.
 MAX_STREAMS_PER_CONNECTION = 100
+# As often as a careful client asks whether the agent is still there.
+MIN_PING_MILLISECONDS = 10_000
 # How long the last bytes may take to reach the clients at stop.
 DRAIN_SECONDS = 1.0
 
@@ -196,7 +198,7 @@ async def _serve_api(
         )
     )
     gate = Gate(asyncio.get_running_loop(), listener.socket, str(inner), log)
-    server = _make_server(api, gate, inner, log)
+    server = await _make_server(api, gate, inner, log)
 
     async def stop() -> None:
         gate.stop_accepting()
@@ -210,17 +212,21 @@ async def _serve_api(
     gate.start()
 
 
-def _make_server(
+async def _make_server(
     api: WorkloadApi, gate: Gate, inner: Path, log: FilteringBoundLogger
 ) -> grpc.aio.Server:
     server = grpc.aio.server(
         options=[
             ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
             ("grpc.max_concurrent_streams", MAX_STREAMS_PER_CONNECTION),
+            # Idle streams are the rule here; gRPC would cut clients that ping within five minutes.
+            ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_MILLISECONDS),
+            ("grpc.keepalive_permit_without_calls", 1),
         ]
     )
     server.add_generic_rpc_handlers((api.handlers(Guard(gate, log)),))
     checks = health.aio.HealthServicer()
+    await checks.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     reflection.enable_server_reflection(
         (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server

@@ -24,6 +24,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Field,
     ValidationInfo,
     WithJsonSchema,
 )
@@ -263,8 +264,7 @@ class EntryConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     id: Annotated[str, BeforeValidator(_parse_id), _string(pattern=f"^{_ID.pattern}$")] = ""
-    """A name for the entry, unique in all files. Derived from the SPIFFE ID and the selectors if
-    left out."""
+    """The entry's name, unique in all files. Derived from what the entry says if left out."""
     spiffe_id: Annotated[
         SpiffeId,
         BeforeValidator(_parse_spiffe_id),
@@ -281,6 +281,7 @@ class EntryConfig(BaseModel):
             ...,
         ],
         AfterValidator(_not_empty),
+        Field(json_schema_extra={"minItems": 1}),
     ]
     """Facts `type:value` about a process. All must hold."""
     x509_svid_ttl: _SvidTtl = None

@@ -6,8 +6,10 @@ problem like any other, on line 1 of the file it names.
 
 from __future__ import annotations
 
+import gc
 import os
 import stat
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,7 +39,7 @@ def load_settings(path: Path, options_models: Mapping[str, type[BaseModel]]) -> 
         ConfigError: with every mistake in it, or why it cannot be read.
     """
     source = _read(path)
-    return parse_settings(source, path.resolve().parent, options_models)
+    return parse_settings(source, path.parent.resolve(), options_models)
 
 
 def load_entries(
@@ -56,14 +58,15 @@ def load_entries(
     sources: list[Source] = []
     problems: list[Problem] = []
     for path in paths:
-        try:
-            sources.extend(map(_read, _files(Path(path))))
-        except ConfigError as error:
-            problems.extend(error.problems)
+        with _gathering(problems):
+            for file in _files(Path(path)):
+                with _gathering(problems):
+                    sources.append(_read(file))
     try:
-        loaded = parse_entries(
-            sources, trust_domain, selector_types, max_svid_ttl=max_svid_ttl, now=now
-        )
+        with _uncollected():
+            loaded = parse_entries(
+                sources, trust_domain, selector_types, max_svid_ttl=max_svid_ttl, now=now
+            )
     except ConfigError as error:
         raise ConfigError([*problems, *error.problems]) from None
     if problems:
@@ -71,36 +74,60 @@ def load_entries(
     return loaded
 
 
-def _files(path: Path) -> Iterator[Path]:
+@contextmanager
+def _gathering(problems: list[Problem]) -> Iterator[None]:
+    try:
+        yield
+    except ConfigError as error:
+        problems.extend(error.problems)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep the garbage collector from walking, again and again, what is here to stay.
+
+    With 100,000 entries that is nearly half of the time.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _files(path: Path) -> list[Path]:
     if not path.is_dir():
-        yield path
-        return
+        return [path]
     try:
         inside = sorted(path.iterdir())
     except OSError as error:
         raise _unreadable(path, error) from None
-    for each in inside:
-        if each.suffix in SUFFIXES and not each.name.startswith("."):
-            yield each
+    return [each for each in inside if each.suffix in SUFFIXES and not each.name.startswith(".")]
 
 
 def _read(path: Path) -> Source:
-    # Not blocking: a FIFO in the place of a file must not hang the start.
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(path, "rb", opener=_open_at_once) as file:
+            is_regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+            content = file.read(MAX_FILE_BYTES + 1) if is_regular else b""
     except OSError as error:
         raise _unreadable(path, error) from None
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise _problem(path, "is not a regular file")
-        content = file.read(MAX_FILE_BYTES + 1)
+    if not is_regular:
+        raise _problem(path, "is not a regular file")
     if len(content) > MAX_FILE_BYTES:
         raise _problem(path, f"is larger than {MAX_FILE_BYTES >> 20} MiB")
     return Source(name=str(path), content=content)
 
 
+def _open_at_once(path: str, flags: int) -> int:
+    # A FIFO in the place of a file must not hang the start.
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def _unreadable(path: Path, error: OSError) -> ConfigError:
-    return _problem(path, f"cannot be read: {error.strerror or error}")
+    return _problem(path, f"cannot be read: {error.strerror}")
 
 
 def _problem(path: Path, reason: str) -> ConfigError:

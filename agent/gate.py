@@ -36,7 +36,7 @@ ConnectionToken = NewType("ConnectionToken", str)
 
 # Accepted in one turn of the loop before others get theirs: a flood must not starve open streams.
 ACCEPT_BATCH = 32
-# When descriptors run out, accept fails at once and for ever; wait for connections to end instead.
+# When descriptors run out, accept fails at once, each time; wait for connections to end instead.
 DESCRIPTORS_PAUSE = 0.1
 # Every gRPC client speaks first (RFC 9113 section 3.4); one that has not by now is not a client.
 FIRST_BYTES_SECONDS = 10.0
@@ -126,13 +126,12 @@ class Gate:
     def _on_connect(self) -> None:
         for _ in range(ACCEPT_BATCH):
             try:
-                outer, _address = self._listener.accept()
+                self._admit(self._listener.accept()[0])
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
                 self._on_accept_failed(error)
                 return
-            self._admit(outer)
 
     def _on_accept_failed(self, error: OSError) -> None:
         if error.errno == errno.ECONNABORTED:
@@ -157,11 +156,9 @@ class Gate:
             return
         except PeerError as error:
             caller = error
-        except OSError as error:
-            # Out of descriptors between accept and here, most likely. Never serve the unnamed.
-            self._log.warning("connection dropped", reason=error.strerror)
+        except OSError:
             outer.close()
-            return
+            raise
         connection = _Connection(ConnectionToken(secrets.token_hex(16)), outer, caller)
         self._connections[connection.token] = connection
         if not isinstance(caller, PeerError):

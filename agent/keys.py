@@ -7,7 +7,7 @@ a NIST curve that JWS names, or RSA of at least 2048 bits. Keys on disk are not 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TypeAlias
+from typing import TypeAlias, assert_never
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
@@ -53,6 +53,8 @@ def generate(key_type: KeyType) -> PrivateKey:
             return rsa.generate_private_key(65537, 2048)
         case KeyType.RSA_4096:
             return rsa.generate_private_key(65537, 4096)
+        case _:
+            assert_never(key_type)
 
 
 def to_pkcs8_der(key: PrivateKey) -> bytes:

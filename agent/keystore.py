@@ -80,17 +80,11 @@ class Keystore:
             return None
         except OSError as error:
             raise KeystoreError(f"cannot read {path}: {_reason(error)}") from error
-        with os.fdopen(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise KeystoreError(f"{path} is not a regular file; it was left untouched")
-            _require_private(status, str(path), "0600")
-            if status.st_size > MAX_FILE_BYTES:
-                raise KeystoreError(
-                    f"{path} has {status.st_size} bytes, which vouchd never writes; "
-                    "restore it from a backup or move it away"
-                )
-            return file.read(MAX_FILE_BYTES)
+        try:
+            _require_plain(os.fstat(descriptor), path)
+            return os.read(descriptor, MAX_FILE_BYTES)
+        finally:
+            os.close(descriptor)
 
     def write(self, name: str, content: bytes) -> None:
         """Replace a file. When this returns, the content survives a power cut.
@@ -136,6 +130,17 @@ def _lock(descriptor: int, directory: Path) -> None:
             f"another agent uses the data directory {directory}; "
             "stop it, or choose another data_dir"
         ) from error
+
+
+def _require_plain(status: os.stat_result, path: Path) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise KeystoreError(f"{path} is not a regular file; it was left untouched")
+    _require_private(status, str(path), "0600")
+    if status.st_size > MAX_FILE_BYTES:
+        raise KeystoreError(
+            f"{path} has {status.st_size} bytes, which vouchd never writes; "
+            "restore it from a backup or move it away"
+        )
 
 
 def _require_private(status: os.stat_result, path: str, mode: str) -> None:

@@ -1,8 +1,7 @@
 """The public socket's life on disk: made, never stolen, and removed only if it is still ours.
 
 A lock file beside the socket is held while the agent lives, so that two agents that start at the
-same moment cannot both win. The socket is bound under another name, given its mode and owner, and
-then renamed into place: nobody ever sees it with the wrong mode, nor the path without a socket.
+same moment cannot both win. The socket is closed to everybody until it has its owner and mode.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import os
 import pwd
 import socket
 import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -53,8 +53,8 @@ class Listener:
             self._lock = _lock(file.path)
         except OSError as error:
             raise StartupError(
-                f"cannot use the socket path {file.path}: {error.strerror}; choose another "
-                f"socket_path or start with the right to write to {file.path.parent}"
+                f"cannot use the socket path {file.path}: {error.strerror}; choose another path, "
+                f"or start with the right to write to {file.path.parent}"
             ) from error
         try:
             _refuse_to_steal(file.path)
@@ -64,13 +64,12 @@ class Listener:
             raise
 
     def close(self) -> None:
-        """Stop listening, and remove the file if it is the one that was made here."""
-        self.socket.close()
-        try:
+        """Remove the file if it is the one that was made here, and stop listening."""
+        # In this order: while the socket is open, nobody else's file can have its inode number.
+        with suppress(FileNotFoundError):
             if _inode(self.path) == self._inode:
                 self.path.unlink()
-        except FileNotFoundError:
-            pass  # somebody removed it before us, which is no harm now
+        self.socket.close()
         os.close(self._lock)
 
 
@@ -81,15 +80,8 @@ def _make_directory(directory: Path) -> None:
 
 
 def _check_length(path: Path) -> None:
-    # The name that is bound first is longer than the path by its prefix and suffix.
-    if len(os.fsencode(_temporary(path))) > MAX_PATH_BYTES:
-        raise StartupError(
-            f"socket path {path} is too long: at most {MAX_PATH_BYTES - 5} bytes fit"
-        )
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.new")
+    if len(os.fsencode(path)) > MAX_PATH_BYTES:
+        raise StartupError(f"socket path {path} is too long: at most {MAX_PATH_BYTES} bytes fit")
 
 
 def _lock(path: Path) -> int:
@@ -103,7 +95,7 @@ def _lock(path: Path) -> int:
     except BlockingIOError as error:
         os.close(descriptor)
         raise StartupError(
-            f"another agent is serving on {path}; stop it first, or choose another socket_path"
+            f"another agent is serving on {path}; stop it first, or choose another path"
         ) from error
     return descriptor
 
@@ -124,28 +116,28 @@ def _refuse_to_steal(path: Path) -> None:
         except OSError:
             pass
     raise StartupError(
-        f"another program is serving on {path}; stop it first, or choose another socket_path"
+        f"another program is serving on {path}; stop it first, or choose another path"
     )
 
 
 def _bind(file: SocketFile) -> tuple[socket.socket, tuple[int, int]]:
-    temporary = _temporary(file.path)
-    temporary.unlink(missing_ok=True)
+    owner, group = _uid(file.owner), _gid(file.group)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        sock.bind(os.fspath(temporary))
-        os.chown(temporary, _uid(file.owner), _gid(file.group))
-        temporary.chmod(file.mode)
+        file.path.unlink(missing_ok=True)  # stale, as was just found out
+        umask = os.umask(0o777)
+        try:
+            sock.bind(os.fspath(file.path))
+        finally:
+            os.umask(umask)
+        os.chown(file.path, owner, group)
+        file.path.chmod(file.mode)
         sock.listen(BACKLOG)
-        inode = _inode(temporary)
-        temporary.rename(file.path)
-    except BaseException as error:
+        return sock, _inode(file.path)
+    except OSError as error:
         sock.close()
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise StartupError(f"cannot make the socket {file.path}: {error.strerror}") from error
-        raise
-    return sock, inode
+        file.path.unlink(missing_ok=True)
+        raise StartupError(f"cannot make the socket {file.path}: {error.strerror}") from error
 
 
 def _inode(path: Path) -> tuple[int, int]:

@@ -13,6 +13,7 @@ What any one key means is not known here.
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import re
 from bisect import bisect_right
@@ -61,22 +62,26 @@ def as_text(value: object) -> str:
     Raises:
         ValueError: it is not text, or has no character in it.
     """
+    if isinstance(value, str) and value:
+        return value
+    raise ValueError(_why_not_text(value))
+
+
+def _why_not_text(value: object) -> str:
     match value:
-        case str():
-            if value:
-                return value
-            raise ValueError("is empty")
         case None:
-            raise ValueError("has no value: give it one, or remove the line")
+            return "has no value: give it one, or remove the line"
+        case "":
+            return "is empty"
         case bool():
-            raise ValueError(
+            return (
                 "must be text, but YAML reads an unquoted yes, no, on, off, true or false as a"
                 " truth value: put it in quotes"
             )
         case int() | float():
-            raise ValueError(f'must be text, not a number: put it in quotes, "{value}"')
+            return f'must be text, not a number: put it in quotes, "{value}"'
         case _:
-            raise ValueError(f"must be text, not {_kind(value)}")
+            return f"must be text, not {_kind(value)}"
 
 
 _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
@@ -194,8 +199,9 @@ class Document:
         name = next((part for part in reversed(loc) if isinstance(part, str)), "the file")
         kind, value = error["type"], error["input"]
         if kind == "extra_forbidden":
-            advice = nearest(name, _known_keys(model, error["loc"][:-1]))
-            return self.problem(loc, f"unknown key {name!r}; {advice}", at_key=True)
+            known = _known_keys(model, error["loc"][:-1])
+            advice = f"; {nearest(name, known)}" if known else ""
+            return self.problem(loc, f"unknown key {name!r}{advice}", at_key=True)
         if kind in {"value_error", "assertion_error"}:
             return self.problem(loc, f"{name}: {error['ctx']['error']}")
         return self.problem(loc, f"{name} {_plain_words(kind, error['msg'], value)}")
@@ -219,21 +225,13 @@ def _plain_words(kind: str, message: str, value: object) -> str:
     if kind == "missing":
         return "is missing"
     if kind == "string_type" or value is None:
-        return _refusal_of(value)
+        return _why_not_text(value)
     wanted = _EXPECTED.get(kind.removesuffix("_type").removesuffix("_parsing"))
     if wanted == "a list" and isinstance(value, str):
         return f"must be a list: write [{value}]"
     if wanted:
         return f"must be {wanted}, not {_kind(value)}"
     return message.replace("Input should be", "must be").replace("Value error, ", "")
-
-
-def _refusal_of(value: object) -> str:
-    try:
-        as_text(value)
-    except ValueError as error:
-        return str(error)
-    raise AssertionError("pydantic refused text as text")
 
 
 def _kind(value: object) -> str:
@@ -250,12 +248,15 @@ def _kind(value: object) -> str:
             return "text"
 
 
-def _known_keys(model: type[BaseModel], loc: Loc) -> Iterator[str]:
-    """The keys that `model` knows at `loc`, found by following its annotations."""
+def _known_keys(model: type[BaseModel], loc: Loc) -> list[str]:
+    """The keys that `model` knows at `loc`, found by following its annotations; [] if it cannot."""
     for part in loc:
         if part in model.model_fields:
-            model = next(_models_in(model.model_fields[str(part)].annotation), model)
-    return iter(model.model_fields)
+            inner = next(_models_in(model.model_fields[str(part)].annotation), None)
+            if inner is None:
+                return []
+            model = inner
+    return list(model.model_fields)
 
 
 def _models_in(annotation: object) -> Iterator[type[BaseModel]]:
@@ -304,11 +305,12 @@ def read(source: Source) -> Document:
 
 
 def _decode(source: Source) -> str:
+    # A byte order mark, as some editors write, carries no meaning in UTF-8.
+    content = source.content.removeprefix(codecs.BOM_UTF8)
     try:
-        # A byte order mark, as some editors write, carries no meaning in UTF-8.
-        text = source.content.decode("utf-8-sig")
+        text = content.decode()
     except UnicodeDecodeError as error:
-        before = source.content[: error.start].decode("utf-8-sig")
+        before = content[: error.start].decode()
         _refuse(source.name, before, len(before), "this byte is not UTF-8 text")
     if found := _FORBIDDEN.search(text):
         message = f"control character {found[0]!r} is not allowed here"
@@ -317,7 +319,7 @@ def _decode(source: Source) -> str:
 
 
 def _refuse(name: str, text: str, offset: int, message: str) -> NoReturn:
-    raise ConfigError([_Locator(name, text).problem(min(offset, len(text)), message)])
+    raise ConfigError([_Locator(name, text).problem(offset, message)])
 
 
 # libyaml's words on the left: what it says, or what it was doing when it said it.
@@ -332,6 +334,7 @@ _SYNTAX_AT_PROBLEM = {
         "a ': ' is not expected here: check the indentation, or put the text in quotes"
     ),
     "did not find expected key": "expected 'key: value' here: check the indentation",
+    "did not find expected node content": "a value is missing here",
     "did not find expected '-' indicator": "expected '- ' here: check the indentation",
     "block sequence entries are not allowed in this context": (
         "a list item cannot begin here: begin it on a line of its own"
@@ -386,14 +389,14 @@ class _Composer:
         _refuse(self._name, self._text, offset, message)
 
     def _node(self, event: Any) -> Any:
-        if type(event) is yaml.AliasEvent:
+        if (kind := type(event)) is yaml.AliasEvent:
             return self._alias(event)
         if event.tag is not None:
             self.refuse(event.start_mark.index, "tags such as !!str are not supported: use quotes")
         before = self._nodes
         self._nodes += 1
         if event.anchor is None:
-            return self._content(event)
+            return self._scalar(event) if kind is yaml.ScalarEvent else self._content(event)
         self._anchors[event.anchor] = None
         data = self._content(event)
         self._anchors[event.anchor] = data, self._nodes - before

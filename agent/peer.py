@@ -29,7 +29,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from agent.errors import PeerError, PeerGoneError
+from agent.errors import AttestationError, PeerError, PeerGoneError
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -43,6 +43,9 @@ _UCRED = struct.Struct("=iII")
 _GROUPS_BYTES_MAX = 4 * 65536
 # socket.getsockopt() takes no longer buffer: enough for 256 groups, which is nearly everybody.
 _PYTHON_BYTES_MAX = 1024
+
+# These say nothing of the peer.
+_OUR_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -128,6 +131,7 @@ class ProcessView:
     """Reads through one `/proc/PID` directory descriptor, which it owns (attestors.WorkloadRef).
 
     Raises:
+        AttestationError: the agent is out of descriptors, or may not look.
         PeerGoneError: the process was gone before the directory was certainly its own.
     """
 
@@ -139,8 +143,10 @@ class ProcessView:
             self._directory = os.open(
                 f"/proc/{caller.credentials.pid}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
             )
-        except OSError as error:
+        except FileNotFoundError as error:
             raise PeerGoneError("the process is gone") from error
+        except OSError as error:
+            raise AttestationError(f"the agent cannot look at /proc: {error.strerror}") from error
         if not caller.process.is_alive():
             self.close()
             raise PeerGoneError("the process is gone")
@@ -223,6 +229,7 @@ def identify(sock: socket.socket) -> Caller:
     Raises:
         PeerGoneError: the process is gone.
         PeerError: this kernel cannot name it.
+        OSError: the agent is out of descriptors or memory.
     """
     credentials = read_credentials(sock)
     pidfd, proof = _open_pidfd(sock, credentials.pid)
@@ -278,13 +285,15 @@ def _open_pidfd(sock: socket.socket, pid: int) -> tuple[int, Proof]:
         raw = sock.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD, 4)
         return int.from_bytes(raw, sys.byteorder), Proof.PEERPIDFD
     except OSError as error:
+        if error.errno in _OUR_SHORTAGES:
+            raise
         # Only "no such option" means an old kernel. Everything else, EINVAL of Linux 6.5 to 6.15
         # first, is what a reaped peer looks like.
         if error.errno != errno.ENOPROTOOPT:
             raise PeerGoneError("the process exited before its connection was accepted") from error
     try:
         return os.pidfd_open(pid), Proof.PIDFD_OPEN
-    except OSError as error:
+    except ProcessLookupError as error:
         raise PeerGoneError("the process exited before its connection was accepted") from error
 
 

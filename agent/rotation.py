@@ -309,6 +309,8 @@ def _read(data: bytes) -> _Document:
         return _Document.model_validate_json(data)
     except pydantic.ValidationError as error:
         first = error.errors(include_input=False)[0]
-        place = ".".join(map(str, first["loc"])) or "document"
-        # Not chained: pydantic's own message quotes its input.
+        # The name of an unknown member is data too; and pydantic's own message, which quotes its
+        # input, is not chained.
+        known = first["loc"][:-1] if first["type"] == "extra_forbidden" else first["loc"]
+        place = ".".join(map(str, known)) or "document"
         raise ValueError(f"{place}: {first['msg']}") from None

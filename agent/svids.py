@@ -114,11 +114,13 @@ class Svids:
 
     @contextmanager
     def watch(self, entries: Sequence[Entry]) -> Iterator[asyncio.Event]:
-        """An event that is set when an SVID of these entries changed, and by `wake_all`."""
+        """An event that is set when an SVID of these changed, one expired, and by `wake_all`."""
         changed = asyncio.Event()
         self._everybody.add(changed)
         for entry in entries:
             self._watchers[entry.id].add(changed)
+            if entry.expires_at is not None:
+                self._schedule(entry.expires_at, entry)
         try:
             yield changed
         finally:

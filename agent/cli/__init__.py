@@ -1,7 +1,7 @@
 """The command line `vouchd`: its commands, and what a person sees when one of them fails.
 
-Exit codes: 0 done, 1 refused or failed at run time, 2 wrong usage or invalid configuration. A failure
-is one sentence on stderr that says what to do next; a traceback never gets there.
+Exit codes: 0 done, 1 refused or failed at run time, 2 wrong usage or invalid configuration. A
+failure is one sentence on stderr that says what to do next; a traceback never gets there.
 
 Commands are imported when they are used: gRPC alone takes longer than most of them run.
 """
@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Mapping
-from typing import NoReturn, cast
+from typing import TYPE_CHECKING, NoReturn, cast
 
 import click
 
 from agent.errors import ConfigError, VouchdError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -42,7 +44,9 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in _COMMANDS:
             return None
-        return cast("click.Command", getattr(importlib.import_module(_COMMANDS[cmd_name]), cmd_name))
+        return cast(
+            "click.Command", getattr(importlib.import_module(_COMMANDS[cmd_name]), cmd_name)
+        )
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -60,32 +64,33 @@ def execute(arguments: list[str]) -> int:
     """Run a command line and return the exit code."""
     try:
         return commands.main(arguments, prog_name="vouchd", standalone_mode=False) or 0
-    except click.Abort:
+    except click.Abort:  # Ctrl-C
         return EXIT_INTERRUPTED
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        return EXIT_USAGE
-    except click.UsageError as error:
-        return _fail(_usage_sentence(error), EXIT_USAGE)
-    except ConfigError as error:
-        click.echo(str(error), err=True)
-        return EXIT_USAGE
-    except (VouchdError, click.ClickException) as error:
-        return _fail(str(error), EXIT_FAILED)
     except Exception as error:  # noqa: BLE001 - no traceback ever reaches a user
-        return _fail(
-            f"this is a defect of vouchd ({type(error).__name__}: {error});"
-            " please report it with the command that you gave",
-            EXIT_FAILED,
-        )
+        message, code = _explain(error)
+        click.echo(message, err=True)
+        return code
 
 
-def _fail(sentence: str, code: int) -> int:
-    click.echo(f"vouchd: {sentence}", err=True)
-    return code
+def _explain(error: Exception) -> tuple[str, int]:
+    match error:
+        case click.exceptions.NoArgsIsHelpError() | ConfigError():
+            return str(error), EXIT_USAGE
+        case click.UsageError():
+            return f"vouchd: {_usage_sentence(error)}", EXIT_USAGE
+        case VouchdError() | click.ClickException():
+            return f"vouchd: {error}", EXIT_FAILED
+        case _:
+            return (
+                f"vouchd: this is a defect of vouchd ({type(error).__name__}: {error});"
+                " please report it with the command that you gave"
+            ), EXIT_FAILED
 
 
 def _usage_sentence(error: click.UsageError) -> str:
     command = error.ctx.command_path if error.ctx else "vouchd"
-    sentence = " ".join(error.format_message().split()).rstrip(".")
-    return f"{sentence[:1].lower()}{sentence[1:]}; see {command} --help"
+    sentence = " ".join(error.format_message().split())
+    # click writes "Missing option …"; ours begin as they are meant to, perhaps with a name.
+    if sentence[1:2].islower():
+        sentence = sentence[:1].lower() + sentence[1:]
+    return f"{sentence.rstrip('.')} (see {command} --help)"

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 DEFAULT_SOCKET = Path("/run/vouchd/agent.sock")
 ENDPOINT_VARIABLE = "SPIFFE_ENDPOINT_SOCKET"
 
+_UNITS = {"s": 1.0, "m": 60.0}
+
 _F = TypeVar("_F", bound="Callable[..., Any]")
 
 
@@ -40,25 +42,16 @@ def parse_endpoint(text: str) -> Path:
     return Path(unquote(uri.path))
 
 
-class _Seconds(click.ParamType[float]):
-    """`5s`, `90s`, `2m`, or a plain number of seconds."""
-
-    name = "duration"
-    _units = {"s": 1.0, "m": 60.0}  # noqa: RUF012 - read only
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        """See click.ParamType.convert."""
-        text = str(value)
-        unit = self._units.get(text[-1:])
-        try:
-            seconds = float(text if unit is None else text[:-1]) * (unit or 1)
-        except ValueError:
-            seconds = math.nan
-        if not 0 < seconds < math.inf:
-            self.fail(f"{text!r} is not a duration such as 5s or 2m", param, ctx)
-        return seconds
+def _seconds(text: str) -> float:
+    """Read `5s`, `2m`, or a plain number of seconds."""
+    unit = _UNITS.get(text[-1:])
+    try:
+        seconds = float(text if unit is None else text[:-1]) * (unit or 1)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise click.BadParameter(f"{text!r} is not a duration such as 5s or 2m")
+    return seconds
 
 
 def socket_option(command: _F) -> _F:
@@ -87,7 +80,7 @@ def timeout_option(command: _F) -> _F:
     """`--timeout DURATION`; the command's parameter is `timeout`, in seconds."""
     return click.option(
         "--timeout",
-        type=_Seconds(),
+        type=_seconds,
         default="5s",
         show_default=True,
         metavar="DURATION",
@@ -99,8 +92,9 @@ def output_option(command: _F) -> _F:
     """`--output text|json`; the command's parameter is `output`."""
     return click.option(
         "--output",
-        type=click.Choice(Format, case_sensitive=False),
-        default=Format.TEXT,
+        type=click.Choice([*map(str, Format)]),
+        callback=lambda _ctx, _param, value: Format(value),
+        default=str(Format.TEXT),
         show_default=True,
         help="For people, or for programs.",
     )(command)

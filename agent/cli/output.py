@@ -1,7 +1,7 @@
 """One answer in two forms: indented text for people, JSON for programs.
 
-A command builds plain data (mappings, sequences, text, numbers, instants) once. JSON keeps its keys,
-which are stable; text shows the same keys with blanks and leaves out what is empty.
+A command builds plain data (mappings, sequences, text, numbers, instants) once. JSON keeps its
+keys, which are stable; text shows the same keys with blanks and leaves out what is empty.
 
 Text from a process, such as its name, may hold anything: what is not printable is escaped, so that
 nobody can send a terminal commands by choosing a file name.
@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import TYPE_CHECKING, TypeAlias, Union
+from typing import TYPE_CHECKING, TypeAlias, TypeGuard
 
 from rich.console import Console
 from rich.text import Text
@@ -22,9 +22,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-Data: TypeAlias = Union[
-    None, bool, int, str, datetime, Mapping[str, "Data"], Sequence["Data"]
-]
+Data: TypeAlias = "bool | int | str | datetime | Mapping[str, Data] | Sequence[Data] | None"
 
 _INDENT = "  "
 # Lists that fit into a line of this length share it.
@@ -48,11 +46,16 @@ def show(data: Data, output: Format, now: datetime) -> None:
         now: text output tells how far from it an instant is.
     """
     if output is Format.JSON:
-        sys.stdout.write(json.dumps(data, default=_to_json) + "\n")
+        sys.stdout.write(to_json(data) + "\n")
     else:
         # Wrapping would break what people select and what they grep for.
         Console(soft_wrap=True, highlight=False).print(to_text(data, now))
     sys.stdout.flush()
+
+
+def to_json(data: Data) -> str:
+    """The form for programs, on one line."""
+    return json.dumps(data, default=_instant_to_json)
 
 
 def to_text(data: Data, now: datetime) -> Text:
@@ -70,7 +73,7 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _to_json(value: object) -> str:
+def _instant_to_json(value: object) -> str:
     if isinstance(value, datetime):
         return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
     raise TypeError(f"{type(value).__name__} has no form in JSON")
@@ -83,8 +86,8 @@ def _lines(value: Data, now: datetime) -> Iterator[Text]:
         for key, each in shown.items():
             yield from _member(key.replace("_", " "), each, width, now)
     elif _is_list(value):
-        for each in value:
-            first, *rest = _lines(each, now)
+        for item in value:
+            first, *rest = [*_lines(item, now)] or [Text()]
             yield Text("- ", style="dim") + first
             yield from (Text(_INDENT) + line for line in rest)
     else:
@@ -105,15 +108,15 @@ def _member(label: str, value: Data, width: int, now: datetime) -> Iterator[Text
         yield Text(f"{head:{width}}{_INDENT}", style="dim") + Text(each, style=style)
 
 
-def _is_list(value: Data) -> bool:
+def _is_list(value: Data) -> TypeGuard[Sequence[Data]]:
     return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 def _is_block(value: Data) -> bool:
     """Whether it takes lines of its own below its label."""
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return any(isinstance(each, Mapping) for each in value)
-    return isinstance(value, Mapping)
+    return isinstance(value, Mapping) or (
+        _is_list(value) and any(isinstance(each, Mapping) for each in value)
+    )
 
 
 def _scalar(value: object, now: datetime) -> str:

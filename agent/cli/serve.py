@@ -73,11 +73,9 @@ def configured(config: Path) -> Settings:
 
 def _summary(origins: list[str]) -> str:
     files = {origin.rpartition(":")[0] for origin in origins}
-    return f"{_count(len(origins), 'entry', 'entries')} in {_count(len(files), 'file', 'files')} valid"
-
-
-def _count(number: int, one: str, many: str) -> str:
-    return f"{number} {one if number == 1 else many}"
+    entries = "1 entry" if len(origins) == 1 else f"{len(origins)} entries"
+    verb = "is" if len(origins) == 1 else "are"
+    return f"{entries} in {len(files)} file{'' if len(files) == 1 else 's'} {verb} valid"
 
 
 def _problem_data(problem: Problem) -> dict[str, str | int]:

@@ -1,0 +1,193 @@
+"""Judges what the agent sent, before any of it is shown or written.
+
+An agent that hands out something that peers would refuse is better noticed here than by them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_der_private_key
+
+from agent import keys
+from agent.bundle import DEFAULT_REFRESH_HINT, TrustBundle, parse_jwks
+from agent.errors import VouchdError
+from agent.spiffe import SCHEME, SpiffeId, TrustDomain
+from agent.validation import validate_jwt_svid, validate_x509_svid
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from datetime import datetime
+
+    from agent.api.client import ReceivedJwtSvid, ReceivedX509Svid, X509Update
+    from agent.keys import PrivateKey
+    from agent.validation import ValidatedJwtSvid
+
+
+class UntrustedAnswerError(VouchdError):
+    """What the agent sent does not hold."""
+
+    def __init__(self, what: str, reason: object) -> None:
+        super().__init__(
+            f"the agent sent {what} that does not hold: {reason}; nothing of it was used: check the"
+            " host's clock and that --socket names the right agent"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifiedX509Svid:
+    """An X.509-SVID whose chain, key and SPIFFE ID fit each other and the bundle."""
+
+    spiffe_id: SpiffeId
+    hint: str
+    chain: tuple[x509.Certificate, ...]
+    key: PrivateKey = field(repr=False)
+    authorities: tuple[x509.Certificate, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifiedUpdate:
+    """A verified message of FetchX509SVID; the federated authorities are by trust domain."""
+
+    svids: tuple[VerifiedX509Svid, ...]
+    federated: Mapping[TrustDomain, tuple[x509.Certificate, ...]]
+
+
+def verify_update(update: X509Update, now: datetime) -> VerifiedUpdate:
+    """Judge a whole message.
+
+    Raises:
+        UntrustedAnswerError: some of it does not hold.
+    """
+    if not update.svids:
+        raise UntrustedAnswerError("an answer", "it has no SVID in it")
+    return VerifiedUpdate(
+        svids=tuple(_verify_x509(svid, now) for svid in update.svids),
+        federated=parse_x509_bundles(update.federated_bundles),
+    )
+
+
+def _verify_x509(received: ReceivedX509Svid, now: datetime) -> VerifiedX509Svid:
+    try:
+        claimed = SpiffeId.parse(received.spiffe_id)
+        chain = parse_certificates(received.chain_der)
+        authorities = parse_certificates(received.bundle_der)
+        key = _parse_key(received.key_der)
+        bundle = _bundle(claimed.trust_domain, x509_authorities=authorities)
+        if validate_x509_svid(chain, bundle, now) != claimed:
+            raise ValueError("its certificate is for another SPIFFE ID")  # noqa: TRY301
+        if chain[0].public_key() != key.public_key():
+            raise ValueError("its private key is not that of its certificate")  # noqa: TRY301
+    except (ValueError, VouchdError) as error:
+        raise UntrustedAnswerError(f"an X.509-SVID for {received.spiffe_id!r}", error) from error
+    return VerifiedX509Svid(
+        spiffe_id=claimed, hint=received.hint, chain=chain, key=key, authorities=authorities
+    )
+
+
+def parse_x509_bundles(
+    bundles: Mapping[str, bytes],
+) -> dict[TrustDomain, tuple[x509.Certificate, ...]]:
+    """Read X.509 bundles as they travel: DER by trust domain ID.
+
+    Raises:
+        UntrustedAnswerError: one cannot be read.
+    """
+    parsed = {}
+    for name, der in sorted(bundles.items()):
+        try:
+            parsed[_trust_domain(name)] = parse_certificates(der)
+        except ValueError as error:
+            raise UntrustedAnswerError(f"an X.509 bundle of {name!r}", error) from error
+    return parsed
+
+
+def parse_jwt_bundles(bundles: Mapping[str, bytes]) -> dict[TrustDomain, TrustBundle]:
+    """Read JWT bundles as they travel: JWK Sets by trust domain ID.
+
+    Raises:
+        UntrustedAnswerError: one cannot be read.
+    """
+    parsed = {}
+    for name, jwks in sorted(bundles.items()):
+        try:
+            domain = _trust_domain(name)
+            parsed[domain] = _bundle(domain, jwt_authorities=parse_jwks(domain, jwks))
+        except ValueError as error:
+            raise UntrustedAnswerError(f"a JWT bundle of {name!r}", error) from error
+    return parsed
+
+
+def verify_jwt(
+    received: ReceivedJwtSvid,
+    audiences: Sequence[str],
+    bundles: Mapping[TrustDomain, TrustBundle],
+    now: datetime,
+) -> ValidatedJwtSvid:
+    """Judge a token as each of those would for whom it is meant.
+
+    Raises:
+        UntrustedAnswerError: one of them would refuse it.
+    """
+    what = f"a JWT-SVID for {received.spiffe_id!r}"
+    try:
+        *_, valid = (validate_jwt_svid(received.token, each, bundles, now) for each in audiences)
+    except VouchdError as error:
+        raise UntrustedAnswerError(what, error) from error
+    if str(valid.spiffe_id) != received.spiffe_id:
+        raise UntrustedAnswerError(what, "the token is for another SPIFFE ID")
+    return valid
+
+
+def parse_certificates(data: bytes) -> tuple[x509.Certificate, ...]:
+    """Read concatenated DER certificates, as the Workload API carries them (IC-01).
+
+    Raises:
+        ValueError: it is something else, or empty.
+    """
+    if not data:
+        raise ValueError("there is no certificate in it")
+    try:
+        return tuple(map(x509.load_der_x509_certificate, _split(data)))
+    except ValueError:
+        raise ValueError("it holds something that is not a certificate in DER") from None
+
+
+def _split(data: bytes) -> Iterator[bytes]:
+    """Cut behind each DER value; its length stands behind its tag (X.690 section 8.1.3)."""
+    while data:
+        header, length = 2, data[1] if len(data) > 1 else 0
+        if length & 0x80:
+            header += length & 0x7F
+            length = int.from_bytes(data[2:header], "big")
+        yield data[: header + length]
+        data = data[header + length :]
+
+
+def _parse_key(der: bytes) -> PrivateKey:
+    try:
+        key = load_der_private_key(der, password=None)
+    except (ValueError, TypeError):
+        raise ValueError("its private key is not PKCS#8") from None
+    keys.check_public(key.public_key())
+    return key  # type: ignore[return-value]  # check_public knows the same kinds
+
+
+def _trust_domain(name: str) -> TrustDomain:
+    return TrustDomain(name.removeprefix(SCHEME))
+
+
+def _bundle(
+    trust_domain: TrustDomain,
+    x509_authorities: tuple[x509.Certificate, ...] = (),
+    jwt_authorities: Mapping[str, keys.PublicKey] | None = None,
+) -> TrustBundle:
+    return TrustBundle(
+        trust_domain=trust_domain,
+        x509_authorities=x509_authorities,
+        jwt_authorities=jwt_authorities or {},
+        sequence=0,
+        refresh_hint=DEFAULT_REFRESH_HINT,
+    )

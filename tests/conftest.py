@@ -1,0 +1,89 @@
+"""What every test has: agents to start, and proof that it left nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import inspect
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import psutil
+import pytest
+
+from tests.support.agent import RunningAgent, entry_for_me
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+# gRPC's C core makes these on first use and keeps them for the life of the process.
+_KEPT_BY_GRPC = ("anon_inode:[eventpoll]", "anon_inode:[eventfd]")
+
+
+class AgentFactory(Protocol):
+    """Starts agents; each is stopped at the end of the test."""
+
+    def __call__(self, entries: str = ..., **options: Any) -> RunningAgent:
+        """See RunningAgent. Without entries, whoever runs the tests gets /test/me."""
+        ...
+
+
+@pytest.fixture
+def agent_factory() -> Iterator[AgentFactory]:
+    with ExitStack() as stack:
+
+        def start(entries: str | None = None, **options: Any) -> RunningAgent:
+            agent = RunningAgent(entry_for_me() if entries is None else entries, **options)
+            stack.callback(agent.close)
+            return agent
+
+        yield start
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Ask every coroutine test for its tasks, after whatever it closes in its own fixtures."""
+    for item in items:
+        if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.function):
+            position = item.fixturenames.index("no_leaks") + 1
+            item.fixturenames.insert(position, "no_leaked_tasks")
+
+
+@pytest.fixture(autouse=True)
+def no_leaks() -> Iterator[None]:
+    """Fail a test that leaves a descriptor or a child process behind."""
+    descriptors, children = _descriptors(), _children()
+    yield
+    leaked = _descriptors() - descriptors
+    if leaked:
+        gc.collect()  # cycles may hold files that nobody can reach any more
+        leaked = _descriptors() - descriptors
+    assert not leaked, f"leaked descriptors: {sorted(leaked)}"
+    assert not (left := _children() - children), f"left child processes: {sorted(left)}"
+
+
+@pytest.fixture
+async def no_leaked_tasks() -> AsyncIterator[None]:
+    """Fail a coroutine test that leaves a task running."""
+    before = asyncio.all_tasks()
+    yield
+    await asyncio.sleep(0)  # what was cancelled a moment ago may end
+    left = asyncio.all_tasks() - before - {asyncio.current_task()}
+    assert not left, f"left tasks: {left}"
+
+
+def _descriptors() -> set[tuple[int, str]]:
+    found = set()
+    for link in Path("/proc/self/fd").iterdir():
+        try:
+            target = str(link.readlink())
+        except FileNotFoundError:
+            continue  # the directory that was just listed
+        if not ("grpc" in sys.modules and target in _KEPT_BY_GRPC):
+            found.add((int(link.name), target))
+    return found
+
+
+def _children() -> set[int]:
+    return {child.pid for child in psutil.Process().children()}  # noqa: TID251 - no evidence here

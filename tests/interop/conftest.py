@@ -1,0 +1,66 @@
+"""The clients, made ready: an environment for those in Python, a binary for the one in Go."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from tests.interop.foreign import ForeignClient
+from tests.support.agent import REPOSITORY
+
+HERE = Path(__file__).parent
+ENVIRONMENT = REPOSITORY / ".venv-interop"
+REQUIREMENTS = HERE / "clients" / "requirements.txt"
+
+
+def without(what: str) -> NoReturn:
+    """CI has everything; elsewhere these tests may be left out, for a reason that is told."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(what)
+    pytest.skip(what)
+
+
+@pytest.fixture(scope="session")
+def foreign_python() -> Path:
+    """The interpreter that has the other clients, at the pinned versions."""
+    made_from = ENVIRONMENT / "requirements.txt"
+    if not made_from.exists() or made_from.read_bytes() != REQUIREMENTS.read_bytes():
+        without("the Python clients are not installed: run tests/interop/setup.sh (needs PyPI)")
+    return ENVIRONMENT / "bin" / "python"
+
+
+@pytest.fixture(scope="session")
+def py_spiffe(foreign_python: Path) -> ForeignClient:
+    return ForeignClient(argv=[foreign_python, HERE / "clients" / "py_spiffe.py"])
+
+
+@pytest.fixture(scope="session")
+def defakto(foreign_python: Path) -> ForeignClient:
+    return ForeignClient(argv=[foreign_python, HERE / "clients" / "defakto.py"])
+
+
+@pytest.fixture(scope="session")
+def reflecting(foreign_python: Path) -> ForeignClient:
+    return ForeignClient(argv=[foreign_python, HERE / "clients" / "reflecting.py"])
+
+
+@pytest.fixture(scope="session")
+def go_spiffe(tmp_path_factory: pytest.TempPathFactory) -> ForeignClient:
+    if shutil.which("go") is None:
+        without("go-spiffe is not tried: there is no `go` on PATH")
+    program = tmp_path_factory.mktemp("go") / "go-spiffe-client"
+    built = subprocess.run(
+        ["go", "build", "-mod=readonly", "-buildvcs=false", "-o", program, "."],
+        cwd=HERE / "go",
+        env={**os.environ, "GOTOOLCHAIN": "local"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert built.returncode == 0, built.stderr
+    return ForeignClient(argv=[program])

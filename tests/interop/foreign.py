@@ -1,0 +1,94 @@
+"""Other people's Workload API clients, each in a process of its own.
+
+Every client program obeys the same commands, and finds the agent as any workload does, by
+SPIFFE_ENDPOINT_SOCKET. Each prints lines of JSON:
+
+* `fetch AUD...` fetches everything, verifies it, and prints one object (see `test_clients.py`);
+* `refused` tries everything as a caller without identity and prints the errors;
+* `watch` prints each X.509 update as it arrives, until it is ended;
+* `serve`, `dial PORT` are the ends of one mutual TLS connection: `serve` first prints its port, and
+  each end prints whom it met: `{"peer": ID}`, or `{"refused": reason}`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import threading
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from tests.support.agent import RunningAgent
+
+PATIENCE_SECONDS = 30.0
+
+
+class Running:
+    """A program that prints lines of JSON; one that takes too long is killed."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def next(self, wanted: Callable[[Any], bool] = lambda _line: True) -> Any:
+        """Read on to a line that is wanted.
+
+        Raises:
+            AssertionError: the program ended before.
+        """
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if wanted(said := json.loads(line)):
+                return said
+        raise AssertionError(f"{self._process.args!r} ended, or took too long: {self._errors()}")
+
+    def _errors(self) -> str:
+        return self._process.stderr.read() if self._process.stderr else ""
+
+
+@contextmanager
+def running(argv: Sequence[str | Path], env: Mapping[str, str] | None = None) -> Iterator[Running]:
+    """Have a program running for as long as the block, at most PATIENCE_SECONDS."""
+    with subprocess.Popen(
+        argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        limit = threading.Timer(PATIENCE_SECONDS, process.kill)
+        limit.start()
+        try:
+            yield Running(process)
+        finally:
+            process.kill()
+            limit.cancel()
+            limit.join()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForeignClient:
+    """How to start a client program."""
+
+    argv: Sequence[str | Path]
+
+    def once(self, agent: RunningAgent, *arguments: str) -> Any:
+        """Run it to its end; what it printed, which is one line."""
+        done = subprocess.run(
+            [*self.argv, *arguments],
+            env=self._env(agent),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_SECONDS,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def running(self, agent: RunningAgent, *arguments: str) -> AbstractContextManager[Running]:
+        """Have it running for as long as the block, at most PATIENCE_SECONDS."""
+        return running([*self.argv, *arguments], self._env(agent))
+
+    def _env(self, agent: RunningAgent) -> dict[str, str]:
+        return {**os.environ, "SPIFFE_ENDPOINT_SOCKET": agent.address}

@@ -1,0 +1,13 @@
+#!/bin/sh
+# Make .venv-interop, the environment of tests/interop/clients, unless it is there and up to date.
+# The tests look for the copy of the requirements that is left in it.
+set -eu
+cd "$(dirname "$0")/../.."
+wanted=tests/interop/clients/requirements.txt
+if cmp -s "$wanted" .venv-interop/requirements.txt; then
+  exit 0
+fi
+rm -rf .venv-interop
+"${PYTHON:-python3}" -m venv .venv-interop
+.venv-interop/bin/python -m pip install --quiet --disable-pip-version-check -r "$wanted"
+cp "$wanted" .venv-interop/requirements.txt

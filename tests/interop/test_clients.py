@@ -1,0 +1,110 @@
+"""Each client library, doing what its users do with it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from agent.clock import SystemClock
+from tests.conftest import AgentFactory
+from tests.interop.foreign import ForeignClient
+from tests.support.agent import TRUST_DOMAIN, RunningAgent
+
+AUDIENCES = ["orders.example", "https://billing.example/api"]
+FIRST = f"spiffe://{TRUST_DOMAIN}/test/first"
+SECOND = f"spiffe://{TRUST_DOMAIN}/test/second"
+SVID_TTL = timedelta(seconds=4)
+SHORT_LIVED = f"authority: {{x509_svid_ttl: {SVID_TTL.seconds}s}}"
+
+
+def entries_for(uid: int) -> str:
+    return f"""
+entries:
+  - {{spiffe_id: /test/first, selectors: ["unix:uid:{uid}"], hint: default, dns_names: [a.test]}}
+  - {{spiffe_id: /test/second, selectors: ["unix:uid:{uid}"], hint: other}}
+"""
+
+
+MINE = entries_for(os.getuid())
+SOMEBODY_ELSES = entries_for(os.getuid() + 1)
+
+
+@pytest.fixture(scope="module", params=["ec-p256", "ec-p384", "rsa-2048"])
+def agent(request: pytest.FixtureRequest) -> Iterator[RunningAgent]:
+    """An agent whose authority has a key of each type."""
+    running = RunningAgent(MINE, config=f"authority: {{key_type: {request.param}}}")
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="module", params=["py_spiffe", "defakto", "go_spiffe"])
+def client(request: pytest.FixtureRequest) -> ForeignClient:
+    found = request.getfixturevalue(request.param)
+    assert isinstance(found, ForeignClient)
+    return found
+
+
+@pytest.fixture(scope="module")
+def fetched(agent: RunningAgent, client: ForeignClient) -> Any:
+    return client.once(agent, "fetch", *AUDIENCES)
+
+
+def test_what_is_fetched_is_verified_by_the_client(fetched: Any) -> None:
+    assert fetched["svids"] == [
+        {"spiffe_id": spiffe_id, "verified_as": spiffe_id, "key_matches": True}
+        for spiffe_id in (FIRST, SECOND)
+    ]
+    assert list(fetched["x509_bundles"]) == [TRUST_DOMAIN]
+    assert len(fetched["x509_bundles"][TRUST_DOMAIN]) == 1
+    assert fetched["x509_svid_bundle"] == fetched["x509_bundles"]
+
+
+def test_a_jwt_is_accepted_for_each_of_its_audiences_and_for_no_other(fetched: Any) -> None:
+    jwt = fetched["jwt"]
+
+    assert jwt["spiffe_id"] == FIRST
+    assert sorted(jwt["audience"]) == sorted(AUDIENCES)
+    assert jwt["validated_by_client"] == [FIRST, FIRST]
+    assert jwt["validated_by_agent"] == [FIRST, FIRST]
+    assert "aud" in jwt["wrong_audience_by_client"].lower()
+    assert "audience" in jwt["wrong_audience_by_agent"]
+    assert "invalidargument" in squeezed(jwt["wrong_audience_by_agent"])
+
+
+def test_who_has_no_identity_is_told_so(agent_factory: AgentFactory, client: ForeignClient) -> None:
+    errors = client.once(agent_factory(SOMEBODY_ELSES), "refused")
+
+    assert sorted(errors) == ["jwt", "jwt_bundles", "x509", "x509_bundles"]
+    for error in errors.values():
+        assert "no identity issued" in error
+        assert "permissiondenied" in squeezed(error)
+
+
+def test_a_watcher_gets_renewals_and_survives_a_restart(
+    agent_factory: AgentFactory, client: ForeignClient
+) -> None:
+    agent = agent_factory(MINE, config=SHORT_LIVED)
+    with client.running(agent, "watch") as watcher:
+        first = watcher.next()
+        renewed = watcher.next(lambda update: update["serial"] != first["serial"])
+        agent.stop()
+        stopped = SystemClock().now()
+        agent.start()
+        # Nothing that was issued before the stop lives this long.
+        recovered = watcher.next(
+            lambda update: datetime.fromisoformat(update["expires_at"]) > stopped + SVID_TTL
+        )
+
+    for update in (first, renewed, recovered):
+        assert update["spiffe_id"] == FIRST
+        assert update["authorities"] == first["authorities"]
+    assert recovered["serial"] not in {first["serial"], renewed["serial"]}
+
+
+def squeezed(error: str) -> str:
+    """One spelling for Python's PERMISSION_DENIED and Go's PermissionDenied."""
+    return error.lower().replace("_", "")

@@ -1,0 +1,37 @@
+"""General gRPC tools, which know nothing of SPIFFE."""
+
+from __future__ import annotations
+
+from tests.conftest import AgentFactory
+from tests.interop.foreign import ForeignClient
+from tests.support.agent import TRUST_DOMAIN
+
+
+def test_a_health_probe_needs_no_header(
+    agent_factory: AgentFactory, reflecting: ForeignClient
+) -> None:
+    assert reflecting.once(agent_factory(), "health") == {"status": "SERVING"}
+
+
+def test_the_api_can_be_learned_by_reflection_and_then_called(
+    agent_factory: AgentFactory, reflecting: ForeignClient
+) -> None:
+    got = reflecting.once(agent_factory(), "reflection")
+
+    assert got["services"] == [
+        "SpiffeWorkloadAPI",
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1alpha.ServerReflection",
+    ]
+    assert got["methods"] == [
+        "FetchJWTBundles",
+        "FetchJWTSVID",
+        "FetchWITBundles",
+        "FetchWITSVID",
+        "FetchX509Bundles",
+        "FetchX509SVID",
+        "ValidateJWTSVID",
+    ]
+    assert got["spiffe_ids"] == [f"spiffe://{TRUST_DOMAIN}/test/me"]
+    assert got["bundles"] == [f"spiffe://{TRUST_DOMAIN}"]
+    assert "INVALID_ARGUMENT" in got["without_header"]

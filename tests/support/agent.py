@@ -1,0 +1,152 @@
+"""A real agent in a process of its own, as an operator would start it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TRUST_DOMAIN = "example.org"
+PATIENCE_SECONDS = 30.0
+"""Nothing here takes this long, unless it is broken."""
+
+
+def entry_for_me(path: str = "/test/me", **fields: object) -> str:
+    """A file of one entry that whoever runs the tests matches; `fields` are further lines."""
+    lines = [f"  - spiffe_id: {path}", f"    selectors: [unix:uid:{os.getuid()}]"]
+    lines += [f"    {name}: {value}" for name, value in fields.items()]
+    return "\n".join(["entries:", *lines, ""])
+
+
+class RunningAgent:
+    """`python -m agent run` on a socket in a directory of its own.
+
+    It owns the process, the thread that reads its log, and the directory: `close` ends all three.
+
+    Args:
+        entries: the text of the entries file.
+        config: further lines for agent.yaml, beside the paths, the trust domain and a debug log.
+        env: further environment variables of the agent.
+    """
+
+    def __init__(
+        self, entries: str = "", *, config: str = "", env: dict[str, str] | None = None
+    ) -> None:
+        # Short, since a socket's path has at most 107 bytes; open, so that other users get through.
+        self.directory = Path(tempfile.mkdtemp(prefix="vouchd-", dir="/tmp"))
+        self.directory.chmod(0o755)
+        self.socket = self.directory / "agent.sock"
+        self.config = self.directory / "agent.yaml"
+        self.entries = self.directory / "entries.yaml"
+        self.entries.write_text(entries)
+        self.config.write_text(
+            f"trust_domain: {TRUST_DOMAIN}\ndata_dir: data\nsocket_path: agent.sock\n"
+            f"entries: [entries.yaml]\n{config}\n"
+        )
+        self._env = {**os.environ, **(env or {})}
+        self._lines: list[str] = []
+        self._news = threading.Condition()
+        self.start()
+
+    @property
+    def address(self) -> str:
+        """What SPIFFE_ENDPOINT_SOCKET has to say to reach it."""
+        return f"unix://{self.socket}"
+
+    @property
+    def pid(self) -> int:
+        """The agent's process."""
+        return self._process.pid
+
+    @property
+    def log(self) -> str:
+        """Everything it has written to stderr so far, over all its starts."""
+        with self._news:
+            return "".join(self._lines)
+
+    def start(self) -> None:
+        """Start it (again) and wait until it says that it is ready."""
+        with self._news:
+            seen = len(self._lines)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "agent", "run", "-c", str(self.config)],
+            cwd=REPOSITORY,
+            env=self._env,
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._reader = threading.Thread(target=self._read_log, daemon=True)
+        self._reader.start()
+        try:
+            self.wait_for_log("vouchd ready on", since=seen)
+        except BaseException:
+            self.kill()
+            self.close()
+            raise
+
+    def wait_for_log(self, text: str, *, since: int = 0) -> str:
+        """Wait for a line that holds `text` and return it.
+
+        Args:
+            text: what the line has to hold.
+            since: the number of lines, from the start, that do not count.
+
+        Raises:
+            AssertionError: the agent has ended, or took too long.
+        """
+
+        def found() -> str | None:
+            return next((line for line in self._lines[since:] if text in line), None)
+
+        with self._news:
+            self._news.wait_for(
+                lambda: found() or not self._reader.is_alive(), timeout=PATIENCE_SECONDS
+            )
+            line = found()
+        assert line is not None, f"the agent did not say {text!r}:\n{self.log}"
+        return line
+
+    def stop(self) -> int:
+        """Stop it as an operator does; the exit status. Again is harmless."""
+        self._process.send_signal(signal.SIGTERM)
+        return self._ended()
+
+    def kill(self) -> None:
+        """End it without a chance to tidy up, as the kernel does when memory runs out."""
+        self._process.kill()
+        self._ended()
+
+    def close(self) -> None:
+        """Stop it and remove its directory.
+
+        Raises:
+            AssertionError: it did not stop in order, or something in it broke that nobody expected.
+        """
+        killed = self._process.poll() == -signal.SIGKILL
+        status = self.stop()
+        shutil.rmtree(self.directory)
+        assert killed or status == 0, f"the agent ended with {status}:\n{self.log}"
+        assert "Traceback" not in self.log, self.log
+
+    def _ended(self) -> int:
+        status = self._process.wait(PATIENCE_SECONDS)
+        self._reader.join(PATIENCE_SECONDS)
+        if self._process.stderr is not None:
+            self._process.stderr.close()
+        return status
+
+    def _read_log(self) -> None:
+        stderr = self._process.stderr
+        for line in stderr or ():
+            with self._news:
+                self._lines.append(line)
+                self._news.notify_all()
+        with self._news:
+            self._news.notify_all()

@@ -1,0 +1,106 @@
+"""Real implementations of our own protocols, under the test's control."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import heapq
+from itertools import count
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import structlog
+from pydantic import BaseModel
+
+from attestors.api import AttestorContext, Findings, Options, Selector
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from structlog.typing import FilteringBoundLogger
+
+    from attestors.api import WorkloadRef
+
+START = dt.datetime(2026, 1, 1, 12, 0, 0, tzinfo=dt.UTC)
+
+
+class FakeClock:
+    """Time stands still until the test moves it."""
+
+    def __init__(self, now: dt.datetime = START) -> None:
+        self._now = now
+        self._sleepers: list[tuple[dt.datetime, int, asyncio.Future[None]]] = []
+        self._order = count()
+
+    def now(self) -> dt.datetime:
+        return self._now
+
+    async def sleep(self, seconds: float) -> None:
+        done = asyncio.get_running_loop().create_future()
+        wake = self._now + dt.timedelta(seconds=seconds)
+        heapq.heappush(self._sleepers, (wake, next(self._order), done))
+        await done
+
+    def set(self, now: dt.datetime) -> None:
+        """Step the clock without waking anybody, as a suspended host does."""
+        self._now = now
+
+    async def advance(self, duration: dt.timedelta) -> None:
+        """Let time pass, waking each sleeper at its own moment."""
+        end = self._now + duration
+        await settle()
+        while self._sleepers and self._sleepers[0][0] <= end:
+            wake, _, done = heapq.heappop(self._sleepers)
+            self._now = max(self._now, wake)
+            if not done.done():
+                done.set_result(None)
+            await settle()
+        self._now = end
+
+
+async def settle() -> None:
+    """Let everything run that can run now."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+class FakeAttestor:
+    """Answers what the test says; a coroutine function is asked each time."""
+
+    name: ClassVar[str] = "fake"
+    Options: ClassVar[type[BaseModel]] = Options
+    timeout: ClassVar[float] = 5.0
+
+    def __init__(
+        self,
+        values: frozenset[str] | Callable[[WorkloadRef], Awaitable[Findings]] = frozenset(),
+        _context: AttestorContext | None = None,
+    ) -> None:
+        self._values = values
+        self.closed = False
+
+    async def attest(self, workload: WorkloadRef) -> Findings:
+        if callable(self._values):
+            return await self._values(workload)
+        return Findings(frozenset(Selector(self.name, value) for value in self._values))
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+class Lines:
+    """A log that keeps what is said: `lines` are (event, fields)."""
+
+    def __init__(self) -> None:
+        self.lines: list[dict[str, Any]] = []
+        self.log: FilteringBoundLogger = structlog.wrap_logger(
+            structlog.PrintLogger(),
+            processors=[structlog.processors.add_log_level, self._keep],
+            wrapper_class=structlog.make_filtering_bound_logger(0),
+        )
+
+    def _keep(self, _logger: object, _method: str, line: Any) -> Any:
+        self.lines.append(dict(line))
+        raise structlog.DropEvent
+
+    def of(self, event: str) -> list[dict[str, Any]]:
+        return [line for line in self.lines if line["event"] == event]

@@ -1,0 +1,291 @@
+"""Clients that misbehave, against a real agent: it serves on, leaks nothing, and says one line."""
+
+from __future__ import annotations
+
+import os
+import resource
+import selectors
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import grpc
+import h2.exceptions
+import psutil
+import pytest
+
+from agent.pb import workloadapi_pb2 as pb
+from tests.support import pids, raw
+from tests.support.agent import REPOSITORY, RunningAgent
+
+WAIT_SECONDS = 15.0
+
+
+@pytest.fixture
+def agent(agent_factory: Callable[..., RunningAgent]) -> RunningAgent:
+    agent = agent_factory()
+    fetch(agent)  # whatever is made on first use is made now
+    return agent
+
+
+def fetch(agent: RunningAgent) -> pb.X509SVIDResponse:
+    client = raw.connect(str(agent.socket))
+    try:
+        return client.fetch_x509()
+    finally:
+        client.sock.close()
+
+
+def connect(agent: RunningAgent) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.connect(str(agent.socket))
+    sock.settimeout(WAIT_SECONDS)
+    return sock
+
+
+def descriptors(agent: RunningAgent) -> int:
+    return len(os.listdir(f"/proc/{agent.pid}/fd"))
+
+
+def settles(agent: RunningAgent, limit: int) -> bool:
+    """Whether the agent's descriptors come down to `limit`, asked by way of further calls."""
+    for _ in range(2000):
+        fetch(agent)
+        if descriptors(agent) <= limit:
+            return True
+    return False
+
+
+def until_ended(sock: socket.socket) -> bytes:
+    """All that still comes, until the agent ends the connection."""
+    data = b""
+    try:
+        while chunk := sock.recv(65536):
+            data += chunk
+    except ConnectionResetError:
+        pass
+    return data
+
+
+def half_close(sock: socket.socket) -> None:
+    sock.shutdown(socket.SHUT_WR)
+
+
+def reset(sock: socket.socket) -> None:
+    """Closing with unread bytes resets the other side (unix(7)): the settings frame is there."""
+    sock.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
+    sock.recv(1)
+    sock.close()
+
+
+def garbage(sock: socket.socket) -> None:
+    sock.sendall(os.urandom(4096))
+
+
+def http_1(sock: socket.socket) -> None:
+    sock.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+
+
+def huge_frame(sock: socket.socket) -> None:
+    sock.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
+    sock.sendall(b"\xff\xff\xff\0\0\0\0\0\1" + b"x" * 1000)
+
+
+@pytest.mark.parametrize("misbehave", [half_close, reset, garbage, http_1, huge_frame])
+def test_one_who_misbehaves_is_ended_with_one_line(
+    agent: RunningAgent, misbehave: Callable[[socket.socket], None]
+) -> None:
+    before = descriptors(agent)
+    with connect(agent) as sock:
+        misbehave(sock)
+        if sock.fileno() >= 0:
+            until_ended(sock)
+    line = agent.wait_for_log("connection ended without a call")
+    assert f"pid={os.getpid()}" in line
+    assert f"uid={os.getuid()}" in line
+    assert agent.log.count("connection ended without a call") == 1
+    assert settles(agent, before)
+
+
+def test_one_who_never_speaks_is_ended(agent: RunningAgent) -> None:
+    with connect(agent) as sock:
+        until_ended(sock)
+    assert "silent for 10 s" in agent.wait_for_log("connection ended without a call")
+
+
+def test_one_who_sends_noise_after_a_good_start_ends_only_itself(agent: RunningAgent) -> None:
+    good = raw.connect(str(agent.socket))
+    good.fetch_x509()
+    bad = raw.connect(str(agent.socket))
+    bad.fetch_x509()
+    bad.sock.sendall(b"\xff" * 100)
+    until_ended(bad.sock)
+    bad.sock.close()
+    good.fetch_x509()
+    good.sock.close()
+
+
+def test_one_who_stops_reading_cannot_grow_the_agents_memory(agent: RunningAgent) -> None:
+    """Requests without end, answers never read: what is not read stops being made."""
+    process = psutil.Process(agent.pid)  # noqa: TID251 - to measure it
+    client = raw.connect(str(agent.socket))
+    client.fetch_x509()
+    before = process.memory_info().rss
+    client.sock.settimeout(1.0)
+    request = pb.JWTSVIDRequest(audience=[f"{n}-" + "x" * 1500 for n in range(20)])
+    with suppress(TimeoutError, h2.exceptions.ProtocolError):
+        for _ in range(20_000):
+            client.call("FetchJWTSVID", request)
+        raise AssertionError("the agent took it all")
+    fetch(agent)
+    grown = process.memory_info().rss - before
+    client.sock.close()
+    assert grown < 64 << 20
+
+
+def test_a_thousand_connections_at_once_are_all_served(agent: RunningAgent) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
+    before = descriptors(agent)
+    with ExitStack() as stack:
+        clients = [raw.RawClient(stack.enter_context(connect(agent))) for _ in range(1000)]
+        calls = []
+        for client in clients:
+            client.start()
+            calls.append(client.call("FetchX509SVID", pb.X509SVIDRequest()))
+        answers = [client.message(call) for client, call in zip(clients, calls, strict=True)]
+        assert len(set(answers)) == 1
+        assert descriptors(agent) - before <= 5 * 1000
+    assert settles(agent, before)
+
+
+def test_ten_thousand_come_and_go_and_no_descriptor_stays(agent: RunningAgent) -> None:
+    before = descriptors(agent)
+    for _ in range(10_000):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.connect(str(agent.socket))  # waits while the agent's queue is full
+    assert settles(agent, before)
+
+
+def test_out_of_descriptors_it_waits_and_then_serves_on(agent: RunningAgent) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.prlimit(agent.pid, resource.RLIMIT_NOFILE, (descriptors(agent) + 20, hard))
+    with ExitStack() as stack:
+        for _ in range(50):
+            stack.enter_context(connect(agent))
+        agent.wait_for_log("cannot accept connections")
+    assert fetched_in_the_end(agent).svids
+
+
+def fetched_in_the_end(agent: RunningAgent) -> pb.X509SVIDResponse:
+    """As a client does it: a connection that is cut is made again."""
+    for _ in range(100):
+        try:
+            return fetch(agent)
+        except (OSError, raw.ConnectionEndedError):
+            continue
+    raise AssertionError("never served again")
+
+
+def test_one_who_dies_in_the_middle_of_a_call_leaves_nothing(agent: RunningAgent) -> None:
+    before = descriptors(agent)
+
+    def child() -> None:
+        client = raw.connect(str(agent.socket))
+        client.call("FetchX509SVID", pb.X509SVIDRequest())
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    for _ in range(50):
+        assert pids.reap(pids.fork(child)) == -signal.SIGKILL
+    assert settles(agent, before)
+
+
+def test_the_inner_socket_is_out_of_reach_and_its_names_are_no_keys(agent: RunningAgent) -> None:
+    """Who gets that far (the agent's own user) still has no identity there."""
+    inner = agent.directory / "data/inner.sock"
+    assert inner.parent.stat().st_mode & 0o777 == 0o700
+    open_client = raw.connect(str(agent.socket))
+    open_client.fetch_x509()
+    token = next(
+        line.split("@")[1]
+        for line in Path("/proc/net/unix").read_text().splitlines()
+        if len(line.split("@")[-1]) == 32
+    )
+    for name in ["", "\0" + "0" * 32, "\0" + token]:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.settimeout(WAIT_SECONDS)
+        if name.endswith(token):
+            with pytest.raises(OSError, match="in use"):
+                sock.bind(name)
+        elif name:
+            sock.bind(name)
+        sock.connect(str(inner))
+        client = raw.RawClient(sock)
+        client.start()
+        call = client.status(client.call("FetchX509SVID", pb.X509SVIDRequest()))
+        assert call.status == raw.PERMISSION_DENIED
+        assert call.messages == []
+        sock.close()
+    open_client.sock.close()
+
+
+def test_at_stop_streams_end_with_unavailable(agent: RunningAgent) -> None:
+    with grpc.insecure_channel(agent.address) as channel:
+        stream = channel.unary_stream(
+            "/SpiffeWorkloadAPI/FetchX509SVID",
+            request_serializer=pb.X509SVIDRequest.SerializeToString,
+            response_deserializer=pb.X509SVIDResponse.FromString,
+        )(pb.X509SVIDRequest(), metadata=(("workload.spiffe.io", "true"),))
+        next(stream)
+        assert agent.stop() == 0
+        with pytest.raises(grpc.RpcError):
+            next(stream)
+        assert stream.code() is grpc.StatusCode.UNAVAILABLE
+    assert not agent.socket.exists()
+
+
+def test_a_second_start_is_told_and_the_first_serves_on(agent: RunningAgent) -> None:
+    other = agent.directory / "other.yaml"
+    other.write_text(agent.config.read_text().replace("data_dir: data", "data_dir: other"))
+    for config, complaint in [
+        (agent.config, "another agent uses the data directory"),
+        (other, "another agent is serving on"),
+    ]:
+        second = subprocess.run(
+            [sys.executable, "-m", "agent", "run", "-c", config],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert second.returncode == 1
+        assert complaint in second.stderr
+        assert len(second.stderr.splitlines()) == 1
+    assert fetch(agent).svids
+
+
+def test_kill_9_and_a_new_start_serve_the_same_authority(agent: RunningAgent) -> None:
+    bundle = fetch(agent).svids[0].bundle
+    agent.kill()
+    assert agent.socket.exists(), "kill -9 leaves the socket behind"
+    agent.start()
+    assert fetch(agent).svids[0].bundle == bundle
+
+
+def test_a_client_that_reads_byte_by_byte_gets_the_whole(agent: RunningAgent) -> None:
+    client = raw.connect(str(agent.socket))
+    client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, struct.unpack("i", b"\0\1\0\0")[0])
+    stream = client.call("FetchX509SVID", pb.X509SVIDRequest())
+    with selectors.DefaultSelector() as selector:
+        selector.register(client.sock, selectors.EVENT_READ)
+        while not client.calls[stream].messages:
+            assert selector.select(WAIT_SECONDS)
+            for event in client.http.receive_data(client.sock.recv(1)):
+                client._take(event)
+    assert pb.X509SVIDResponse.FromString(client.message(stream)).svids
+    client.sock.close()

@@ -1,0 +1,216 @@
+"""Real processes of real users against a real agent. As root: `make test-system`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from agent.pb import workloadapi_pb2 as pb
+from tests.support import pids, raw
+from tests.support.agent import RunningAgent
+
+pytestmark = pytest.mark.system
+
+ENTRIES = """
+entries:
+  - spiffe_id: /user/one
+    selectors: [unix:uid:1001]
+  - spiffe_id: /user/two
+    selectors: [unix:uid:1002]
+  - spiffe_id: /group/only
+    selectors: [unix:supplementary_gid:7001]
+  - spiffe_id: /program/python
+    selectors: [unix:uid:1001, "unix:path:{python}"]
+"""
+
+
+def entries() -> str:
+    return ENTRIES.format(python=Path("/proc/self/exe").resolve())
+
+
+@pytest.fixture
+def agent(agent_factory: Callable[..., RunningAgent]) -> RunningAgent:
+    return agent_factory(entries(), config="log: {level: debug}")
+
+
+def identities_of(agent: RunningAgent, become: Callable[[], None]) -> list[str] | int:
+    """What a process of that user is given: SPIFFE IDs, or the status of a refusal."""
+    read, write = os.pipe()
+
+    def child() -> None:
+        become()
+        client = raw.connect(str(agent.socket))
+        stream = client.call("FetchX509SVID", pb.X509SVIDRequest())
+        try:
+            response = pb.X509SVIDResponse.FromString(client.message(stream))
+            result = " ".join(svid.spiffe_id for svid in response.svids)
+        except AssertionError:
+            result = str(client.calls[stream].status)
+        os.write(write, result.encode())
+
+    assert pids.reap(pids.fork(child)) == 0
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        result = pipe.read()
+    return int(result) if result.isdecimal() else result.split()
+
+
+def test_two_users_have_two_identities_on_one_socket(agent: RunningAgent) -> None:
+    assert identities_of(agent, lambda: pids.become(1001)) == [
+        "spiffe://example.org/user/one",
+        "spiffe://example.org/program/python",
+    ]
+    assert identities_of(agent, lambda: pids.become(1002)) == ["spiffe://example.org/user/two"]
+
+
+def test_a_third_has_none(agent: RunningAgent) -> None:
+    assert identities_of(agent, lambda: pids.become(1003)) == raw.PERMISSION_DENIED
+    assert "no registration entry matches" in agent.wait_for_log("call refused")
+
+
+def test_nobody_is_an_ordinary_user_here(agent: RunningAgent) -> None:
+    assert identities_of(agent, lambda: pids.become(65534)) == raw.PERMISSION_DENIED
+    assert "no registration entry matches" in agent.wait_for_log("call refused")
+
+
+def test_a_supplementary_group_at_connect_counts(agent: RunningAgent) -> None:
+    assert identities_of(agent, lambda: pids.become(1003, groups=(7001,))) == [
+        "spiffe://example.org/group/only"
+    ]
+
+
+def connect_then(agent: RunningAgent, before: Callable[[], None], after: Callable[[], None]) -> int:
+    """The status that a process gets which changes itself between connect and call."""
+    read, write = os.pipe()
+
+    def child() -> None:
+        before()
+        client = raw.connect(str(agent.socket))
+        after()
+        call = client.status(client.call("FetchX509SVID", pb.X509SVIDRequest()))
+        os.write(write, str(call.status).encode())
+
+    assert pids.reap(pids.fork(child)) == 0
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        return int(pipe.read())
+
+
+def test_one_who_becomes_another_user_after_connect_gets_neither_identity(
+    agent: RunningAgent,
+) -> None:
+    status = connect_then(agent, lambda: None, lambda: pids.become(1001))
+    assert status == raw.PERMISSION_DENIED
+    assert "changed its user or group after it connected" in agent.wait_for_log("call refused")
+
+
+def test_one_who_drops_a_group_after_connect_is_refused(agent: RunningAgent) -> None:
+    status = connect_then(agent, lambda: os.setgroups([7001]), lambda: os.setgroups([]))
+    assert status == raw.PERMISSION_DENIED
+    assert "changed its supplementary groups" in agent.wait_for_log("call refused")
+
+
+def test_one_who_gains_a_group_after_connect_is_refused(agent: RunningAgent) -> None:
+    status = connect_then(agent, lambda: os.setgroups([]), lambda: os.setgroups([7001]))
+    assert status == raw.PERMISSION_DENIED
+    assert "changed its supplementary groups" in agent.wait_for_log("call refused")
+
+
+def test_the_callers_exit_ends_its_stream_though_somebody_holds_the_socket(
+    agent: RunningAgent,
+) -> None:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.settimeout(10)
+    read, write = os.pipe()
+
+    def child() -> None:
+        pids.become(1001)
+        sock.connect(str(agent.socket))
+        client = raw.RawClient(sock)
+        client.start()
+        client.fetch_x509()
+        os.write(write, b"!")
+        signal.pause()
+
+    pid = pids.fork(child)
+    os.read(read, 1)
+    os.kill(pid, signal.SIGKILL)
+    assert sock.recv(1) == b"", "our copy of the connection ends before anybody reaps the child"
+    pids.kill_and_reap(pid)
+    for descriptor in (read, write):
+        os.close(descriptor)
+    sock.close()
+
+
+def test_a_recycled_pid_gets_nothing_of_its_predecessor(agent: RunningAgent) -> None:
+    """The caller connects and dies; a process with its PID takes over the connection."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.settimeout(10)
+    read, write = os.pipe()
+
+    def victim() -> None:
+        pids.become(1001)
+        sock.connect(str(agent.socket))
+        client = raw.RawClient(sock)
+        client.start()
+        client.fetch_x509()
+        os.write(write, b"!")
+        signal.pause()
+
+    pid = pids.fork(victim)
+    os.read(read, 1)
+    pids.kill_and_reap(pid)
+
+    def newcomer() -> None:
+        pids.become(1003)
+        client = raw.RawClient(sock)
+        try:
+            client.start()
+            client.fetch_x509()
+            os.write(write, b"stolen")
+        except (OSError, raw.ConnectionEndedError):
+            os.write(write, b"nothing")
+
+    pids.fork_as(pid, newcomer)
+    assert pids.reap(pid) == 0
+    assert os.read(read, 10) == b"nothing"
+    for descriptor in (read, write):
+        os.close(descriptor)
+    sock.close()
+
+
+def test_a_pid_recycled_before_accept_is_not_looked_at(agent: RunningAgent) -> None:
+    """The agent is held while the caller connects, dies, and another gets its PID."""
+    os.kill(agent.pid, signal.SIGSTOP)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.settimeout(10)
+
+    def victim() -> None:
+        pids.become(1002)
+        sock.connect(str(agent.socket))
+
+    pid = pids.fork(victim)
+    assert pids.reap(pid) == 0
+
+    def newcomer() -> None:
+        pids.become(1001)
+        signal.pause()
+
+    pids.fork_as(pid, newcomer)
+    try:
+        client = raw.RawClient(sock)
+        client.start()
+        client.call("FetchX509SVID", pb.X509SVIDRequest())
+        os.kill(agent.pid, signal.SIGCONT)
+        with pytest.raises((raw.ConnectionEndedError, OSError)):
+            client.read()
+    finally:
+        pids.kill_and_reap(pid)
+        sock.close()
+    assert "exited before its connection was accepted" in agent.wait_for_log("connection dropped")
+    assert "caller attested" not in agent.log, "nobody was attested, so nothing was read"

@@ -1,0 +1,150 @@
+"""A third party's attestor, installed by pip from a wheel, against a real agent."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from agent.pb import workloadapi_pb2 as pb
+from tests.support import raw
+from tests.support.agent import RunningAgent
+
+MODULE = """
+from attestors.api import AttestorError, Findings, Options, Selector
+
+
+class DeskOptions(Options):
+    floor: int
+
+
+class DeskAttestor:
+    name = "desk"
+    Options = DeskOptions
+    timeout = 5.0
+
+    def __init__(self, options, context):
+        self.options = options
+        context.log("hello from the desk")
+
+    async def attest(self, workload):
+        if self.options.floor == 13:
+            raise AttestorError("there is no floor 13")
+        comm = workload.read("comm").decode().strip()
+        return Findings(frozenset({
+            Selector("desk", f"floor:{self.options.floor}"), Selector("desk", f"comm:{comm}"),
+        }))
+
+    async def close(self):
+        pass
+"""
+METADATA = "Metadata-Version: 2.1\nName: desk\nVersion: 1.0\n"
+WHEEL = "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+ENTRY_POINTS = "[vouchd.attestors]\ndesk = desk:DeskAttestor\nunix = desk:DeskAttestor\n"
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder into which the plug-in was installed, far from this checkout."""
+    wheel = tmp_path_factory.mktemp("wheel") / "desk-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("desk.py", MODULE)
+        for name, content in [
+            ("METADATA", METADATA),
+            ("WHEEL", WHEEL),
+            ("entry_points.txt", ENTRY_POINTS),
+            ("RECORD", ""),
+        ]:
+            archive.writestr(f"desk-1.0.dist-info/{name}", content)
+    target = tmp_path_factory.mktemp("site")
+    quiet = ["-q", "--disable-pip-version-check", "--no-index", "--no-deps"]
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", *quiet, "--target", target, wheel], check=True
+    )
+    return target
+
+
+def entries() -> str:
+    return (
+        f"entries:\n  - {{spiffe_id: /desk, selectors: [unix:uid:{os.getuid()}, desk:floor:7]}}\n"
+    )
+
+
+def start(
+    agent_factory: Callable[..., RunningAgent], installed: Path, text: str, floor: int = 7
+) -> RunningAgent:
+    return agent_factory(
+        text,
+        config=f"attestors: {{unix: {{}}, desk: {{floor: {floor}}}}}",
+        env={"PYTHONPATH": str(installed)},
+    )
+
+
+def fetch(agent: RunningAgent) -> raw.RawCall:
+    client = raw.connect(str(agent.socket))
+    try:
+        stream = client.call("FetchX509SVID", pb.X509SVIDRequest())
+        while not (client.calls[stream].messages or client.calls[stream].status is not None):
+            client.read()
+        return client.calls[stream]
+    finally:
+        client.sock.close()
+
+
+def test_its_selectors_match_entries(
+    agent_factory: Callable[..., RunningAgent], installed: Path
+) -> None:
+    agent = start(agent_factory, installed, entries())
+    [message] = fetch(agent).messages
+    [svid] = pb.X509SVIDResponse.FromString(message).svids
+    assert svid.spiffe_id == "spiffe://example.org/desk"
+    assert "hello from the desk" in agent.log
+    assert "attestor=desk" in agent.log
+
+
+def test_a_built_in_name_cannot_be_taken_over(
+    agent_factory: Callable[..., RunningAgent], installed: Path
+) -> None:
+    """The plug-in also calls itself `unix`; the entry wants a uid that only the real one tells."""
+    agent = start(agent_factory, installed, entries())
+    assert fetch(agent).messages
+
+
+def test_while_it_fails_nothing_is_not_mistaken_for_no_identity(
+    agent_factory: Callable[..., RunningAgent], installed: Path
+) -> None:
+    agent = start(agent_factory, installed, entries(), floor=13)
+    assert fetch(agent).status == raw.UNAVAILABLE
+    assert "there is no floor 13" in agent.wait_for_log("attestor failed")
+
+
+def test_while_it_fails_what_matches_without_it_is_served(
+    agent_factory: Callable[..., RunningAgent], installed: Path
+) -> None:
+    plain = f"  - {{spiffe_id: /plain, selectors: [unix:uid:{os.getuid()}]}}\n"
+    agent = start(agent_factory, installed, entries() + plain, floor=13)
+    [message] = fetch(agent).messages
+    [svid] = pb.X509SVIDResponse.FromString(message).svids
+    assert svid.spiffe_id == "spiffe://example.org/plain"
+
+
+def test_its_options_are_checked_with_line_and_column(
+    agent_factory: Callable[..., RunningAgent], installed: Path
+) -> None:
+    agent = agent_factory()
+    agent.config.write_text(agent.config.read_text() + "attestors:\n  desk: {flor: 7}\n")
+    checked = subprocess.run(
+        [sys.executable, "-m", "agent", "check", "-c", agent.config],
+        env={**os.environ, "PYTHONPATH": str(installed)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert checked.returncode == 2
+    assert f"{agent.config}:7:10: " in checked.stdout + checked.stderr
+    assert "floor" in checked.stdout + checked.stderr

@@ -1,0 +1,105 @@
+"""A recycled PID, seen from inside: which files below /proc does the agent open?"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from agent.attestation import WorkloadAttestor
+from agent.errors import PeerGoneError
+from agent.peer import identify
+from attestors.api import Findings, Selector, WorkloadRef
+from tests.support import pids
+from tests.support.fakes import FakeAttestor, Lines
+
+pytestmark = pytest.mark.system
+
+
+@contextmanager
+def recycled() -> Iterator[tuple[socket.socket, int, Callable[[], None]]]:
+    """A connected socket whose caller lives until `recycle` is called: then another has its PID."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind("")
+        listener.listen()
+
+        def victim() -> None:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            sock.connect(listener.getsockname())
+            signal.pause()
+
+        pid = pids.fork(victim)
+        sock, _ = listener.accept()
+
+    def recycle() -> None:
+        pids.kill_and_reap(pid)
+        pids.fork_as(pid, signal.pause)
+
+    with sock:
+        try:
+            yield sock, pid, recycle
+        finally:
+            pids.kill_and_reap(pid)
+
+
+_watched: list[str] | None = None
+
+
+def _audit(event: str, arguments: tuple[object, ...]) -> None:
+    if event == "open" and _watched is not None:
+        _watched.append(str(arguments[0]))
+
+
+sys.addaudithook(_audit)
+
+
+@contextmanager
+def opened() -> Iterator[list[str]]:
+    """The paths that this process opens meanwhile."""
+    global _watched  # noqa: PLW0603 - an audit hook cannot be removed
+    _watched = []
+    try:
+        yield _watched
+    finally:
+        _watched = None
+
+
+def test_recycled_before_accept_the_newcomer_is_not_even_opened() -> None:
+    with recycled() as (sock, pid, recycle):
+        recycle()
+        os.kill(pid, 0)
+        with opened() as paths, pytest.raises(PeerGoneError):
+            identify(sock)
+    assert not [path for path in paths if str(pid) in path]
+
+
+def test_recycled_after_accept_the_newcomer_is_not_even_opened() -> None:
+    with recycled() as (sock, pid, recycle):
+        caller = identify(sock)
+        recycle()
+        os.kill(pid, 0)
+        with opened() as paths, pytest.raises(PeerGoneError):
+            caller.open_proc()
+        caller.close()
+    assert not [path for path in paths if str(pid) in path]
+
+
+async def test_recycled_during_attestation_what_was_found_is_dropped() -> None:
+    with recycled() as (sock, pid, recycle):
+        caller = identify(sock)
+
+        async def find(workload: WorkloadRef) -> Findings:
+            recycle()
+            os.kill(pid, 0)
+            with pytest.raises(ProcessLookupError):
+                workload.read("status")
+            return Findings(frozenset({Selector("fake", "stolen")}))
+
+        with pytest.raises(PeerGoneError):
+            await WorkloadAttestor([FakeAttestor(find)], Lines().log).attest(caller)
+        caller.close()

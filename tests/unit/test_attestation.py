@@ -1,0 +1,253 @@
+"""Attestors at once, in time, and only if the process stays what it was."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+
+from agent.attestation import WorkloadAttestor, read_fingerprint
+from agent.errors import PeerError, PeerGoneError
+from agent.peer import Caller, ProcessHandle, identify
+from attestors.api import AttestorError, Findings, Selector, WorkloadRef
+from tests.support import pids
+from tests.support.fakes import FakeAttestor, Lines
+
+ONE = Selector("fake", "one")
+TWO = Selector("other", "two")
+
+
+class OtherAttestor(FakeAttestor):
+    name = "other"
+
+
+class SlowAttestor(FakeAttestor):
+    name = "slow"
+    timeout = 0.01
+
+
+@contextmanager
+def caller_of(behave: Callable[[], object] = signal.pause) -> Iterator[tuple[Caller, int]]:
+    """A child process that has connected to us, as its caller."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind("")  # the kernel chooses an abstract name
+    listener.listen()
+
+    def child() -> None:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.connect(listener.getsockname())
+        behave()
+
+    with listener, pids.sleeping_child(child) as pid:
+        sock, _ = listener.accept()
+        with sock:
+            caller = identify(sock)
+        try:
+            yield caller, pid
+        finally:
+            caller.close()
+
+
+@pytest.fixture
+def me() -> Iterator[Caller]:
+    near, far = socket.socketpair()
+    with near, far:
+        caller = identify(near)
+    yield caller
+    caller.close()
+
+
+async def test_selectors_of_all_attestors_are_joined(me: Caller) -> None:
+    attestor = WorkloadAttestor(
+        [FakeAttestor(frozenset({"one"})), OtherAttestor(frozenset({"two"}))], Lines().log
+    )
+    found = await attestor.attest(me)
+    assert found.selectors == {ONE, TWO}
+    assert not found.failures
+
+
+async def test_they_run_at_the_same_time(me: Caller) -> None:
+    meeting = asyncio.Barrier(2)
+
+    async def meet(_workload: WorkloadRef) -> Findings:
+        await meeting.wait()
+        return Findings()
+
+    attestor = WorkloadAttestor([FakeAttestor(meet), OtherAttestor(meet)], Lines().log)
+    async with asyncio.timeout(5):
+        await attestor.attest(me)
+
+
+async def failing(_workload: WorkloadRef) -> Findings:
+    raise AttestorError("the engine is down")
+
+
+async def broken(_workload: WorkloadRef) -> Findings:
+    raise ZeroDivisionError
+
+
+async def never(_workload: WorkloadRef) -> Findings:
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+async def boastful(_workload: WorkloadRef) -> Findings:
+    return Findings(frozenset({TWO, Selector("unix", "uid:0")}))
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (SlowAttestor(failing), "the engine is down"),
+        (SlowAttestor(broken), "broke: ZeroDivisionError"),
+        (SlowAttestor(never), "did not answer within 0.01 s"),
+        (SlowAttestor(boastful), "claimed selectors of other types: other, unix"),
+    ],
+)
+async def test_a_failed_attestor_costs_its_own_selectors_only(
+    me: Caller, bad: FakeAttestor, reason: str
+) -> None:
+    attestor = WorkloadAttestor([bad, FakeAttestor(frozenset({"one"}))], Lines().log)
+    found = await attestor.attest(me)
+    assert found.selectors == {ONE}
+    assert found.failures == {"slow": reason}
+
+
+async def test_what_a_plug_in_breaks_on_is_logged_for_its_author(me: Caller) -> None:
+    lines = Lines()
+    await WorkloadAttestor([FakeAttestor(broken)], lines.log).attest(me)
+    [line] = lines.of("attestor broke")
+    assert line["exc_info"]
+
+
+async def test_notes_reach_the_operator(me: Caller) -> None:
+    async def find(_workload: WorkloadRef) -> Findings:
+        return Findings(notes=("not readable",))
+
+    found = await WorkloadAttestor([FakeAttestor(find)], Lines().log).attest(me)
+    assert found.notes == ("not readable",)
+
+
+async def test_one_who_dies_meanwhile_gets_nothing() -> None:
+    with caller_of() as (caller, pid):
+
+        async def kill(_workload: WorkloadRef) -> Findings:
+            pids.kill_and_reap(pid)
+            return Findings(frozenset({ONE}))
+
+        with pytest.raises(PeerGoneError):
+            await WorkloadAttestor([FakeAttestor(kill)], Lines().log).attest(caller)
+
+
+async def test_nor_does_a_zombie() -> None:
+    with caller_of() as (caller, pid):
+
+        async def kill(_workload: WorkloadRef) -> Findings:
+            os.kill(pid, signal.SIGKILL)
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+            return Findings(frozenset({ONE}))
+
+        with pytest.raises(PeerGoneError):
+            await WorkloadAttestor([FakeAttestor(kill)], Lines().log).attest(caller)
+
+
+async def test_nor_does_one_who_dies_at_the_very_end(
+    me: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the last look at /proc, and before the answer: the pidfd has the last word."""
+    alive = iter([True, True, False])
+    monkeypatch.setattr(ProcessHandle, "is_alive", lambda _self: next(alive))
+    with pytest.raises(PeerGoneError, match="while it was attested"):
+        await WorkloadAttestor([FakeAttestor(frozenset({"one"}))], Lines().log).attest(me)
+
+
+async def test_one_who_is_dead_already_is_not_looked_at() -> None:
+    asked = []
+
+    async def ask(workload: WorkloadRef) -> Findings:
+        asked.append(workload)
+        return Findings()
+
+    with caller_of() as (caller, pid):
+        pids.kill_and_reap(pid)
+        with pytest.raises(PeerGoneError):
+            await WorkloadAttestor([FakeAttestor(ask)], Lines().log).attest(caller)
+    assert not asked
+
+
+async def test_another_program_in_the_middle_is_noticed() -> None:
+    """The child execs while it is attested: what was found may be true of either program."""
+    go_read, go = os.pipe()
+    gone, gone_write = os.pipe()
+    os.set_inheritable(gone_write, False)
+
+    def exec_when_told() -> None:
+        os.read(go_read, 1)
+        os.execv("/bin/sleep", ["sleep", "30"])  # noqa: S606
+
+    with caller_of(exec_when_told) as (caller, _pid):
+        os.close(gone_write)
+
+        async def swap(_workload: WorkloadRef) -> Findings:
+            os.write(go, b"!")
+            # The child's descriptor closes at exec: the end of the pipe says that it happened.
+            await asyncio.to_thread(os.read, gone, 1)
+            return Findings(frozenset({ONE}))
+
+        with pytest.raises(PeerError, match="changed its program or user while"):
+            await WorkloadAttestor([FakeAttestor(swap)], Lines().log).attest(caller)
+    for descriptor in (go_read, go, gone):
+        os.close(descriptor)
+
+
+async def test_the_process_must_still_be_who_connected(me: Caller) -> None:
+    attestor = WorkloadAttestor([FakeAttestor()], Lines().log)
+    for change, reason in [
+        ({"uid": me.credentials.uid + 1}, "changed its user or group"),
+        ({"gid": me.credentials.gid + 1}, "changed its user or group"),
+        ({"groups": (*me.credentials.groups, 4242)}, "supplementary groups"),
+    ]:
+        # As if it had connected as somebody else and then become what it is.
+        other = replace(me, credentials=replace(me.credentials, **change))  # type: ignore[arg-type]
+        with pytest.raises(PeerError, match=reason):
+            await attestor.attest(other)
+
+
+async def test_a_gained_group_counts_as_a_change(me: Caller) -> None:
+    if not me.credentials.groups:
+        pytest.skip("this user has no supplementary groups to lose")
+    fewer = replace(me, credentials=replace(me.credentials, groups=me.credentials.groups[1:]))
+    with pytest.raises(PeerError, match="supplementary groups"):
+        await WorkloadAttestor([FakeAttestor()], Lines().log).attest(fewer)
+
+
+def test_the_fingerprint_of_a_zombie_is_no_fingerprint() -> None:
+    with caller_of() as (caller, pid), caller.open_proc() as view:
+        os.kill(pid, signal.SIGKILL)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        with pytest.raises(PeerGoneError):
+            read_fingerprint(view)
+
+
+def test_an_executable_that_may_not_be_looked_at(
+    me: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with me.open_proc() as view:
+
+        def refuse(_name: str) -> os.stat_result:
+            raise PermissionError
+
+        monkeypatch.setattr(view, "stat", refuse)
+        assert read_fingerprint(view).executable is None
+
+
+async def test_close_closes_them_all() -> None:
+    attestors = [FakeAttestor(), OtherAttestor()]
+    await WorkloadAttestor(attestors, Lines().log).close()
+    assert all(attestor.closed for attestor in attestors)

@@ -1,0 +1,178 @@
+"""Which failure a client sees as which status, and what it is told."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from types import SimpleNamespace
+from typing import Any, cast
+
+import grpc
+import pytest
+
+from agent.api.context import Guard, ServicerContext, UnsupportedError, status_of
+from agent.errors import (
+    AttestationError,
+    AuthorityError,
+    NoIdentityError,
+    PeerError,
+    PeerGoneError,
+    RequestError,
+)
+from agent.pb import workloadapi_pb2 as pb
+from agent.peer import Caller
+from tests.support.fakes import Lines
+
+CALLER = cast("Caller", SimpleNamespace(credentials=SimpleNamespace(pid=1, uid=2)))
+Code = grpc.StatusCode
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "details"),
+    [
+        (RequestError("audience must be specified"), Code.INVALID_ARGUMENT, "audience must be sp"),
+        (UnsupportedError("not served"), Code.UNIMPLEMENTED, "not served"),
+        (PeerError("secret reason"), Code.PERMISSION_DENIED, "no identity issued"),
+        (PeerGoneError("secret reason"), Code.PERMISSION_DENIED, "no identity issued"),
+        (NoIdentityError("secret reason"), Code.PERMISSION_DENIED, "no identity issued"),
+        (AttestationError("try again"), Code.UNAVAILABLE, "try again"),
+        (AuthorityError("no key"), Code.UNAVAILABLE, "no key"),
+        (ZeroDivisionError("secret"), Code.UNAVAILABLE, "internal error"),
+    ],
+)
+def test_each_failure_has_its_status(error: Exception, code: Code, details: str) -> None:
+    found, text = status_of(error)
+    assert found is code
+    assert text.startswith(details)
+    assert "secret" not in text
+
+
+class Aborted(Exception):  # noqa: N818 - what grpc raises is called AbortError
+    """What `abort` raises, as in gRPC."""
+
+
+class Context:
+    """A call as the guard sees it."""
+
+    def __init__(self, *metadata: tuple[str, str]) -> None:
+        self._metadata = metadata
+        self.sent: list[bytes] = []
+        self.code: Code | None = None
+        self.details = ""
+
+    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+        return self._metadata
+
+    def peer(self) -> str:
+        return "unix-abstract:token"
+
+    async def write(self, message: bytes) -> None:
+        self.sent.append(message)
+
+    async def abort(self, code: Code, details: str) -> None:
+        self.code, self.details = code, details
+        raise Aborted
+
+
+class Table:
+    def __init__(self, caller: Caller | PeerError = CALLER) -> None:
+        self._caller = caller
+
+    def caller(self, _peer: str) -> Caller:
+        if isinstance(self._caller, PeerError):
+            raise self._caller
+        return self._caller
+
+
+HEADER = ("workload.spiffe.io", "true")
+
+
+async def stream(
+    *responses: pb.JWTBundlesResponse | Exception,
+    metadata: tuple[tuple[str, str], ...] = (HEADER,),
+    raw: bytes = b"",
+    table: Table | None = None,
+) -> tuple[Context, Lines]:
+    """Run a stream handler over those responses; an exception among them is raised."""
+
+    async def answer(
+        caller: Caller, _request: pb.JWTBundlesRequest
+    ) -> AsyncGenerator[pb.JWTBundlesResponse, None]:
+        assert caller is CALLER
+        for response in responses:
+            if isinstance(response, Exception):
+                raise response
+            yield response
+
+    context, lines = Context(*metadata), Lines()
+    guard = Guard(table or Table(), lines.log)
+    handler = cast("Any", guard.stream(pb.JWTBundlesRequest, answer))
+    with pytest.raises(Aborted):
+        await handler.unary_stream(raw, cast("ServicerContext", context))
+    return context, lines
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        (),
+        (("workload.spiffe.io", "True"),),
+        (("workload.spiffe.io", "1"),),
+        (HEADER, HEADER),
+        (("broker.spiffe.io", "true"),),
+    ],
+)
+async def test_the_header_must_be_there_exactly_once(
+    metadata: tuple[tuple[str, str], ...],
+) -> None:
+    context, _ = await stream(pb.JWTBundlesResponse(), metadata=metadata)
+    assert context.code is Code.INVALID_ARGUMENT
+    assert not context.sent
+
+
+async def test_an_equal_response_is_not_sent_again() -> None:
+    one = pb.JWTBundlesResponse(bundles={"a": b"1", "b": b"2"})
+    same = pb.JWTBundlesResponse(bundles={"b": b"2", "a": b"1"})
+    other = pb.JWTBundlesResponse(bundles={"a": b"3"})
+    context, _ = await stream(one, same, other, one)
+    assert len(context.sent) == 3
+
+
+async def test_a_stream_never_ends_with_ok() -> None:
+    context, _ = await stream(pb.JWTBundlesResponse())
+    assert context.code is Code.UNAVAILABLE
+
+
+async def test_a_failure_in_the_middle_ends_the_stream_with_its_status() -> None:
+    context, lines = await stream(pb.JWTBundlesResponse(), NoIdentityError("entry removed"))
+    assert context.code is Code.PERMISSION_DENIED
+    assert len(context.sent) == 1
+    assert lines.of("call refused")[0]["reason"] == "entry removed"
+
+
+async def test_a_malformed_request_is_the_callers_fault() -> None:
+    context, _ = await stream(raw=b"\xff\xff")
+    assert context.code is Code.INVALID_ARGUMENT
+
+
+async def test_one_whom_the_gate_does_not_know_is_denied_and_nobody_is_named() -> None:
+    context, lines = await stream(table=Table(PeerError("unknown")))
+    assert context.code is Code.PERMISSION_DENIED
+    assert "pid" not in lines.of("call refused")[0]
+
+
+async def test_a_defect_is_logged_with_its_trace_and_not_told() -> None:
+    context, lines = await stream(ZeroDivisionError("in the middle"))
+    assert context.code is Code.UNAVAILABLE
+    assert "middle" not in context.details
+    assert lines.of("call broke")[0]["exc_info"]
+
+
+async def test_unary_methods_fail_alike() -> None:
+    async def answer(_caller: Caller, _request: pb.JWTSVIDRequest) -> pb.JWTSVIDResponse:
+        raise AuthorityError("no key")
+
+    context = Context(HEADER)
+    handler = cast("Any", Guard(Table(), Lines().log).unary(pb.JWTSVIDRequest, answer))
+    with pytest.raises(Aborted):
+        await handler.unary_unary(b"", context)
+    assert (context.code, context.details) == (Code.UNAVAILABLE, "no key")

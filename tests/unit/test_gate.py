@@ -1,0 +1,315 @@
+"""The gate against a plain inner server: who is let in, who is found again, what is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from agent import gate as gate_module
+from agent.errors import PeerError, PeerGoneError
+from agent.gate import Gate
+from agent.peer import Caller
+from tests.support import pids
+from tests.support.fakes import Lines
+
+
+@dataclass
+class Site:
+    """A gate in front of an inner server that echoes, and remembers its peers' names."""
+
+    gate: Gate
+    outer: socket.socket
+    path: Path
+    names: list[str]
+    lines: Lines
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_unix_connection(self.path)
+
+    async def connected(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, str]:
+        """A connection that has come through, and its name at the inner server."""
+        before = len(self.names)
+        reader, writer = await self.connect()
+        writer.write(b"x")
+        assert await reader.readexactly(1) == b"x"
+        return reader, writer, self.names[before]
+
+
+def listen(path: Path) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.bind(str(path))
+    sock.listen(4096)
+    sock.setblocking(False)
+    return sock
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[Site]:
+    names: list[str] = []
+    echoes: set[asyncio.StreamWriter] = set()
+
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        name = writer.get_extra_info("peername")  # bytes if abstract, "" if there is none
+        names.append("unix-abstract:" + name[1:].decode() if name else "unix:")
+        echoes.add(writer)
+        while data := await reader.read(65536):
+            writer.write(data)
+        echoes.discard(writer)
+        writer.close()
+
+    server = await asyncio.start_unix_server(echo, tmp_path / "inner")
+    outer = listen(tmp_path / "outer")
+    lines = Lines()
+    gate = Gate(asyncio.get_running_loop(), outer, str(tmp_path / "inner"), lines.log)
+    gate.start()
+    yield Site(gate, outer, tmp_path / "outer", names, lines)
+    gate.close()
+    outer.close()
+    for writer in list(echoes):
+        writer.close()
+    server.close()
+    await server.wait_closed()
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def until(condition: object) -> None:
+    assert callable(condition)
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def test_the_caller_is_found_by_the_name_of_its_inner_connection(site: Site) -> None:
+    _reader, writer, name = await site.connected()
+    caller = site.gate.caller(name)
+    assert caller.credentials.pid == os.getpid()
+    assert caller.credentials.uid == os.getuid()
+    assert caller.process.is_alive()
+    writer.close()
+
+
+async def test_each_connection_has_a_name_of_its_own(site: Site) -> None:
+    _, first, name = await site.connected()
+    _, second, other = await site.connected()
+    assert name != other
+    assert len(name.removeprefix("unix-abstract:")) == 32
+    first.close()
+    second.close()
+
+
+async def test_a_name_dies_with_its_connection(site: Site) -> None:
+    _, writer, name = await site.connected()
+    caller = site.gate.caller(name)
+    writer.close()
+    await until(lambda: len(site.gate) == 0)
+    with pytest.raises(PeerError, match="did not come through the public socket"):
+        site.gate.caller(name)
+    assert not caller.process.is_alive(), "a closed handle counts as dead"
+
+
+@pytest.mark.parametrize("name", ["", "unix:", "unix-abstract:", "unix-abstract:" + "0" * 32])
+async def test_an_unknown_name_is_nobody(site: Site, name: str) -> None:
+    with pytest.raises(PeerError):
+        site.gate.caller(name)
+
+
+async def test_a_direct_connection_to_the_inner_server_is_nobody(
+    site: Site, tmp_path: Path
+) -> None:
+    reader, writer = await asyncio.open_unix_connection(tmp_path / "inner")
+    writer.write(b"x")
+    await reader.readexactly(1)
+    with pytest.raises(PeerError):
+        site.gate.caller(site.names[-1])
+    writer.close()
+
+
+async def test_the_exit_of_the_process_ends_its_connection_though_the_socket_lives_on(
+    site: Site,
+) -> None:
+    # The parent holds a copy of the child's connected socket, so no end-of-file tells of its death.
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connected, ready = os.pipe()
+
+    def child() -> None:
+        sock.connect(str(site.path))
+        os.write(ready, b"!")
+        signal.pause()
+
+    with pids.sleeping_child(child) as pid:
+        await asyncio.to_thread(os.read, connected, 1)
+        await until(lambda: len(site.gate) == 1)
+    assert pid
+    await until(lambda: len(site.gate) == 0)
+    sock.settimeout(5)
+    assert sock.recv(1) == b"", "the holder of the copy sees the end"
+    assert site.lines.of("connection ended without a call")[0]["reason"] == "process exited"
+    for descriptor in (connected, ready):
+        os.close(descriptor)
+    sock.close()
+
+
+async def test_a_refused_peer_is_connected_but_never_named(site: Site) -> None:
+    def refuse(_sock: socket.socket) -> Caller:
+        raise PeerError("cannot be named")
+
+    site.gate._identify = refuse
+    _, writer, name = await site.connected()
+    with pytest.raises(PeerError, match="cannot be named"):
+        site.gate.caller(name)
+    writer.close()
+    await until(lambda: len(site.gate) == 0)
+
+
+async def test_a_peer_that_is_gone_is_dropped_at_once(site: Site) -> None:
+    def gone(_sock: socket.socket) -> Caller:
+        raise PeerGoneError("exited")
+
+    site.gate._identify = gone
+    reader, writer = await site.connect()
+    assert await reader.read() == b""
+    assert site.lines.of("connection dropped")[0]["reason"] == "exited"
+    writer.close()
+
+
+async def test_one_who_never_speaks_is_cut(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate_module, "FIRST_BYTES_SECONDS", 0.01)
+    reader, writer = await site.connect()
+    assert await reader.read() == b""
+    [line] = site.lines.of("connection ended without a call")
+    assert line["pid"] == os.getpid()
+    assert line["reason"].startswith("silent")
+    writer.close()
+
+
+async def test_one_who_has_spoken_may_be_silent_afterwards(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate_module, "FIRST_BYTES_SECONDS", 0.05)
+    reader, writer, _ = await site.connected()
+    await asyncio.sleep(0.1)
+    writer.write(b"y")
+    assert await reader.readexactly(1) == b"y"
+    writer.close()
+
+
+async def test_the_inner_server_is_waited_for(tmp_path: Path) -> None:
+    """A full queue is retried: EAGAIN, unlike on other sockets, means that nothing was begun."""
+    busy = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    busy.bind(str(tmp_path / "inner"))
+    busy.listen(0)
+    fill = [socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) for _ in range(3)]
+    for sock in fill:
+        sock.setblocking(False)
+        sock.connect_ex(str(tmp_path / "inner"))
+    outer = listen(tmp_path / "outer")
+    gate = Gate(asyncio.get_running_loop(), outer, str(tmp_path / "inner"), Lines().log)
+    gate.start()
+    _, writer = await asyncio.open_unix_connection(tmp_path / "outer")
+    await until(lambda: len(gate) == 1)
+    accepted: list[socket.socket] = []
+    busy.setblocking(False)
+    async with asyncio.timeout(5):
+        while not any(sock.getpeername() for sock in accepted if sock.getpeername() != ""):
+            sock, _ = await asyncio.get_running_loop().sock_accept(busy)
+            accepted.append(sock)
+    assert len(gate) == 1
+    writer.close()
+    gate.close()
+    for sock in [*fill, *accepted, busy, outer]:
+        sock.close()
+
+
+async def test_an_overloaded_inner_server_ends_the_connection_with_a_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate_module, "INNER_ATTEMPTS", 2)
+    lines = Lines()
+    outer = listen(tmp_path / "outer")
+    busy = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    busy.bind(str(tmp_path / "inner"))
+    busy.listen(0)
+    fill = [socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) for _ in range(3)]
+    for sock in fill:
+        sock.setblocking(False)
+        sock.connect_ex(str(tmp_path / "inner"))
+    gate = Gate(asyncio.get_running_loop(), outer, str(tmp_path / "inner"), lines.log)
+    gate.start()
+    reader, writer = await asyncio.open_unix_connection(tmp_path / "outer")
+    assert await reader.read() == b""
+    assert lines.lines[0]["reason"] == "agent is overloaded"
+    writer.close()
+    gate.close()
+    for sock in [*fill, busy, outer]:
+        sock.close()
+
+
+async def test_no_inner_server_is_one_line_and_no_leak(tmp_path: Path) -> None:
+    lines = Lines()
+    outer = listen(tmp_path / "outer")
+    gate = Gate(asyncio.get_running_loop(), outer, str(tmp_path / "missing"), lines.log)
+    gate.start()
+    reader, writer = await asyncio.open_unix_connection(tmp_path / "outer")
+    assert await reader.read() == b""
+    [line] = lines.lines
+    assert line["reason"].startswith("agent cannot relay")
+    writer.close()
+    gate.close()
+    outer.close()
+
+
+async def test_a_thousand_at_once(site: Site) -> None:
+    before = descriptors()
+
+    async def visit() -> None:
+        _, writer, _ = await site.connected()
+        writer.close()
+        await writer.wait_closed()
+
+    await asyncio.gather(*(visit() for _ in range(1000)))
+    await until(lambda: len(site.gate) == 0)
+    await until(lambda: descriptors() <= before)
+    assert len(set(site.names)) == 1000
+
+
+async def test_ten_thousand_come_and_go_and_no_descriptor_stays(site: Site) -> None:
+    _, writer, _ = await site.connected()
+    writer.close()
+    await until(lambda: len(site.gate) == 0)
+    before = descriptors()
+    for _ in range(10_000):
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.setblocking(False)
+        while sock.connect_ex(str(site.path)) != 0:
+            await asyncio.sleep(0)
+        sock.close()
+    await until(lambda: len(site.gate) == 0)
+    await until(lambda: descriptors() <= before)
+
+
+async def test_close_cuts_everything(site: Site) -> None:
+    reader, writer, _ = await site.connected()
+    site.gate.close()
+    assert await reader.read() == b""
+    assert len(site.gate) == 0
+    writer.close()
+
+
+async def test_drain_waits_for_connections_to_end(site: Site) -> None:
+    _, writer, _ = await site.connected()
+    async with asyncio.TaskGroup() as tasks:
+        drained = tasks.create_task(site.gate.drain(30))
+        await asyncio.sleep(0)
+        assert not drained.done()
+        writer.close()
+    assert len(site.gate) == 0

@@ -1,0 +1,281 @@
+"""The methods of the Workload API for a caller whose entitlement the test decides."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import AsyncGenerator, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from agent.api import workload
+from agent.api.workload import WorkloadApi
+from agent.authority import Authority, AuthorityPolicy
+from agent.entitlement import Entitlement
+from agent.entries import Entry, EntryId
+from agent.errors import AuthorityError, NoIdentityError, RequestError, VouchdError
+from agent.keys import KeyType
+from agent.keystore import Keystore
+from agent.pb import workloadapi_pb2 as pb
+from agent.peer import Caller
+from agent.spiffe import SpiffeId, TrustDomain
+from agent.svids import Svids
+from attestors.api import Selector
+from tests.support.fakes import FakeClock, Lines
+
+TD = TrustDomain("example.org")
+CALLER = cast("Caller", SimpleNamespace(credentials=SimpleNamespace(pid=1, uid=2)))
+HOUR = dt.timedelta(hours=1)
+
+
+def entry(name: str, hint: str = "") -> Entry:
+    return Entry(
+        id=EntryId(name),
+        spiffe_id=SpiffeId(TD, f"/{name}"),
+        selectors=frozenset({Selector("unix", "uid:1")}),
+        x509_svid_ttl=None,
+        jwt_svid_ttl=None,
+        dns_names=(),
+        hint=hint,
+        federates_with=(),
+        expires_at=None,
+        origin="entries.yaml:1",
+    )
+
+
+class Site:
+    """The API with real SVIDs and a real authority, and a caller who may have `entries`."""
+
+    def __init__(self, keystore: Keystore, *, open_verifiers: bool = False) -> None:
+        self.entries: tuple[Entry, ...] | VouchdError = (entry("a"),)
+        self.complete = True
+        self.clock = FakeClock()
+        self.lines = Lines()
+        policy = AuthorityPolicy(
+            trust_domain=TD, key_type=KeyType.EC_P256, ttl=dt.timedelta(days=1)
+        )
+        self.authority = Authority.open(policy, keystore, self.clock, self.lines.log)
+        self.svids = Svids(self.authority, self.clock, HOUR, lambda: 0.0, self.lines.log)
+        self.authority.on_change(self.svids.wake_all)
+        self.api = WorkloadApi(
+            entitlements=cast("Any", self),
+            svids=self.svids,
+            authority=self.authority,
+            clock=self.clock,
+            default_jwt_ttl=HOUR,
+            allow_unauthenticated_verifiers=open_verifiers,
+            log=self.lines.log,
+        )
+
+    async def of(self, caller: Caller) -> Entitlement:
+        assert caller is CALLER
+        if isinstance(self.entries, VouchdError):
+            raise self.entries
+        return Entitlement(entries=self.entries, complete=self.complete)
+
+
+@pytest.fixture
+def keystore(tmp_path: Path) -> Iterator[Keystore]:
+    keystore = Keystore(tmp_path / "data")
+    yield keystore
+    keystore.close()
+
+
+@pytest.fixture
+def site(keystore: Keystore) -> Site:
+    return Site(keystore)
+
+
+async def first_x509(site: Site) -> pb.X509SVIDResponse:
+    stream = site.api.fetch_x509_svid(CALLER, pb.X509SVIDRequest())
+    response = await anext(stream)
+    await stream.aclose()
+    assert isinstance(response, pb.X509SVIDResponse)
+    return response
+
+
+def jwt_request(*audience: str, spiffe_id: str = "") -> pb.JWTSVIDRequest:
+    return pb.JWTSVIDRequest(audience=audience or ["a"], spiffe_id=spiffe_id)
+
+
+async def test_all_identities_in_the_order_of_the_entries(site: Site) -> None:
+    site.entries = (entry("c"), entry("a"), entry("b"))
+    ids = ["spiffe://example.org/c", "spiffe://example.org/a", "spiffe://example.org/b"]
+    assert [svid.spiffe_id for svid in (await first_x509(site)).svids] == ids
+    tokens = await site.api.fetch_jwt_svid(CALLER, jwt_request())
+    assert [svid.spiffe_id for svid in tokens.svids] == ids
+
+
+async def test_of_several_with_one_hint_the_first_keeps_it(site: Site) -> None:
+    site.entries = (entry("a", "x"), entry("b", "x"), entry("c", "y"), entry("d"), entry("e"))
+    hints = ["x", "", "y", "", ""]
+    assert [svid.hint for svid in (await first_x509(site)).svids] == hints
+    tokens = await site.api.fetch_jwt_svid(CALLER, jwt_request())
+    assert [svid.hint for svid in tokens.svids] == hints
+
+
+async def test_one_identity_by_name(site: Site) -> None:
+    site.entries = (entry("a"), entry("b"))
+    request = jwt_request(spiffe_id="spiffe://example.org/b")
+    [svid] = (await site.api.fetch_jwt_svid(CALLER, request)).svids
+    assert svid.spiffe_id == "spiffe://example.org/b"
+
+
+async def test_one_who_asks_for_the_identity_of_another_gets_none(site: Site) -> None:
+    with pytest.raises(NoIdentityError):
+        await site.api.fetch_jwt_svid(CALLER, jwt_request(spiffe_id="spiffe://example.org/z"))
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        pb.JWTSVIDRequest(),
+        jwt_request(""),
+        jwt_request("a", " "),
+        jwt_request(*map(str, range(33))),
+        jwt_request(spiffe_id="http://example.org/b"),
+        jwt_request(spiffe_id="spiffe://example.org"),
+    ],
+)
+async def test_what_is_malformed_is_said_before_anybody_is_attested(
+    site: Site, request_: pb.JWTSVIDRequest
+) -> None:
+    site.entries = AssertionError("attested")  # type: ignore[assignment]
+    with pytest.raises(RequestError):
+        await site.api.fetch_jwt_svid(CALLER, request_)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [pb.ValidateJWTSVIDRequest(audience="a"), pb.ValidateJWTSVIDRequest(svid="x.y.z")],
+)
+async def test_validation_wants_both_fields(
+    site: Site, request_: pb.ValidateJWTSVIDRequest
+) -> None:
+    with pytest.raises(RequestError, match="must be specified"):
+        await site.api.validate_jwt_svid(CALLER, request_)
+
+
+async def test_an_own_token_is_valid_and_its_claims_are_told(site: Site) -> None:
+    token = (await site.api.fetch_jwt_svid(CALLER, jwt_request("a", "b"))).svids[0].svid
+    request = pb.ValidateJWTSVIDRequest(audience="b", svid=token)
+    valid = await site.api.validate_jwt_svid(CALLER, request)
+    assert valid.spiffe_id == "spiffe://example.org/a"
+    assert list(cast("Any", valid.claims["aud"])) == ["a", "b"]
+    assert valid.claims["sub"] == "spiffe://example.org/a"
+    assert valid.claims["exp"] == int((site.clock.now() + HOUR).timestamp())
+
+
+async def test_an_expired_token_is_not(site: Site) -> None:
+    token = (await site.api.fetch_jwt_svid(CALLER, jwt_request())).svids[0].svid
+    site.clock.set(site.clock.now() + HOUR + dt.timedelta(minutes=1))
+    with pytest.raises(RequestError, match="expired"):
+        await site.api.validate_jwt_svid(
+            CALLER, pb.ValidateJWTSVIDRequest(audience="a", svid=token)
+        )
+
+
+async def test_an_entry_that_cannot_be_served_does_not_hold_up_the_others(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.entries = (entry("a"), entry("b"))
+    sign = site.authority.sign_x509
+
+    def sign_some(request: Any) -> Any:
+        if request.spiffe_id.path == "/a":
+            raise AuthorityError("not this one")
+        return sign(request)
+
+    monkeypatch.setattr(site.authority, "sign_x509", sign_some)
+    [svid] = (await first_x509(site)).svids
+    assert svid.spiffe_id == "spiffe://example.org/b"
+    assert site.lines.of("svid not made")[0]["entry"] == "a"
+    site.entries = (entry("a"),)
+    with pytest.raises(AuthorityError, match="not this one"):
+        await first_x509(site)
+
+
+async def test_a_renewal_is_pushed(site: Site) -> None:
+    stream = site.api.fetch_x509_svid(CALLER, pb.X509SVIDRequest())
+    first = await anext(stream)
+    site.clock.set(site.clock.now() + HOUR / 2)
+    site.svids.renew_due()
+    second = await anext(stream)
+    await stream.aclose()
+    assert first != second
+    assert not site.svids._watchers
+
+
+async def test_a_new_authority_is_pushed_to_those_who_watch_bundles(site: Site) -> None:
+    x509 = site.api.fetch_x509_bundles(CALLER, pb.X509BundlesRequest())
+    jwt = site.api.fetch_jwt_bundles(CALLER, pb.JWTBundlesRequest())
+    before = [await anext(x509), await anext(jwt)]
+    site.clock.set(site.clock.now() + 21 * HOUR)
+    await site.authority.replace_due()
+    after = [await anext(x509), await anext(jwt)]
+    assert before[0] != after[0]
+    assert before[1] != after[1]
+    await x509.aclose()
+    await jwt.aclose()
+
+
+async def test_before_every_push_the_caller_is_asked_about_again(site: Site) -> None:
+    stream = site.api.fetch_x509_svid(CALLER, pb.X509SVIDRequest())
+    await anext(stream)
+    site.entries = NoIdentityError("gone")
+    site.svids.wake_all()
+    with pytest.raises(NoIdentityError):
+        await anext(stream)
+
+
+async def test_while_an_attestor_fails_a_stream_asks_again(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workload, "RETRY_SECONDS", 0.01)
+    site.complete = False
+    stream = site.api.fetch_x509_svid(CALLER, pb.X509SVIDRequest())
+    await anext(stream)
+    site.complete, site.entries = True, (entry("a"), entry("b"))
+    response = await anext(stream)
+    assert isinstance(response, pb.X509SVIDResponse)
+    assert len(response.svids) == 2
+    await stream.aclose()
+
+
+def bundle_streams(site: Site) -> list[AsyncGenerator[Any, None]]:
+    return [
+        site.api.fetch_x509_bundles(CALLER, pb.X509BundlesRequest()),
+        site.api.fetch_jwt_bundles(CALLER, pb.JWTBundlesRequest()),
+    ]
+
+
+async def test_bundles_are_for_those_with_an_identity(site: Site) -> None:
+    site.entries = NoIdentityError("none")
+    for stream in bundle_streams(site):
+        with pytest.raises(NoIdentityError):
+            await anext(stream)
+    with pytest.raises(NoIdentityError):
+        await site.api.validate_jwt_svid(
+            CALLER, pb.ValidateJWTSVIDRequest(audience="a", svid="x.y.z")
+        )
+
+
+async def test_unless_the_operator_lets_everybody_verify(keystore: Keystore) -> None:
+    site = Site(keystore, open_verifiers=True)
+    token = (await site.api.fetch_jwt_svid(CALLER, jwt_request())).svids[0].svid
+    site.entries = NoIdentityError("none")
+    for stream in bundle_streams(site):
+        response = await anext(stream)
+        assert list(response.bundles) == ["spiffe://example.org"]
+        await stream.aclose()
+    request = pb.ValidateJWTSVIDRequest(audience="a", svid=token)
+    assert (await site.api.validate_jwt_svid(CALLER, request)).spiffe_id
+    with pytest.raises(NoIdentityError):
+        await first_x509(site)
+
+
+async def test_wit_is_not_served(site: Site) -> None:
+    with pytest.raises(VouchdError, match="WIT"):
+        site.api.fetch_wit(CALLER, pb.WITSVIDRequest())
