@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PROTOS := $(wildcard proto/*.proto)
 
-.PHONY: demo run test clients test-system lint format proto bench clean
+.PHONY: demo run test clients test-system lint format proto schemas bench clean
 
 $(VENV)/.installed: pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -42,6 +42,11 @@ format: $(VENV)/.installed
 proto: $(VENV)/.installed
 	.ci/generate agent/pb
 
+## generate config/schema from the models
+schemas: $(VENV)/.installed
+	VOUCHD_WRITE_SCHEMAS=1 $(BIN)/pytest -q tests/unit/test_config.py -k up_to_date
+
+## the benchmarks, as ratios to a bare gRPC server
 bench: $(VENV)/.installed
 	$(BIN)/python tests/bench/bench.py
 

@@ -64,7 +64,7 @@ class Authority:
         self._listeners: list[Callable[[], None]] = []
         self.created = False
         """Whether this is the first start with this data directory."""
-        self._adopt(authorities)
+        self._signers = _Signers(authorities)
 
     @classmethod
     def open(
@@ -92,7 +92,7 @@ class Authority:
     @property
     def bundle(self) -> TrustBundle:
         """The trust bundle as of now."""
-        return self._bundle
+        return self._signers.bundle
 
     def on_change(self, listener: Callable[[], None]) -> None:
         """Have `listener` called after every change of the bundle."""
@@ -104,7 +104,7 @@ class Authority:
         Raises:
             IssuanceError: the authority has expired, or what was asked for breaks a rule.
         """
-        return self._x509.issue(self._x509.prepare(request, self._clock.now()))
+        return self._signers.x509.issue(self._signers.x509.prepare(request, self._clock.now()))
 
     def sign_jwt(self, request: JwtSvidRequest) -> JwtSvid:
         """A JWT-SVID.
@@ -112,7 +112,7 @@ class Authority:
         Raises:
             IssuanceError: the authority has expired, or what was asked for breaks a rule.
         """
-        return self._jwt.issue(self._jwt.prepare(request, self._clock.now()))
+        return self._signers.jwt.issue(self._signers.jwt.prepare(request, self._clock.now()))
 
     async def run(self) -> None:
         """Replace authorities in time, for ever."""
@@ -130,24 +130,29 @@ class Authority:
         Raises:
             KeystoreError: the new state cannot be stored; the old one stays in use.
         """
-        for kind in sorted(due(self._authorities, self._clock.now())):
+        for kind in sorted(due(self._signers.authorities, self._clock.now())):
             # An RSA key may take seconds to make.
             successor = await asyncio.to_thread(_make, kind, self._policy, self._clock.now())
-            authorities = succeed(self._authorities, successor, self._clock.now())
+            authorities = succeed(self._signers.authorities, successor, self._clock.now())
+            signers = await asyncio.to_thread(_Signers, authorities)
             await asyncio.to_thread(self._keystore.write, FILE, authorities.to_json())
-            self._adopt(authorities)
+            self._signers = signers
             self._log.info("authority replaced", kind=str(kind), sequence=authorities.sequence)
             for listener in self._listeners:
                 listener()
 
-    def _adopt(self, authorities: AuthoritySet) -> None:
-        self._authorities = authorities
-        self._bundle = authorities.bundle()
+
+class _Signers:
+    """A set of authorities, ready to sign. Slow to make for RSA: issuers make keys of their own."""
+
+    def __init__(self, authorities: AuthoritySet) -> None:
+        self.authorities = authorities
+        self.bundle = authorities.bundle()
         x509_authority, jwt_authority = authorities.active_x509, authorities.active_jwt
-        self._x509 = X509Issuer(
+        self.x509 = X509Issuer(
             x509_authority.certificate, x509_authority.key, authorities.trust_domain
         )
-        self._jwt = JwtIssuer(
+        self.jwt = JwtIssuer(
             jwt_authority.kid, jwt_authority.key, jwt_authority.not_after, authorities.trust_domain
         )
 

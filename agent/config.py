@@ -27,8 +27,9 @@ from pydantic import (
 
 from agent.errors import ConfigError, Problem
 from agent.keys import KeyType
-from agent.located import Document, Duration, Source, Text, as_text, format_duration, nearest, read
+from agent.located import Document, Source, nearest, read
 from agent.spiffe import TrustDomain
+from agent.values import Duration, Text, as_text, format_duration, long_enough
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -105,7 +106,7 @@ def _fits_ca(ttl: timedelta, info: ValidationInfo) -> timedelta:
             f" outlive the authority that signed it: give {format_duration(ca_ttl)} / 6 ="
             f" {format_duration(ca_ttl / SVIDS_PER_CA_LIFE)} at most, or raise x509_ca_ttl"
         )
-    return ttl
+    return long_enough(ttl)
 
 
 _PATH = WithJsonSchema({"type": "string", "minLength": 1})

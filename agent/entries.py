@@ -30,18 +30,9 @@ from pydantic import (
 )
 
 from agent.errors import ConfigError, Problem, Severity
-from agent.located import (
-    DURATION_SCHEMA,
-    Document,
-    Loc,
-    Source,
-    as_text,
-    format_duration,
-    nearest,
-    parse_duration,
-    read,
-)
+from agent.located import Document, Loc, Source, nearest, read
 from agent.spiffe import SCHEME, SpiffeId, TrustDomain
+from agent.values import DURATION_SCHEMA, as_text, format_duration, long_enough, parse_duration
 from attestors.api import Selector
 
 if TYPE_CHECKING:
@@ -186,7 +177,7 @@ def _parse_svid_ttl(value: timedelta, info: ValidationInfo) -> timedelta:
             f"{format_duration(value)} is more than {format_duration(limit)}, a sixth of"
             " x509_ca_ttl: a longer SVID could outlive the authority that signed it"
         )
-    return value
+    return long_enough(value)
 
 
 def _parse_dns_name(value: object) -> str:

@@ -18,14 +18,14 @@ import difflib
 import re
 from bisect import bisect_right
 from dataclasses import dataclass, field
-from datetime import timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeAlias, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ValidationError, WithJsonSchema
+from pydantic import BaseModel, ValidationError
 
 from agent.errors import ConfigError, Problem, Severity
+from agent.values import kind_of, why_not_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 # Deeper than anything an operator writes, far shallower than Python's stack.
 MAX_DEPTH = 32
-# Ten years: longer than any certificate should live, and far from overflowing a date.
-MAX_DURATION = timedelta(days=3650)
 
 Loc: TypeAlias = tuple[str | int, ...]
 """The way to a node: keys and list indices, as pydantic counts them."""
@@ -53,74 +51,6 @@ class Source:
 
     name: str
     content: bytes
-
-
-# --- values that every file spells the same way ------------------------------------------------
-def as_text(value: object) -> str:
-    """Insist on text, and say how to write it as text what YAML took for something else.
-
-    Raises:
-        ValueError: it is not text, or has no character in it.
-    """
-    if isinstance(value, str) and value:
-        return value
-    raise ValueError(_why_not_text(value))
-
-
-def _why_not_text(value: object) -> str:
-    match value:
-        case None:
-            return "has no value: give it one, or remove the line"
-        case "":
-            return "is empty"
-        case bool():
-            return (
-                "must be text, but YAML reads an unquoted yes, no, on, off, true or false as a"
-                " truth value: put it in quotes"
-            )
-        case int() | float():
-            return f'must be text, not a number: put it in quotes, "{value}"'
-        case _:
-            return f"must be text, not {_kind(value)}"
-
-
-_UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
-_DURATION = re.compile(r"([0-9]{1,12})([smhd])")
-
-
-def parse_duration(value: object) -> timedelta:
-    """Read `90s`, `5m`, `24h` or `7d`. What is a duration already, as defaults are, stays one.
-
-    Raises:
-        ValueError: it is none of these, not positive, or longer than ten years.
-    """
-    if isinstance(value, timedelta):
-        return value
-    if isinstance(value, int) and not isinstance(value, bool):
-        raise ValueError(f"{value} has no unit: write 90s, 5m, 24h or 7d")  # noqa: TRY004 - pydantic
-    text = as_text(value)
-    if not (found := _DURATION.fullmatch(text)):
-        raise ValueError(f"{text!r} is not a duration: write 90s, 5m, 24h or 7d")
-    duration = int(found[1]) * _UNITS[found[2]]
-    if not duration:
-        raise ValueError(f"{text!r} is no time at all: a duration must be positive")
-    if duration > MAX_DURATION.total_seconds():
-        raise ValueError(f"{text!r} is longer than {format_duration(MAX_DURATION)}")
-    return timedelta(seconds=duration)
-
-
-def format_duration(duration: timedelta) -> str:
-    """The shortest spelling that `parse_duration` reads back, cut to whole seconds."""
-    seconds = int(duration.total_seconds())
-    unit, length = next(pair for pair in _UNITS.items() if seconds % pair[1] == 0)
-    return f"{seconds // length}{unit}"
-
-
-Text = Annotated[str, BeforeValidator(as_text), WithJsonSchema({"type": "string"})]
-DURATION_SCHEMA = WithJsonSchema(
-    {"type": "string", "pattern": "^[0-9]+[smhd]$", "examples": ["90s", "5m", "24h", "7d"]}
-)
-Duration = Annotated[timedelta, BeforeValidator(parse_duration), DURATION_SCHEMA]
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -225,27 +155,13 @@ def _plain_words(kind: str, message: str, value: object) -> str:
     if kind == "missing":
         return "is missing"
     if kind == "string_type" or value is None:
-        return _why_not_text(value)
+        return why_not_text(value)
     wanted = _EXPECTED.get(kind.removesuffix("_type").removesuffix("_parsing"))
     if wanted == "a list" and isinstance(value, str):
         return f"must be a list: write [{value}]"
     if wanted:
-        return f"must be {wanted}, not {_kind(value)}"
+        return f"must be {wanted}, not {kind_of(value)}"
     return message.replace("Input should be", "must be").replace("Value error, ", "")
-
-
-def _kind(value: object) -> str:
-    match value:
-        case bool():
-            return "true or false"
-        case int() | float():
-            return "a number"
-        case list():
-            return "a list"
-        case dict():
-            return "a mapping"
-        case _:
-            return "text"
 
 
 def _known_keys(model: type[BaseModel], loc: Loc) -> list[str]:

@@ -83,6 +83,8 @@ class SpiffeId:
 
 
 def _check_path(path: str) -> None:
+    if not path:
+        raise ValueError("the SPIFFE ID has no path, and so names a trust domain, not a workload")
     if not path.startswith("/"):
         raise ValueError(f"path {path!r} does not begin with '/'")
     for segment in path[1:].split("/"):

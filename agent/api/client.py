@@ -167,7 +167,9 @@ class WorkloadClient:
             "/grpc.health.v1.Health/Check", _encode, health_pb2.HealthCheckResponse.FromString
         )
         with self._failures():
-            response = check(health_pb2.HealthCheckRequest(), timeout=self._timeout)
+            response = check(
+                health_pb2.HealthCheckRequest(), timeout=self._timeout, metadata=_METADATA
+            )
         return health_pb2.HealthCheckResponse.ServingStatus.Name(response.status)
 
     def _call(

@@ -11,7 +11,7 @@ from agent.cli.output import show
 from agent.cli.serve import configured
 from agent.clock import SystemClock
 from agent.daemon import load_configured_entries
-from agent.located import format_duration
+from agent.values import format_duration
 from attestors.api import Selector
 
 if TYPE_CHECKING:

@@ -51,6 +51,13 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", f"{name}: {meaning}")
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    # Not among the fixture's own parameters: in a run over all tests, the marker is known only now.
+    if "endpoint" in metafunc.fixturenames:
+        several = pytest.param("several", marks=pytest.mark.needs_control)
+        metafunc.parametrize("endpoint", ["given", several], indirect=True)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if _given_uri(config) is None:
         return
@@ -128,9 +135,9 @@ def unable(pytestconfig: pytest.Config) -> Iterator[Endpoint]:
         yield endpoint
 
 
-@pytest.fixture(params=["given", pytest.param("several", marks=pytest.mark.needs_control)])
+@pytest.fixture
 def endpoint(request: pytest.FixtureRequest, given: Endpoint, several: Endpoint) -> Endpoint:
-    """The Workload API under test, and again with several identities."""
+    """The Workload API under test, and again with several identities (pytest_generate_tests)."""
     return {"given": given, "several": several}[request.param]
 
 
@@ -287,9 +294,11 @@ def history(pytestconfig: pytest.Config) -> History:
 
 @contextmanager
 def _stream(config: pytest.Config, entries: str) -> Iterator[wire.Call]:
-    with _serving(config, f"entries:\n{entries}") as endpoint:
-        with endpoint.stream(wire.X509_SVID) as call:
-            yield call
+    with (
+        _serving(config, f"entries:\n{entries}") as endpoint,
+        endpoint.stream(wire.X509_SVID) as call,
+    ):
+        yield call
 
 
 def _in(seconds: float) -> str:

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from agent.config import parse_settings
 from agent.entries import Entry, EntryId, EntrySet, parse_entries
 from agent.errors import ConfigError
-from agent.located import MAX_DURATION, Source, format_duration, parse_duration
+from agent.located import Source
 from agent.spiffe import SpiffeId, TrustDomain
+from agent.values import MAX_DURATION, format_duration, parse_duration
 from attestors.api import Options, Selector
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)

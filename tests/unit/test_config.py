@@ -28,8 +28,9 @@ from agent.entries import EntriesFile, EntryConfig
 from agent.errors import ConfigError
 from agent.files import load_entries, load_settings
 from agent.keys import KeyType
-from agent.located import Source, format_duration, read
+from agent.located import Source, read
 from agent.spiffe import TrustDomain
+from agent.values import format_duration
 from attestors.api import Options
 
 ROOT = Path(__file__).parents[2]

@@ -1,8 +1,5 @@
 """Documents: where things are, and what a mistake is called."""
 
-from datetime import timedelta
-from typing import Any
-
 import pytest
 import yaml
 from pydantic import BaseModel, ConfigDict, with_config
@@ -10,7 +7,7 @@ from typing_extensions import TypedDict
 
 from agent import located
 from agent.errors import ConfigError, Problem, Severity
-from agent.located import Source, as_text, format_duration, nearest, parse_duration, read
+from agent.located import Source, nearest, read
 
 TEXT = "a: 1\nlist:\n  - x\n  - {k: v}\nünï: [yes, ~, 1.5, 'no', no-body, 2027-01-01]\n"
 
@@ -80,6 +77,12 @@ def test_an_alias_gives_the_same_data_and_its_mistakes_are_at_the_anchor() -> No
     assert document.data["use"] == ["x", "y"]
     assert document.line(("use",)) == 2
     assert document.problem(("use", 1), "m") == Problem("f.yaml", 1, 14, "m")
+
+
+def test_an_alias_may_stand_for_one_word() -> None:
+    document = _document("name: &n joe\nuser: *n\n")
+    assert document.data == {"name": "joe", "user": "joe"}
+    assert document.problem(("user",), "m") == Problem("f.yaml", 2, 7, "m")
 
 
 def test_a_key_given_twice_is_a_problem_and_the_first_one_counts() -> None:
@@ -195,50 +198,7 @@ def test_a_union_s_complaints_are_all_at_the_value() -> None:
     assert [each.partition(":")[0] for each in _judged("either: x")] == ["9", "9"]
 
 
-# --- values ------------------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [("90s", 90), ("5m", 300), ("24h", 86400), ("7d", 604800), ("3650d", 315360000)],
-)
-def test_durations(text: str, seconds: int) -> None:
-    assert parse_duration(text) == timedelta(seconds=seconds)
-
-
-@pytest.mark.parametrize(
-    ("value", "reason"),
-    [
-        ("3651d", "longer than 3650d"),
-        ("1h30m", "is not a duration"),
-        ("1H", "is not a duration"),
-        ("1 h", "is not a duration"),
-        ("٣h", "is not a duration"),
-        ("9" * 5000 + "d", "is not a duration"),
-        ("0m", "must be positive"),
-        (90, "90 has no unit"),
-        (1.5, "must be text"),
-        (True, "truth value"),
-    ],
-)
-def test_bad_durations(value: object, reason: str) -> None:
-    with pytest.raises(ValueError, match=reason):
-        parse_duration(value)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(1, "1s"), (60, "1m"), (90, "90s"), (7200, "2h"), (86400, "1d"), (1.9, "1s")],
-)
-def test_durations_print_in_their_largest_unit(seconds: float, text: str) -> None:
-    assert format_duration(timedelta(seconds=seconds)) == text
-
-
 def test_advice_names_the_nearest_word_or_else_all() -> None:
     assert nearest("unxi", {"unix", "docker"}) == "did you mean 'unix'?"
     assert nearest("zzz", {"unix", "docker"}) == "known: docker, unix"
     assert nearest("zzz", ()) == "known: none"
-
-
-@pytest.mark.parametrize("value", ["", None, True, 1, 1.5, [], {}, {1}])
-def test_only_text_with_something_in_it_is_text(value: Any) -> None:
-    with pytest.raises(ValueError, match=r"is empty|has no value|must be text"):
-        as_text(value)
