@@ -114,7 +114,7 @@ class WorkloadAttestor:
         if foreign:
             self._log.warning("attestor claimed foreign selectors", attestor=name, types=foreign)
             return _Result(name, failure=f"claimed selectors of other types: {', '.join(foreign)}")
-        return _Result(name, findings)
+        return _Result(name, findings, "; ".join(findings.pending) or None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -219,9 +219,9 @@ class Gate:
         if connection.relay is not None:
             connection.relay.close(reason)
         connection.outer.close()
-        self._log_end(connection, reason)
         if not isinstance(connection.caller, PeerError):
             connection.caller.close()
+        self._log_end(connection, reason)
 
     def _log_end(self, connection: _Connection, reason: str) -> None:
         """One line for a connection that came to nothing; the others are told of by their calls."""

@@ -90,6 +90,7 @@ class Svids:
         self._log = log
         self._minted: dict[EntryId, X509Svid] = {}
         self._watchers: defaultdict[EntryId, set[asyncio.Event]] = defaultdict(set)
+        self._ending: set[EntryId] = set()
         self._everybody: set[asyncio.Event] = set()
         self._due: list[tuple[datetime, int, Entry]] = []
         self._order = count()
@@ -119,8 +120,7 @@ class Svids:
         self._everybody.add(changed)
         for entry in entries:
             self._watchers[entry.id].add(changed)
-            if entry.expires_at is not None:
-                self._schedule(entry.expires_at, entry)
+            self._schedule_end(entry)
         try:
             yield changed
         finally:
@@ -158,6 +158,7 @@ class Svids:
         try:
             if entry.expires_at is not None and entry.expires_at <= now:
                 self._minted.pop(entry.id, None)
+                self._ending.discard(entry.id)
             else:
                 self._mint(entry, now)
         except AuthorityError as error:
@@ -195,6 +196,11 @@ class Svids:
             return entry.expires_at  # a renewal would not last longer
         half = (not_after - now) / 2
         return now + half * (1 + self._spread() / 10)
+
+    def _schedule_end(self, entry: Entry) -> None:
+        if entry.expires_at is not None and entry.id not in self._ending:
+            self._ending.add(entry.id)
+            self._schedule(entry.expires_at, entry)
 
     def _schedule(self, due: datetime, entry: Entry) -> None:
         # The running number keeps the heap from comparing entries.

@@ -48,6 +48,10 @@ class SlowLookup(Generic[K, V]):
             search.add_done_callback(lambda done: self._found(key, done, keep=keep))
         return await asyncio.shield(search)
 
+    def forget(self, key: K) -> None:
+        """Drop what is known of `key`, so that the next to ask finds out anew."""
+        self._kept.pop(key, None)
+
     def _found(self, key: K, search: asyncio.Future[V], *, keep: bool) -> None:
         del self._searching[key]
         # Reading the exception also tells asyncio that it was seen, should nobody wait any more.

@@ -124,12 +124,14 @@ class WorkloadRef(Protocol):
 class Findings:
     """What an attestor found out.
 
-    `notes` say which selectors are missing and why ("executable not readable: …"); operators see
-    them in the log, callers never do.
+    `notes` say which selectors are missing for good and why ("executable not readable: …");
+    `pending` which ones may be had later. The caller is then asked to come again if nothing
+    matched. Operators see both in the log, callers never do.
     """
 
     selectors: frozenset[Selector] = frozenset()
     notes: tuple[str, ...] = ()
+    pending: tuple[str, ...] = ()
 
 
 class Options(BaseModel):

@@ -16,16 +16,19 @@ in threads.
 
 from __future__ import annotations
 
+import asyncio
 import grp
 import hashlib
 import os
 import pwd
+import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from pydantic import BaseModel, Field
 
@@ -33,16 +36,29 @@ from attestors._lookup import SlowLookup
 from attestors.api import AttestorError, Findings, Options, Selector
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+    from concurrent.futures import Executor
+
     from attestors.api import AttestorContext, WorkloadRef
 
-THREADS = 4
 READ_BYTES = 1 << 20
 CACHE_SIZE = 4096
 # Names may come from a directory service, and files move: how long an answer is believed.
 FRESH_SECONDS = 60.0
+# How long a caller waits for each kind of answer that takes a thread.
+NAME_SECONDS = 1.0
+PATH_SECONDS = 1.0
+DIGEST_SECONDS = 3.0
+# One executable is read at a time, so that hashing takes one processor and no more; and whoever
+# has this many waiting has to wait for these first.
+DIGESTS_PER_USER = 4
 # A file that is written twice within one tick of the kernel's clock (10 ms at most) keeps its
 # ctime. A digest is remembered only for files whose last change lies clearly further back.
 SETTLED_NS = 2_000_000_000
+
+
+K = TypeVar("K", bound="Hashable")
+V = TypeVar("V")
 
 
 class UnixOptions(Options):
@@ -78,45 +94,57 @@ class UnixAttestor:
 
     name: ClassVar[str] = "unix"
     Options: ClassVar[type[BaseModel]] = UnixOptions
-    timeout: ClassVar[float] = 5.0
+    timeout: ClassVar[float] = 2 * (NAME_SECONDS + PATH_SECONDS + DIGEST_SECONDS)
 
     def __init__(self, options: UnixOptions, _context: AttestorContext) -> None:
         self._options = options
-        self._threads = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="unix-attestor")
-        self._users: SlowLookup[int, str | None] = SlowLookup(
-            self._threads, size=CACHE_SIZE, seconds=FRESH_SECONDS
-        )
-        self._groups: SlowLookup[int, str | None] = SlowLookup(
-            self._threads, size=CACHE_SIZE, seconds=FRESH_SECONDS
-        )
-        self._paths: SlowLookup[str, tuple[int, int] | None] = SlowLookup(
-            self._threads, size=CACHE_SIZE, seconds=FRESH_SECONDS
-        )
-        self._digests: SlowLookup[_FileKey, str] = SlowLookup(self._threads, size=CACHE_SIZE)
+        # Threads of their own for each, because what hangs in one must not hold up the others.
+        self._name_threads = ThreadPoolExecutor(2, "unix-names")
+        self._path_threads = ThreadPoolExecutor(2, "unix-paths")
+        self._users: SlowLookup[int, str | None] = self._fresh(self._name_threads)
+        self._groups: SlowLookup[int, str | None] = self._fresh(self._name_threads)
+        self._paths: SlowLookup[str, _FileKey | None] = self._fresh(self._path_threads)
+        self._digests = _Digests()
 
     async def attest(self, workload: WorkloadRef) -> Findings:
         """See Attestor.attest."""
         facts = [f"uid:{workload.uid}", f"gid:{workload.gid}"]
         facts += [f"supplementary_gid:{gid}" for gid in workload.groups]
-        facts += await self._names(workload)
         notes: list[str] = []
-        try:
-            facts += await self._path(workload, notes)
-            facts += await self._sha256(workload, notes)
-        except PermissionError:
-            notes.append(
-                "no unix:path and unix:sha256: the agent may not look at this executable "
-                "(it needs CAP_SYS_PTRACE to see those of other users)"
-            )
-        except (ProcessLookupError, FileNotFoundError) as error:
-            raise AttestorError("the process exited") from error
-        return Findings(frozenset(Selector(self.name, fact) for fact in facts), tuple(notes))
+        pending: list[str] = []
+        for what, seconds, find in (
+            ("user and group names", NAME_SECONDS, self._names),
+            ("unix:path", PATH_SECONDS, self._path),
+            ("unix:sha256", DIGEST_SECONDS, self._sha256),
+        ):
+            try:
+                async with asyncio.timeout(seconds):
+                    facts += await find(workload, notes)
+            except TimeoutError:
+                pending.append(f"{what} took too long")
+            except AttestorError as error:
+                pending.append(f"no {what} yet: {error}")
+            except PermissionError:
+                notes.append(
+                    f"no {what}: the agent may not look at this executable "
+                    "(it needs CAP_SYS_PTRACE to see those of other users)"
+                )
+            except (ProcessLookupError, FileNotFoundError) as error:
+                raise AttestorError("the process exited") from error
+        selectors = frozenset(Selector(self.name, fact) for fact in facts)
+        return Findings(selectors, tuple(notes), tuple(pending))
 
     async def close(self) -> None:
         """See Attestor.close."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._name_threads, self._path_threads):
+            threads.shutdown(wait=False, cancel_futures=True)
+        self._digests.close()
 
-    async def _names(self, workload: WorkloadRef) -> list[str]:
+    @staticmethod
+    def _fresh(threads: Executor) -> SlowLookup[K, V]:
+        return SlowLookup(threads, size=CACHE_SIZE, seconds=FRESH_SECONDS)
+
+    async def _names(self, workload: WorkloadRef, _notes: list[str]) -> list[str]:
         user = await self._users.get(workload.uid, lambda: partial(_user_name, workload.uid))
         group = await self._group(workload.gid)
         others = [await self._group(gid) for gid in workload.groups]
@@ -129,15 +157,26 @@ class UnixAttestor:
 
     async def _path(self, workload: WorkloadRef, notes: list[str]) -> list[str]:
         path = workload.readlink("exe")
-        running = workload.stat("exe")
-        here = await self._paths.get(path, lambda: partial(_device_and_inode, path))
-        if here == (running.st_dev, running.st_ino):
+        if await self._is_at(path, _FileKey.of(workload.stat("exe"))):
             return [f"path:{path}"]
         notes.append(
             f"no unix:path: {path!r} is not the running file in the agent's file system "
             "(replaced, deleted, or in another mount namespace)"
         )
         return []
+
+    async def _is_at(self, path: str, running: _FileKey) -> bool:
+        """Whether `path` names the running file in the agent's own view.
+
+        The whole key is compared, because device and inode alone could be those of a later file.
+        """
+        if await self._look_up(path) == running:
+            return True
+        self._paths.forget(path)  # what was known may be old
+        return await self._look_up(path) == running
+
+    async def _look_up(self, path: str) -> _FileKey | None:
+        return await self._paths.get(path, lambda: partial(_file_at, path))
 
     async def _sha256(self, workload: WorkloadRef, notes: list[str]) -> list[str]:
         if not self._options.sha256:
@@ -149,11 +188,49 @@ class UnixAttestor:
                 f"({self._options.sha256_max_bytes})"
             )
             return []
+        return [f"sha256:{await self._digests.get(workload, key)}"]
+
+
+class _Digests:
+    """SHA-256 of executables: read once while they stay the same, one at a time."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "unix-sha256")
+        self._known: SlowLookup[_FileKey, str] = SlowLookup(self._thread, size=CACHE_SIZE)
+        self._waiting: Counter[int] = Counter()
+        self._lock = threading.Lock()
+
+    async def get(self, workload: WorkloadRef, key: _FileKey) -> str:
+        """The digest of the executable, which is that of `key`.
+
+        Raises:
+            AttestorError: it changed meanwhile, or its user has too many others waiting.
+        """
         settled = time.time_ns() - key.ctime_ns > SETTLED_NS
-        digest = await self._digests.get(
-            key, lambda: partial(_digest, workload.open("exe"), key), keep=settled
-        )
-        return [f"sha256:{digest}"]
+        return await self._known.get(key, lambda: self._begin(workload, key), keep=settled)
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _begin(self, workload: WorkloadRef, key: _FileKey) -> Callable[[], str]:
+        uid = workload.uid
+        if self._waiting[uid] >= DIGESTS_PER_USER:
+            raise AttestorError(f"{DIGESTS_PER_USER} other executables of this user are being read")
+        descriptor = workload.open("exe")
+        self._count(uid, 1)
+
+        def read() -> str:
+            try:
+                return _digest(descriptor, key)
+            finally:
+                self._count(uid, -1)
+
+        return read
+
+    def _count(self, uid: int, change: int) -> None:
+        with self._lock:
+            self._waiting[uid] += change
+            self._waiting += Counter()  # drops the zeros
 
 
 def _user_name(uid: int) -> str | None:
@@ -170,12 +247,11 @@ def _group_name(gid: int) -> str | None:
         return None
 
 
-def _device_and_inode(path: str) -> tuple[int, int] | None:
+def _file_at(path: str) -> _FileKey | None:
     try:
-        status = Path(path).stat()
+        return _FileKey.of(Path(path).stat())
     except (OSError, ValueError):
         return None
-    return status.st_dev, status.st_ino
 
 
 def _digest(descriptor: int, expected: _FileKey) -> str:

@@ -43,6 +43,8 @@ SERVICE = pb.DESCRIPTOR.services_by_name["SpiffeWorkloadAPI"].full_name
 
 # rust-spiffe reads no more than this many from a token.
 MAX_AUDIENCES = 32
+# A token with more would be over what servers take in a header, and over our own validator's limit.
+MAX_AUDIENCE_CHARS = 4096
 # While an attestor fails, its caller's stream asks again this often for what may be missing.
 RETRY_SECONDS = 10.0
 
@@ -269,8 +271,10 @@ def _require_audience(requested: Sequence[str]) -> tuple[str, ...]:
     audience = tuple(dict.fromkeys(requested))
     if not audience or not all(name.strip() for name in audience):
         raise RequestError("audience must be specified, and none of it may be blank")
-    if len(audience) > MAX_AUDIENCES:
-        raise RequestError(f"at most {MAX_AUDIENCES} audiences fit one JWT-SVID")
+    if len(audience) > MAX_AUDIENCES or sum(map(len, audience)) > MAX_AUDIENCE_CHARS:
+        raise RequestError(
+            f"at most {MAX_AUDIENCES} audiences of {MAX_AUDIENCE_CHARS} characters together fit"
+        )
     return audience
 
 

@@ -10,7 +10,7 @@ import datetime as dt
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -77,13 +77,13 @@ def _given_uri(config: pytest.Config) -> str | None:
 
 
 @contextmanager
-def _serving(config: pytest.Config, entries: str) -> Iterator[Endpoint]:
+def _serving(pytestconfig: pytest.Config, entries: str, **options: Any) -> Iterator[Endpoint]:
     """An agent of our own with these entries; with a socket given, that one, and no agent."""
-    uri = _given_uri(config)
+    uri = _given_uri(pytestconfig)
     if uri is not None:
         yield Endpoint.parse(uri)
         return
-    agent = RunningAgent(entries)
+    agent = RunningAgent(entries, **options)
     try:
         yield Endpoint.parse(agent.address)
     finally:
@@ -128,10 +128,40 @@ def stranger(pytestconfig: pytest.Config) -> Iterator[Endpoint]:
         yield endpoint
 
 
+_FAILING_ATTESTOR = """
+from attestors.api import AttestorError, Options
+
+
+class Failing:
+    name = "failing"
+    Options = Options
+    timeout = 1.0
+
+    def __init__(self, options, context):
+        pass
+
+    async def attest(self, workload):
+        raise AttestorError("it cannot find out")
+
+    async def close(self):
+        pass
+"""
+
+
 @pytest.fixture(scope="session")
-def unable(pytestconfig: pytest.Config) -> Iterator[Endpoint]:
-    """Needs control. An agent that can sign nothing for this process: what it may is too short."""
-    with _serving(pytestconfig, entry_for_me(x509_svid_ttl="1s", jwt_svid_ttl="1s")) as endpoint:
+def unable(
+    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Endpoint]:
+    """Needs control. An agent whose attestor cannot find out what this process is."""
+    site = tmp_path_factory.mktemp("site")
+    (site / "failing.py").write_text(_FAILING_ATTESTOR)
+    package = site / "failing-1.0.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: failing\nVersion: 1.0\n")
+    (package / "entry_points.txt").write_text("[vouchd.attestors]\nfailing = failing:Failing\n")
+    entries = "entries: [{spiffe_id: /a, selectors: ['failing:x']}]\n"
+    options = {"config": "attestors: {failing: {}}", "env": {"PYTHONPATH": str(site)}}
+    with _serving(pytestconfig, entries, **options) as endpoint:
         yield endpoint
 
 

@@ -117,11 +117,10 @@ def test_EC_07_whatever_is_no_valid_token_is_invalid_argument(given: Endpoint, t
 
 
 @pytest.mark.needs_control
-def test_EC_08_what_cannot_be_signed_now_is_unavailable(unable: Endpoint) -> None:
+def test_EC_08_what_cannot_be_found_out_now_is_unavailable(unable: Endpoint) -> None:
     assert unable.status(wire.X509_SVID) == UNAVAILABLE
     assert unable.status(wire.JWT_SVID) == UNAVAILABLE
-    # The rest does not suffer from it.
-    assert unable.status(wire.X509_BUNDLES) == OK
+    assert unable.status(wire.X509_BUNDLES) == UNAVAILABLE
 
 
 def test_EC_09_an_unserved_wit_profile_is_unimplemented(given: Endpoint) -> None:

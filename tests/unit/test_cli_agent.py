@@ -10,7 +10,7 @@ import socket
 import stat
 import subprocess
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -237,7 +237,7 @@ def chatting(path: Path, words: bytes) -> Iterator[None]:
                 connection, _address = listener.accept()
             except OSError:
                 return
-            with connection:
+            with connection, suppress(OSError):
                 connection.sendall(words)
 
     thread = threading.Thread(target=serve)

@@ -181,7 +181,7 @@ def test_the_example_entries_load_without_a_warning() -> None:
     assert [entry.id for entry in loaded.entries.entries] == [
         "root",
         "first-user",
-        "first-user-python",
+        "first-user-openssl",
     ]
     assert loaded.warnings == ()
 

@@ -224,6 +224,13 @@ async def test_those_who_watch_without_an_svid_are_told_of_the_end_too(world: Wo
     assert not world.signer.signed
 
 
+async def test_coming_and_going_does_not_pile_up_ends(world: World) -> None:
+    for _ in range(100):
+        with world.svids.watch([entry(expires_at=START + 20 * MINUTE)]):
+            pass
+    assert len(world.svids._due) == 1
+
+
 async def test_wake_all_wakes_also_those_without_entries(world: World) -> None:
     with world.svids.watch([]) as one, world.svids.watch([entry()]) as other:
         world.svids.wake_all()

@@ -13,8 +13,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from attestors import unix
 from attestors.api import AttestorContext, AttestorError, Findings, Selector
 from attestors.unix import UnixAttestor, UnixOptions
 
+NUMBERS = count()
 EXECUTABLE = Path("/proc/self/exe").resolve()
 
 RELAY = """
@@ -46,7 +48,7 @@ def me() -> Iterator[Caller]:
 @contextmanager
 def running(executable: Path, *arguments: str) -> Iterator[Caller]:
     """A process of that executable (a copy of some interpreter), connected to us."""
-    path = f"/tmp/vouchd-unix-{os.getpid()}"
+    path = f"/tmp/vouchd-unix-{os.getpid()}-{next(NUMBERS)}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(path)
         listener.listen()
@@ -179,6 +181,7 @@ async def test_an_unreadable_executable_leaves_the_other_selectors(
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(ProcessView, "readlink", refuse)
+    monkeypatch.setattr(ProcessView, "stat", refuse)
     found = await find(attestor, me)
     assert values(found, "uid")
     assert values(found, "path") == values(found, "sha256") == set()
@@ -257,6 +260,39 @@ async def test_one_who_gives_up_does_not_stop_the_reading(
     assert digests.count == 1
 
 
+async def test_one_user_cannot_keep_the_reading_to_itself(
+    attestor: UnixAttestor, program: Path, digests: Digests
+) -> None:
+    """Four executables of one user may wait; a fifth is put off, and its other facts are told."""
+    digests.go.clear()
+    copies = [Path(shutil.copy(program, f"{program}-{n}")) for n in range(5)]
+    async with AsyncExitStack() as stack:
+        tasks = await stack.enter_async_context(asyncio.TaskGroup())
+        callers = [stack.enter_context(running(copy)) for copy in copies]
+        asking = [tasks.create_task(find(attestor, caller)) for caller in callers]
+        fifth = await asking[4]
+        assert values(fifth, "path") == {str(copies[4])}
+        assert values(fifth, "sha256") == set()
+        assert "4 other executables of this user are being read" in fifth.pending[0]
+        digests.go.set()
+        assert all([values(await task, "sha256") for task in asking[:4]])
+    assert not attestor._digests._waiting
+
+
+async def test_while_an_executable_is_read_the_other_facts_are_told(
+    attestor: UnixAttestor, me: Caller, digests: Digests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unix, "DIGEST_SECONDS", 0.05)
+    digests.go.clear()
+    found = await find(attestor, me)
+    digests.go.set()
+    assert values(found, "uid")
+    assert values(found, "path")
+    assert found.pending == ("unix:sha256 took too long",)
+    monkeypatch.undo()
+    assert values(await find(attestor, me), "sha256"), "the reading went on meanwhile"
+
+
 async def test_a_file_that_changes_while_it_is_read_is_a_failure(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"before")
@@ -266,17 +302,48 @@ async def test_a_file_that_changes_while_it_is_read_is_a_failure(tmp_path: Path)
         unix._digest(os.open(file, os.O_RDONLY), key)
 
 
+def bind_over(program: Path, trusted: Path) -> list[str]:
+    """What to run so that `program` runs under the name `trusted`, in a namespace of its own."""
+    unshare = shutil.which("unshare")
+    if unshare is None or subprocess.run([unshare, "-rm", "true"], check=False).returncode:
+        pytest.skip("user namespaces are not to be had here")
+    script = f'mount --bind {program} {trusted} && exec {trusted} "$@"'
+    return [unshare, "-rm", "sh", "-c", script, "sh"]
+
+
+async def test_a_path_that_was_right_a_moment_ago_is_looked_at_again(
+    attestor: UnixAttestor, program: Path
+) -> None:
+    """Device and inode alone may be those of another file by now; here it is the old one, moved."""
+    with running(program) as caller:
+        assert values(await find(attestor, caller), "path") == {str(program)}
+    old = program.with_name("old")
+    program.rename(old)
+    shutil.copy("/bin/true", program)
+    executable, *arguments = bind_over(old, program)
+    with running(Path(executable), *arguments) as caller:
+        found = await find(attestor, caller)
+        assert Path(f"/proc/{caller.credentials.pid}/exe").readlink() == program
+    assert values(found, "path") == set()
+
+
+async def test_a_harmless_change_of_the_file_costs_no_path(
+    attestor: UnixAttestor, program: Path
+) -> None:
+    with running(program) as caller:
+        await find(attestor, caller)
+        program.chmod(0o700)
+        assert values(await find(attestor, caller), "path") == {str(program)}
+
+
 async def test_a_path_is_not_taken_from_another_mount_namespace(
     attestor: UnixAttestor, program: Path
 ) -> None:
     """An ordinary user binds their program over a trusted path, in their own namespace."""
     trusted = program.with_name("trusted")
     shutil.copy("/bin/true", trusted)
-    script = f'mount --bind {program} {trusted} && exec {trusted} "$@"'
-    unshare = shutil.which("unshare")
-    if unshare is None or subprocess.run([unshare, "-rm", "true"], check=False).returncode:
-        pytest.skip("user namespaces are not to be had here")
-    with running(Path(unshare), "-rm", "sh", "-c", script, "sh") as caller:
+    executable, *arguments = bind_over(program, trusted)
+    with running(Path(executable), *arguments) as caller:
         found = await find(attestor, caller)
         assert Path(f"/proc/{caller.credentials.pid}/exe").readlink() == trusted
     assert Selector("unix", f"path:{trusted}") not in found.selectors

@@ -135,6 +135,7 @@ async def test_one_who_asks_for_the_identity_of_another_gets_none(site: Site) ->
         jwt_request(""),
         jwt_request("a", " "),
         jwt_request(*map(str, range(33))),
+        jwt_request("x" * 4097),
         jwt_request(spiffe_id="http://example.org/b"),
         jwt_request(spiffe_id="spiffe://example.org"),
     ],
