@@ -153,5 +153,9 @@ def connect(path: str, timeout: float = 10.0) -> RawClient:
     sock.connect(path)  # waits while the agent's queue is full, which a time-out would turn off
     sock.settimeout(timeout)
     client = RawClient(sock)
-    client.start()
+    try:
+        client.start()
+    except OSError:
+        sock.close()
+        raise
     return client
