@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agent import keys
-from agent.errors import VouchdError
 from agent.issuance import JwtIssuer, X509Issuer, create_x509_authority, new_kid
 from agent.keystore import KeystoreError
 from agent.rotation import AuthoritySet, JwtAuthority, Kind, State, X509Authority, due, succeed
@@ -119,8 +118,8 @@ class Authority:
         while True:
             try:
                 await self.replace_due()
-            except VouchdError as error:
-                # The old authority still signs; there is a sixth of its life left to mend this.
+            except Exception as error:  # noqa: BLE001 - whatever it is, the old one still signs
+                # There is a sixth of its life left to mend this.
                 self._log.error("authority not replaced", reason=str(error))
             await self._clock.sleep(TICK_SECONDS)
 

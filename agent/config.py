@@ -28,6 +28,7 @@ from pydantic import (
 from agent.errors import ConfigError, Problem
 from agent.keys import KeyType
 from agent.located import Document, Source, nearest, read
+from agent.rotation import LAST_PART
 from agent.spiffe import TrustDomain
 from agent.values import Duration, Text, as_text, format_duration, long_enough
 
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
 
 # sizeof(sun_path) less the NUL that ends it: unix(7).
 MAX_SOCKET_PATH = 107
-# An authority signs until a sixth of its life is left; what it signed last must still fit in.
-SVIDS_PER_CA_LIFE = 6
 
 _MODE = re.compile(r"0?[0-7]{3}")
 
@@ -100,11 +99,11 @@ def _some(value: object) -> object:
 
 def _fits_ca(ttl: timedelta, info: ValidationInfo) -> timedelta:
     ca_ttl = info.data.get("x509_ca_ttl")
-    if ca_ttl is not None and ttl > ca_ttl / SVIDS_PER_CA_LIFE:
+    if ca_ttl is not None and ttl > ca_ttl / LAST_PART:
         raise ValueError(
             f"{format_duration(ttl)} is more than a sixth of x509_ca_ttl, so that an SVID could"
             f" outlive the authority that signed it: give {format_duration(ca_ttl)} / 6 ="
-            f" {format_duration(ca_ttl / SVIDS_PER_CA_LIFE)} at most, or raise x509_ca_ttl"
+            f" {format_duration(ca_ttl / LAST_PART)} at most, or raise x509_ca_ttl"
         )
     return long_enough(ttl)
 
@@ -163,7 +162,7 @@ class AuthoritySettings(_Section):
     @property
     def max_svid_ttl(self) -> timedelta:
         """The longest life an SVID can be promised, whoever asks for it."""
-        return self.x509_ca_ttl / SVIDS_PER_CA_LIFE
+        return self.x509_ca_ttl / LAST_PART
 
 
 class Settings(_Section):

@@ -30,12 +30,13 @@ from agent.api.workload import SERVICE, WorkloadApi
 from agent.attestation import WorkloadAttestor
 from agent.authority import Authority, AuthorityPolicy
 from agent.clock import SystemClock
+from agent.config import MAX_SOCKET_PATH
 from agent.entitlement import Entitlements
 from agent.errors import StartupError
 from agent.files import load_entries
 from agent.gate import Gate
 from agent.keystore import Keystore
-from agent.listener import MAX_PATH_BYTES, Listener, SocketFile
+from agent.listener import Listener, SocketFile
 from agent.svids import Svids
 from attestors.api import AttestorContext, AttestorError
 from attestors.builtin import available
@@ -90,6 +91,8 @@ async def serve(
         _handle_signals(stop, log)
         parts = await _start(settings, log, stack)
         ready(f"unix://{settings.socket_path}")
+        if settings.admin_socket_path is not None:
+            log.warning("admin_socket_path is set, and not served by this version")
         for warning in parts.entries.warnings:
             log.warning("entry is doubtful", problem=str(warning))
         log.info(
@@ -124,6 +127,7 @@ async def _start(settings: Settings, log: FilteringBoundLogger, stack: AsyncExit
     stack.callback(keystore.close)
     clock = SystemClock()
     authority = Authority.open(_policy(settings), keystore, clock, log)
+    await authority.replace_due()
     entries = load_configured_entries(settings, clock)
     attestor = WorkloadAttestor(_attestors(settings, log), log)
     stack.push_async_callback(attestor.close)
@@ -163,6 +167,21 @@ def load_configured_entries(settings: Settings, clock: Clock) -> LoadedEntries:
     )
 
 
+def known_attestors() -> dict[str, type[Attestor]]:
+    """All attestors that the configuration may name.
+
+    Raises:
+        StartupError: an installed plug-in cannot be loaded.
+    """
+    try:
+        return available()
+    except Exception as error:
+        raise StartupError(
+            f"an installed attestor cannot be loaded ({type(error).__name__}: {error}); "
+            "repair or uninstall its package"
+        ) from error
+
+
 def _policy(settings: Settings) -> AuthorityPolicy:
     return AuthorityPolicy(
         trust_domain=settings.trust_domain,
@@ -172,7 +191,7 @@ def _policy(settings: Settings) -> AuthorityPolicy:
 
 
 def _attestors(settings: Settings, log: FilteringBoundLogger) -> list[Attestor]:
-    known = available()
+    known = known_attestors()
     made: list[Attestor] = []
     for name, options in settings.attestors.items():
         context = AttestorContext(log=log.bind(attestor=name).warning)
@@ -187,7 +206,7 @@ async def _serve_api(
     api: WorkloadApi, settings: Settings, log: FilteringBoundLogger, stack: AsyncExitStack
 ) -> None:
     inner = Path(settings.data_dir) / "inner.sock"
-    if len(os.fsencode(inner)) > MAX_PATH_BYTES:
+    if len(os.fsencode(inner)) > MAX_SOCKET_PATH:
         raise StartupError(f"data_dir {settings.data_dir} is too long to hold a socket; shorten it")
     listener = Listener(
         SocketFile(
@@ -231,7 +250,12 @@ async def _make_server(
     reflection.enable_server_reflection(
         (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server
     )
-    server.add_insecure_port(f"unix:{inner}")
+    try:
+        server.add_insecure_port(f"unix:{inner}")
+    except RuntimeError as error:
+        raise StartupError(
+            f"cannot make the socket {inner}: is there room on its disk, and may it be written?"
+        ) from error
     return server
 
 

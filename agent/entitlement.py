@@ -52,7 +52,9 @@ class Entitlements:
         """
         attestation = await self._attestor.attest(caller)
         matched = self._entries.match(attestation.selectors, self._clock.now())
-        self._log.debug(
+        # Why somebody got nothing is what operators ask most, and the process may be gone by then.
+        log = self._log.debug if matched else self._log.info
+        log(
             "caller attested",
             pid=caller.credentials.pid,
             uid=caller.credentials.uid,

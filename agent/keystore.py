@@ -48,8 +48,9 @@ class Keystore:
                 directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
             )
         except OSError as error:
+            reason = "it is a symbolic link" if directory.is_symlink() else error.strerror
             raise KeystoreError(
-                f"cannot use the data directory {directory}: {error.strerror}; "
+                f"cannot use the data directory {directory}: {reason}; "
                 "choose another data_dir or start as a user who may"
             ) from error
         try:
@@ -98,7 +99,8 @@ class Keystore:
             os.rename(temporary, name, src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
             os.fsync(self._descriptor)
         except OSError as error:
-            self._discard(temporary)
+            with suppress(OSError):
+                self._discard(temporary)
             raise KeystoreError(
                 f"cannot write {self.directory / name}: {_reason(error)}; the old content is kept"
             ) from error
@@ -147,7 +149,7 @@ def _require_private(status: os.stat_result, path: str, mode: str) -> None:
     if status.st_uid != os.geteuid():
         raise KeystoreError(
             f"{path} belongs to user {status.st_uid}, not to the agent's user {os.geteuid()}; "
-            "nothing was read or changed"
+            f"start as user {status.st_uid}, or move it away; nothing was read or changed"
         )
     permissions = stat.S_IMODE(status.st_mode)
     if permissions & 0o077:

@@ -16,13 +16,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from agent.config import MAX_SOCKET_PATH
 from agent.errors import StartupError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-# sockaddr_un.sun_path is 108 bytes with its final NUL (unix(7)).
-MAX_PATH_BYTES = 107
 # The kernel cuts this to net.core.somaxconn, 4096 by default.
 BACKLOG = 4096
 
@@ -80,8 +79,8 @@ def _make_directory(directory: Path) -> None:
 
 
 def _check_length(path: Path) -> None:
-    if len(os.fsencode(path)) > MAX_PATH_BYTES:
-        raise StartupError(f"socket path {path} is too long: at most {MAX_PATH_BYTES} bytes fit")
+    if len(os.fsencode(path)) > MAX_SOCKET_PATH:
+        raise StartupError(f"socket path {path} is too long: at most {MAX_SOCKET_PATH} bytes fit")
 
 
 def _lock(path: Path) -> int:
@@ -113,6 +112,11 @@ def _refuse_to_steal(path: Path) -> None:
             probe.connect(os.fspath(path))
         except (ConnectionRefusedError, FileNotFoundError):
             return
+        except PermissionError as error:
+            raise StartupError(
+                f"{path} is a socket that this user may not connect to, so that nobody can tell "
+                "whether it is in use; remove it if it is not"
+            ) from error
         except OSError:
             pass
     raise StartupError(
@@ -130,14 +134,22 @@ def _bind(file: SocketFile) -> tuple[socket.socket, tuple[int, int]]:
             sock.bind(os.fspath(file.path))
         finally:
             os.umask(umask)
-        os.chown(file.path, owner, group)
-        file.path.chmod(file.mode)
-        sock.listen(BACKLOG)
+        _open_up(sock, file, owner, group)
         return sock, _inode(file.path)
     except OSError as error:
         sock.close()
-        file.path.unlink(missing_ok=True)
         raise StartupError(f"cannot make the socket {file.path}: {error.strerror}") from error
+
+
+def _open_up(sock: socket.socket, file: SocketFile, owner: int, group: int) -> None:
+    try:
+        os.chown(file.path, owner, group)
+        file.path.chmod(file.mode)
+        sock.listen(BACKLOG)
+    except OSError:
+        with suppress(OSError):
+            file.path.unlink()
+        raise
 
 
 def _inode(path: Path) -> tuple[int, int]:

@@ -13,6 +13,7 @@ form holds private keys, so that no message about it quotes any of it.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 # Of the life of an authority. SVIDs may live as long as this last part, so that one that is signed
 # at its beginning is not cut short (the configuration holds SVIDs to a sixth of the authority).
 LAST_PART = 6
+# An authority that was made further in the future than this was made by a wrong clock, and peers
+# would refuse all that it signs; smaller steps back are a matter of course.
+CLOCK_STEP = timedelta(minutes=1)
 
 
 class Kind(StrEnum):
@@ -179,7 +183,7 @@ class AuthoritySet:
 
 
 def due(authorities: AuthoritySet, now: datetime) -> frozenset[Kind]:
-    """Which kinds need a successor: less than a sixth of the active one's life is left."""
+    """Which kinds need a successor: little of the active one's life is left, or none has begun."""
     active: dict[Kind, X509Authority | JwtAuthority] = {
         Kind.X509: authorities.active_x509,
         Kind.JWT: authorities.active_jwt,
@@ -223,6 +227,8 @@ def _check_one_active(authorities: tuple[_Authority, ...], kind: Kind) -> None:
 
 
 def _ends_soon(authority: X509Authority | JwtAuthority, now: datetime) -> bool:
+    if now < authority.not_before - CLOCK_STEP:
+        return True
     life = authority.not_after - authority.not_before
     return authority.not_after - now < life / LAST_PART
 

@@ -139,7 +139,10 @@ class Svids:
         """Renew what comes due, for ever."""
         while True:
             await self._clock.sleep(TICK_SECONDS)
-            self.renew_due()
+            try:
+                self.renew_due()
+            except Exception:  # noqa: BLE001 - one defect must not end the renewal of all
+                self._log.exception("renewal broke")
 
     def renew_due(self) -> None:
         """Renew what is due now and watched; forget what is due and not watched."""

@@ -6,7 +6,9 @@ Keys, tokens and environment values never get here: callers pass names, numbers 
 from __future__ import annotations
 
 import logging
+import queue
 import sys
+import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, TextIO, cast
 
@@ -17,21 +19,55 @@ if TYPE_CHECKING:
 
     from agent.config import LogSettings
 
+# Lines that wait for a slow reader: some megabytes at most.
+QUEUED_LINES = 10_000
+CLOSE_SECONDS = 1.0
 
-class _Stderr:
-    """Standard error that may fail: a full disk or a dead reader must not end a caller's call."""
+
+class LogWriter:
+    """Writes lines from a thread of its own, so that nobody ever waits for the log.
+
+    Standard error may be a pipe that nobody reads, or a file on a full disk. What does not fit into
+    the queue meanwhile is dropped and counted; what cannot be written is lost.
+    """
+
+    def __init__(self, target: TextIO, size: int = QUEUED_LINES) -> None:
+        self._target = target
+        self._lines: queue.Queue[str | None] = queue.Queue(size)
+        self._dropped = 0
+        # A daemon thread: one that hangs in a write must not keep the process from ending.
+        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
+        self._thread.start()
 
     def write(self, text: str) -> None:
-        with suppress(OSError, ValueError):
-            sys.stderr.write(text)
+        """Take a line, newline and all."""
+        try:
+            self._lines.put_nowait(text)
+        except queue.Full:
+            self._dropped += 1
 
     def flush(self) -> None:
-        with suppress(OSError, ValueError):
-            sys.stderr.flush()
+        """Nothing to do: the thread writes as fast as it can."""
+
+    def close(self) -> None:
+        """Write what is left, as far as that goes within a second."""
+        with suppress(queue.Full):
+            self._lines.put(None, timeout=CLOSE_SECONDS)
+        self._thread.join(CLOSE_SECONDS)
+
+    def _run(self) -> None:
+        while (line := self._lines.get()) is not None:
+            dropped, self._dropped = self._dropped, 0
+            with suppress(OSError, ValueError):
+                if dropped:
+                    self._target.write(f"{dropped} log lines were dropped: nobody read them\n")
+                self._target.write(line)
+                self._target.flush()
 
 
-def configure_log(settings: LogSettings) -> FilteringBoundLogger:
-    """Set up logging for this process and return its logger."""
+def configure_log(settings: LogSettings) -> tuple[FilteringBoundLogger, LogWriter]:
+    """Set up logging for this process: its logger, and the writer to close at the end."""
+    writer = LogWriter(sys.stderr)
     processors: list[Processor] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -46,6 +82,6 @@ def configure_log(settings: LogSettings) -> FilteringBoundLogger:
         wrapper_class=structlog.make_filtering_bound_logger(
             logging.getLevelNamesMapping()[settings.level.upper()]
         ),
-        logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", _Stderr())),
+        logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", writer)),
     )
-    return cast("FilteringBoundLogger", structlog.get_logger())
+    return cast("FilteringBoundLogger", structlog.get_logger()), writer

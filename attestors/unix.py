@@ -10,8 +10,9 @@ Ids are those the kernel recorded at connect. A path is reported only if it name
 own view of the file system, the very file that is running: otherwise anybody could unshare a mount
 namespace, bind a program of theirs over /usr/bin/payments, and claim its name.
 
-What is slow or may hang (directory services, network file systems, reading the executable) happens
-in threads.
+Directory services, look-ups of paths and the reading of executables happen in threads. The status
+of the executable itself is asked for in place, so that a network file system which hangs just there
+stops the agent.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ DIGEST_SECONDS = 3.0
 # One executable is read at a time, so that hashing takes one processor and no more; and whoever
 # has this many waiting has to wait for these first.
 DIGESTS_PER_USER = 4
+DIGESTS_IN_ALL = 64
 # A file that is written twice within one tick of the kernel's clock (10 ms at most) keeps its
 # ctime. A digest is remembered only for files whose last change lies clearly further back.
 SETTLED_NS = 2_000_000_000
@@ -216,6 +218,8 @@ class _Digests:
         uid = workload.uid
         if self._waiting[uid] >= DIGESTS_PER_USER:
             raise AttestorError(f"{DIGESTS_PER_USER} other executables of this user are being read")
+        if self._waiting.total() >= DIGESTS_IN_ALL:
+            raise AttestorError(f"{DIGESTS_IN_ALL} other executables are being read")
         descriptor = workload.open("exe")
         self._count(uid, 1)
 

@@ -16,7 +16,6 @@ from google.protobuf.message import DecodeError, Message
 from agent.errors import (
     NoIdentityError,
     PeerError,
-    PeerGoneError,
     RequestError,
     UnavailableError,
     VouchdError,
@@ -77,7 +76,7 @@ class Guard:
                 caller = self._admit(context)
                 return encode(await answer(caller, _decode(request_type, raw)))
             except Exception as error:  # noqa: BLE001 - every failure becomes a status
-                await self._fail(context, error)
+                await self._fail(context, request_type, error)
 
         return grpc.unary_unary_rpc_method_handler(handle)
 
@@ -99,9 +98,11 @@ class Guard:
                             await context.write(encoded)
                             sent = encoded
             except Exception as error:  # noqa: BLE001 - every failure becomes a status
-                await self._fail(context, error)
+                await self._fail(context, request_type, error)
             # Clients freeze on a stream that ends with OK.
-            await self._fail(context, UnavailableError("the stream ended; open it again"))
+            await self._fail(
+                context, request_type, UnavailableError("the stream ended; open it again")
+            )
 
         return grpc.unary_stream_rpc_method_handler(handle)
 
@@ -113,19 +114,29 @@ class Guard:
             )
         return self._callers.caller(context.peer())
 
-    async def _fail(self, context: ServicerContext, error: Exception) -> NoReturn:
+    async def _fail(
+        self, context: ServicerContext, request_type: type[Message], error: Exception
+    ) -> NoReturn:
         code, details = status_of(error)
         if isinstance(error, VouchdError):
-            self._log_refusal(context, code, error)
+            self._log_refusal(context, request_type, code, error)
         else:
             self._log.exception("call broke", peer=context.peer())
         await context.abort(code, details)
         raise AssertionError("abort returned")
 
     def _log_refusal(
-        self, context: ServicerContext, code: grpc.StatusCode, error: VouchdError
+        self,
+        context: ServicerContext,
+        request_type: type[Message],
+        code: grpc.StatusCode,
+        error: VouchdError,
     ) -> None:
-        fields: dict[str, object] = {"status": code.name, "reason": str(error)}
+        fields: dict[str, object] = {
+            "request": request_type.DESCRIPTOR.name,
+            "status": code.name,
+            "reason": str(error),
+        }
         try:
             credentials = self._callers.caller(context.peer()).credentials
         except PeerError:
@@ -147,7 +158,7 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
             return grpc.StatusCode.INVALID_ARGUMENT, str(error)
         case UnsupportedError():
             return grpc.StatusCode.UNIMPLEMENTED, str(error)
-        case PeerGoneError() | PeerError() | NoIdentityError():
+        case PeerError() | NoIdentityError():
             return grpc.StatusCode.PERMISSION_DENIED, NO_IDENTITY
         case UnavailableError():
             return grpc.StatusCode.UNAVAILABLE, str(error)

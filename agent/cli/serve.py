@@ -13,7 +13,6 @@ from agent.clock import SystemClock
 from agent.errors import ConfigError, Problem, Severity
 from agent.files import load_settings
 from agent.telemetry import configure_log
-from attestors.builtin import available
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,11 +28,11 @@ def run(config: Path) -> None:
     One line on stderr says when the agent is ready and where; its log follows there.
     """
     settings = configured(config)
-    daemon.run(settings, configure_log(settings.log), _say_ready)
-
-
-def _say_ready(address: str) -> None:
-    click.echo(f"vouchd ready on {address}", err=True)
+    log, writer = configure_log(settings.log)
+    try:
+        daemon.run(settings, log, lambda address: writer.write(f"vouchd ready on {address}\n"))
+    finally:
+        writer.close()
 
 
 @click.command()
@@ -68,7 +67,7 @@ def configured(config: Path) -> Settings:
     Raises:
         ConfigError: with every mistake in it.
     """
-    return load_settings(config, {name: kind.Options for name, kind in available().items()})
+    return load_settings(config, {n: kind.Options for n, kind in daemon.known_attestors().items()})
 
 
 def _summary(origins: list[str]) -> str:

@@ -70,7 +70,7 @@ def agent(folder: Path) -> Iterator[None]:
         )
         try:
             if process.stderr is None or "ready" not in (ready := process.stderr.readline()):
-                sys.exit("the agent did not start; try: make run")
+                sys.exit(f"the agent did not start: {ready}")
             print(ready, end="")
             yield
         finally:

@@ -137,7 +137,7 @@ def test_one_who_stops_reading_cannot_grow_the_agents_memory(agent: RunningAgent
     client.fetch_x509()
     before = process.memory_info().rss
     client.sock.settimeout(1.0)
-    request = pb.JWTSVIDRequest(audience=[f"{n}-" + "x" * 1500 for n in range(20)])
+    request = pb.JWTSVIDRequest(audience=[f"{n}-" + "x" * 190 for n in range(20)])
     with suppress(TimeoutError, h2.exceptions.ProtocolError):
         for _ in range(20_000):
             client.call("FetchJWTSVID", request)
@@ -275,6 +275,34 @@ def test_kill_9_and_a_new_start_serve_the_same_authority(agent: RunningAgent) ->
     assert agent.socket.exists(), "kill -9 leaves the socket behind"
     agent.start()
     assert fetch(agent).svids[0].bundle == bundle
+
+
+def test_a_log_that_nobody_reads_holds_nobody_up(agent: RunningAgent) -> None:
+    """The reader of the agent's stderr stops; one line a connection would fill the pipe soon."""
+    _read, write = os.pipe()
+    config = agent.directory / "agent.yaml"
+    agent.stop()
+    stalled = subprocess.Popen(
+        [sys.executable, "-m", "agent", "run", "-c", config], cwd=REPOSITORY, stderr=write
+    )
+    try:
+        with os.fdopen(_read) as pipe:
+            assert "ready" in pipe.readline()
+            for _ in range(2000):
+                connect(agent).close()
+            assert fetch(agent).svids
+            stalled.terminate()
+            assert stalled.wait(WAIT_SECONDS) == 0
+    finally:
+        stalled.kill()
+        stalled.wait()
+        os.close(write)
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may look into everybody")
+def test_the_agents_memory_is_closed_to_its_own_user(agent: RunningAgent) -> None:
+    with pytest.raises(PermissionError):
+        Path(f"/proc/{agent.pid}/mem").open("rb")  # noqa: SIM115 - it does not open
 
 
 def test_a_client_that_reads_byte_by_byte_gets_the_whole(agent: RunningAgent) -> None:

@@ -133,6 +133,26 @@ def test_while_it_fails_what_matches_without_it_is_served(
     assert svid.spiffe_id == "spiffe://example.org/plain"
 
 
+def test_one_that_cannot_be_loaded_is_named(
+    agent_factory: Callable[..., RunningAgent], tmp_path: Path
+) -> None:
+    package = tmp_path / "bad-1.0.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: bad\nVersion: 1.0\n")
+    (package / "entry_points.txt").write_text("[vouchd.attestors]\nbad = nowhere_to_be_found:X\n")
+    agent = agent_factory()
+    checked = subprocess.run(
+        [sys.executable, "-m", "agent", "check", "-c", agent.config],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert checked.returncode == 1
+    assert "nowhere_to_be_found" in checked.stderr
+    assert "repair or uninstall its package" in checked.stderr
+
+
 def test_its_options_are_checked_with_line_and_column(
     agent_factory: Callable[..., RunningAgent], installed: Path
 ) -> None:

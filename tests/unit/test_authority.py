@@ -172,6 +172,19 @@ async def test_the_successor_is_on_disk_before_it_signs(
     assert open_authority().bundle.document() == authority.bundle.document()
 
 
+async def test_an_authority_of_a_wrong_clock_is_replaced(
+    open_authority: Open, clock: FakeClock
+) -> None:
+    """First started years ahead, then the clock was set: its SVIDs would verify nowhere."""
+    clock.set(START + 365 * DAY)
+    open_authority()
+    clock.set(START)
+    authority = open_authority()
+    await authority.replace_due()
+    certificate = authority.sign_x509(x509_request())
+    assert validate_x509_svid([certificate], authority.bundle, clock.now()) == WORKLOAD
+
+
 async def test_an_expired_authority_signs_nothing_until_it_is_replaced(
     open_authority: Open, clock: FakeClock
 ) -> None:
@@ -193,7 +206,7 @@ async def test_the_loop_survives_a_disk_that_is_full_and_says_so(
     authority = Authority.open(POLICY, keystore, clock, lines.log)
 
     async def fail() -> None:
-        raise KeystoreError("cannot write")
+        raise OSError("cannot write")
 
     monkeypatch.setattr(authority, "replace_due", fail)
     async with asyncio.TaskGroup() as tasks:

@@ -91,7 +91,7 @@ def test_links_and_other_things_are_refused(directory: Path, tmp_path: Path) -> 
 def test_a_linked_directory_is_refused(directory: Path, tmp_path: Path) -> None:
     (tmp_path / "real").mkdir(0o700)
     directory.symlink_to(tmp_path / "real")
-    with pytest.raises(KeystoreError, match="cannot use the data directory"):
+    with pytest.raises(KeystoreError, match="it is a symbolic link"):
         Keystore(directory)
 
 
@@ -127,6 +127,20 @@ def test_a_failed_write_keeps_the_old_content(
     monkeypatch.undo()
     assert keystore.read("f") == b"old"
     assert os.listdir(directory) == ["f"]
+    keystore.close()
+
+
+def test_a_disk_that_has_become_read_only_is_an_error_that_says_so(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keystore = Keystore(directory)
+
+    def fail(*_args: object, **_options: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(os, "unlink", fail)
+    with pytest.raises(KeystoreError, match="Read-only file system; the old content is kept"):
+        keystore.write("f", b"new")
     keystore.close()
 
 

@@ -95,6 +95,22 @@ def test_a_socket_that_was_removed_by_hand_is_no_error_at_the_end(tmp_path: Path
     listener.close()
 
 
+def test_a_socket_that_may_not_be_tried_is_not_called_live(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as dead:
+        dead.bind(str(path))
+
+    def refuse(_sock: socket.socket, _path: str) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    with pytest.raises(StartupError, match="remove it if it is not"):
+        Listener(file_at(path))
+    assert path.exists()
+
+
 def test_after_a_failure_the_path_is_free_for_the_next(tmp_path: Path) -> None:
     path = tmp_path / "s"
     with pytest.raises(StartupError, match="no user 'nobody-of-that-name'"):

@@ -105,9 +105,18 @@ def test_the_bundle_shows_all_authorities_and_no_private_key() -> None:
         (NOW + 20 * HOUR, {Kind.X509}),
         (NOW + 20 * HOUR + SECOND, {Kind.X509, Kind.JWT}),
         (NOW + 30 * HOUR, {Kind.X509, Kind.JWT}),
-        (NOW - HOUR, set()),
+        (NOW - 30 * SECOND, set()),
+        (NOW - HOUR, {Kind.X509, Kind.JWT}),
     ],
-    ids=["new", "early", "x509 was backdated by 10 s", "last sixth", "expired", "clock set back"],
+    ids=[
+        "new",
+        "early",
+        "x509 was backdated by 10 s",
+        "last sixth",
+        "expired",
+        "clock set back a little",
+        "made by a wrong clock",
+    ],
 )
 def test_a_successor_is_due_in_the_last_sixth_of_a_life(when: datetime, kinds: set[Kind]) -> None:
     assert due(FIRST, when) == kinds

@@ -178,6 +178,21 @@ async def test_the_renewal_loop_runs_on_the_clock(world: World) -> None:
         running.cancel()
 
 
+async def test_a_defect_in_one_renewal_does_not_end_the_loop(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(world.svids, "renew_due", fail)
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(world.svids.run())
+        await world.clock.advance(dt.timedelta(seconds=3))
+        assert not running.done()
+        running.cancel()
+    assert len(world.lines.of("renewal broke")) == 3
+
+
 async def test_while_signing_fails_the_old_one_is_served_until_it_expires(world: World) -> None:
     first = world.svids.get(entry())
     world.signer.failure = AuthorityError("no key")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
+import threading
 from typing import TextIO, cast
 
 import pytest
 
+from agent import telemetry
 from agent.config import LogSettings
-from agent.telemetry import configure_log
+from agent.telemetry import LogWriter, configure_log
 
 
 class Broken:
@@ -29,26 +32,34 @@ def settings(**fields: str) -> LogSettings:
     return LogSettings.model_validate(fields)
 
 
+def say(level: str, event: str, *, config: LogSettings, **fields: object) -> None:
+    """Log one line and wait until it is written."""
+    log, writer = configure_log(config)
+    getattr(log, level)(event, **fields)
+    writer.close()
+
+
 def test_json_is_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
-    configure_log(settings(format="json")).info("event", path="/x\n\x1b[31m", pid=1)
+    say("info", "event", config=settings(format="json"), path="/x\n\x1b[31m", pid=1)
     [line] = capsys.readouterr().err.splitlines()
     assert json.loads(line)["path"] == "/x\n\x1b[31m"
 
 
 def test_text_is_one_line_whatever_is_in_it(capsys: pytest.CaptureFixture[str]) -> None:
     """A path that a user chose cannot forge a second line, nor speak to the terminal."""
-    log = configure_log(settings())
-    log.warning("event", path="/x\nforged line", other="\x1b[31mred\r", names=["a\nb"])
+    hostile = {"path": "/x\nforged line", "other": "\x1b[31mred\r", "names": ["a\nb"]}
+    say("warning", "event", config=settings(), **hostile)
     captured = capsys.readouterr().err
     assert len(captured.splitlines()) == 1
     assert "\x1b" not in captured
 
 
 def test_levels(capsys: pytest.CaptureFixture[str]) -> None:
-    log = configure_log(settings(level="warning"))
-    log.info("hidden")
-    log.warning("shown")
-    assert "hidden" not in capsys.readouterr().err
+    say("info", "hidden", config=settings(level="warning"))
+    say("warning", "shown", config=settings(level="warning"))
+    captured = capsys.readouterr().err
+    assert "shown" in captured
+    assert "hidden" not in captured
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
@@ -56,4 +67,41 @@ def test_a_log_that_cannot_be_written_ends_no_call(
     monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
     monkeypatch.setattr(sys, "stderr", cast("TextIO", Broken()))
-    configure_log(settings(format=form)).warning("nobody hears this")
+    say("warning", "nobody hears this", config=settings(format=form))
+
+
+def test_a_reader_that_stalls_holds_nobody_up_and_is_told_what_it_missed() -> None:
+    go, wrote = threading.Event(), io.StringIO()
+
+    class Stalled(io.StringIO):
+        def write(self, text: str) -> int:
+            assert go.wait(10)
+            return wrote.write(text)
+
+    writer = LogWriter(Stalled(), size=10)
+    for number in range(100):
+        writer.write(f"line {number}\n")
+    go.set()
+    writer.close()
+    lines = wrote.getvalue().splitlines()
+    assert "line 0" in lines[:2]
+    assert len(lines) < 20
+    assert [line for line in lines if line.endswith("log lines were dropped: nobody read them")]
+
+
+def test_a_reader_that_never_comes_back_does_not_keep_the_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(telemetry, "CLOSE_SECONDS", 0.01)
+    go = threading.Event()
+
+    class Dead(io.StringIO):
+        def write(self, text: str) -> int:
+            go.wait()
+            return len(text)
+
+    writer = LogWriter(Dead(), size=1)
+    for _ in range(3):
+        writer.write("line\n")
+    writer.close()
+    go.set()
