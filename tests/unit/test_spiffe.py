@@ -46,3 +46,8 @@ def test_a_trust_domain_may_have_255_bytes_and_no_more() -> None:
 def test_a_trust_domain_prints_as_its_name_and_has_an_id_without_a_slash() -> None:
     domain = TrustDomain("example.org")
     assert (str(domain), domain.id) == ("example.org", "spiffe://example.org")
+
+
+def test_a_path_begins_with_a_slash() -> None:
+    with pytest.raises(ValueError, match="does not begin with '/'"):
+        SpiffeId(TrustDomain("example.org"), "payments")
