@@ -26,6 +26,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from agent.api.context import Guard
+from agent.api.health import Health
 from agent.api.workload import SERVICE, WorkloadApi
 from agent.attestation import WorkloadAttestor
 from agent.authority import Authority, AuthorityPolicy
@@ -244,7 +245,7 @@ async def _make_server(
         ]
     )
     server.add_generic_rpc_handlers((api.handlers(Guard(gate, log)),))
-    checks = health.aio.HealthServicer()
+    checks = Health(gate)
     await checks.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     reflection.enable_server_reflection(

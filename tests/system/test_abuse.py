@@ -25,6 +25,11 @@ from tests.support.agent import REPOSITORY, RunningAgent
 
 WAIT_SECONDS = 15.0
 
+# The agent is not dumpable: nobody but root may look into its part of /proc.
+counts_descriptors = pytest.mark.skipif(
+    os.getuid() != 0, reason="only root sees the agent's descriptors"
+)
+
 
 @pytest.fixture
 def agent(agent_factory: Callable[..., RunningAgent]) -> RunningAgent:
@@ -96,6 +101,7 @@ def huge_frame(sock: socket.socket) -> None:
     sock.sendall(b"\xff\xff\xff\0\0\0\0\0\1" + b"x" * 1000)
 
 
+@counts_descriptors
 @pytest.mark.parametrize("misbehave", [half_close, reset, garbage, http_1, huge_frame])
 def test_one_who_misbehaves_is_ended_with_one_line(
     agent: RunningAgent, misbehave: Callable[[socket.socket], None]
@@ -148,6 +154,7 @@ def test_one_who_stops_reading_cannot_grow_the_agents_memory(agent: RunningAgent
     assert grown < 64 << 20
 
 
+@counts_descriptors
 def test_a_thousand_connections_at_once_are_all_served(agent: RunningAgent) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
@@ -164,6 +171,7 @@ def test_a_thousand_connections_at_once_are_all_served(agent: RunningAgent) -> N
     assert settles(agent, before)
 
 
+@counts_descriptors
 def test_ten_thousand_come_and_go_and_no_descriptor_stays(agent: RunningAgent) -> None:
     before = descriptors(agent)
     for _ in range(10_000):
@@ -172,6 +180,7 @@ def test_ten_thousand_come_and_go_and_no_descriptor_stays(agent: RunningAgent) -
     assert settles(agent, before)
 
 
+@counts_descriptors
 def test_out_of_descriptors_it_waits_and_then_serves_on(agent: RunningAgent) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.prlimit(agent.pid, resource.RLIMIT_NOFILE, (descriptors(agent) + 20, hard))
@@ -192,6 +201,7 @@ def fetched_in_the_end(agent: RunningAgent) -> pb.X509SVIDResponse:
     raise AssertionError("never served again")
 
 
+@counts_descriptors
 def test_one_who_dies_in_the_middle_of_a_call_leaves_nothing(agent: RunningAgent) -> None:
     before = descriptors(agent)
 
@@ -275,6 +285,21 @@ def test_kill_9_and_a_new_start_serve_the_same_authority(agent: RunningAgent) ->
     assert agent.socket.exists(), "kill -9 leaves the socket behind"
     agent.start()
     assert fetch(agent).svids[0].bundle == bundle
+
+
+def test_a_health_probe_is_no_odd_connection(agent: RunningAgent) -> None:
+    with grpc.insecure_channel(agent.address) as channel:
+        check = channel.unary_unary(
+            "/grpc.health.v1.Health/Check",
+            request_serializer=bytes,
+            response_deserializer=bytes,
+        )
+        assert check(b"") == b"\x08\x01", "SERVING"
+    with connect(agent) as sock:
+        garbage(sock)
+        until_ended(sock)
+    agent.wait_for_log("connection ended without a call")
+    assert agent.log.count("connection ended without a call") == 1
 
 
 def test_a_log_that_nobody_reads_holds_nobody_up(agent: RunningAgent) -> None:
