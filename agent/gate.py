@@ -40,9 +40,11 @@ ACCEPT_BATCH = 32
 DESCRIPTORS_PAUSE = 0.1
 # Every gRPC client speaks first (RFC 9113 section 3.4); one that has not by now is not a client.
 FIRST_BYTES_SECONDS = 10.0
-# The inner server's queue holds thousands; a full one means that it is busy starting or stopping.
+# How often, and how many times, the inner server is tried again while it cannot be reached.
 INNER_RETRY_SECONDS = 0.01
 INNER_ATTEMPTS = 300
+# A full queue, and no descriptors left: others come to an end meanwhile.
+_PASSING = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE})
 
 
 @dataclass(slots=True)
@@ -175,17 +177,14 @@ class Gate:
             inner = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
             inner.bind(f"\0{connection.token}")
             inner.connect(self._inner_path)
-        except BlockingIOError:
+        except OSError as error:
             _close(inner)
-            if attempts:
+            if error.errno in _PASSING and attempts:
                 self._loop.call_later(
                     INNER_RETRY_SECONDS, self._connect_inner, connection, attempts - 1
                 )
             else:
-                self._end(connection, "agent is overloaded")
-        except OSError as error:
-            _close(inner)
-            self._end(connection, f"agent cannot relay ({error.strerror})")
+                self._end(connection, f"agent cannot relay ({error.strerror})")
         else:
             self._relay(connection, inner)
 

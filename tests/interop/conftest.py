@@ -30,7 +30,7 @@ def foreign_python() -> Path:
     """The interpreter that has the other clients, at the pinned versions."""
     made_from = ENVIRONMENT / "requirements.txt"
     if not made_from.exists() or made_from.read_bytes() != REQUIREMENTS.read_bytes():
-        without("the Python clients are not installed: run tests/interop/setup.sh (needs PyPI)")
+        without("the Python clients are not installed: run tests/interop/setup.sh")
     return ENVIRONMENT / "bin" / "python"
 
 

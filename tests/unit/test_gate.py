@@ -247,7 +247,7 @@ async def test_an_overloaded_inner_server_ends_the_connection_with_a_reason(
     gate.start()
     reader, writer = await asyncio.open_unix_connection(tmp_path / "outer")
     assert await reader.read() == b""
-    assert lines.lines[0]["reason"] == "agent is overloaded"
+    assert lines.lines[0]["reason"].startswith("agent cannot relay")
     writer.close()
     gate.close()
     for sock in [*fill, busy, outer]:
