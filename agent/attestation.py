@@ -3,10 +3,16 @@
 The order is what makes it safe:
 
 1. open the process's `/proc` directory while its pidfd is alive;
-2. take a fingerprint: credentials and executable, now;
-3. run the attestors, each within its own time;
-4. take the fingerprint again, then poll the pidfd. If either changed, nothing found in between is
-   used: it may be true of two different programs.
+2. pin its address space, which a process loses at exec;
+3. take a fingerprint: credentials, executable, cgroup, namespaces, as they are now;
+4. run the attestors, each within its own time;
+5. let our caller do what rests on the findings: the block of `attest`;
+6. take the fingerprint again, look at the pin, and poll the pidfd last. If anything changed, what
+   was found in between may be true of two different programs, and nothing of it is used.
+
+While the fingerprint of a connection's process stays the same, an attestor that allows it is not
+asked again. The pin is for one attestation, not for a connection: the same executable is the same
+program, whenever it was started, and a descriptor held for each open stream would be dear.
 
 A failed attestor is not an answer. Its selectors are missing, which can only remove matches
 (entries match on subsets), and the result says so, so that "nothing matched" is not mistaken for
@@ -16,20 +22,27 @@ A failed attestor is not an answer. Its selectors are missing, which can only re
 from __future__ import annotations
 
 import asyncio
-import re
-from dataclasses import dataclass, field
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
-from agent.errors import AttestationError, PeerError, PeerGoneError
-from agent.peer import overflow_ids
+from agent.errors import PeerError, PeerGoneError
+from agent.fingerprint import (
+    ProgramPin,
+    check_credentials,
+    own_user_namespace,
+    read_fingerprint,
+)
 from attestors.api import AttestorError, Findings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
     from structlog.typing import FilteringBoundLogger
 
-    from agent.peer import Caller, Credentials, ProcessView
+    from agent.fingerprint import Fingerprint
+    from agent.peer import Caller, ProcessView
     from attestors.api import Attestor, Selector
 
 
@@ -38,28 +51,25 @@ class Attestation:
     """What is known of a caller. `failures` maps the names of failed attestors to the reason."""
 
     selectors: frozenset[Selector]
-    notes: tuple[str, ...]
-    failures: Mapping[str, str]
+    program: frozenset[Selector] = frozenset()
+    """Those that hold because of what program runs."""
+    notes: tuple[str, ...] = ()
+    failures: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class Fingerprint:
-    """What must not change while a process is attested."""
-
-    uid: int
-    gid: int
-    groups: frozenset[int]
-    executable: tuple[int, int, int, int, int] | None
-    """Device, inode, size, mtime, ctime; None where the agent cannot look (proc(5))."""
+class _Result:
+    name: str
+    findings: Findings = field(default_factory=Findings)
+    failure: str | None = None
 
 
-# Real, effective, saved and filesystem ID, in this order (proc_pid_status(5)); the process's name,
-# which it chooses itself, is escaped and stands in a line of its own before these.
-_STATUS_IDS = re.compile(
-    rb"^Uid:\t\d+\t(?P<uid>\d+)\t.*\nGid:\t\d+\t(?P<gid>\d+)\t.*\n(?:FDSize:.*\n)?"
-    rb"Groups:\t(?P<groups>[\d ]*)$",
-    re.MULTILINE,
-)
+@dataclass(frozen=True, slots=True)
+class _Memory:
+    """What attestors found while the fingerprint was this one, and how long each result is good."""
+
+    fingerprint: Fingerprint
+    results: Mapping[str, tuple[float, _Result]]
 
 
 class WorkloadAttestor:
@@ -68,30 +78,61 @@ class WorkloadAttestor:
     def __init__(self, attestors: Sequence[Attestor], log: FilteringBoundLogger) -> None:
         self._attestors = tuple(attestors)
         self._log = log
+        self._memories: WeakKeyDictionary[Caller, _Memory] = WeakKeyDictionary()
 
-    async def attest(self, caller: Caller) -> Attestation:
-        """Find out what is true of the caller's process.
+    @asynccontextmanager
+    async def attest(self, caller: Caller) -> AsyncIterator[Attestation]:
+        """What is true of the caller's process, from before this block to after it.
 
-        Raises:
+        Raises, at the beginning or at the end of the block:
             PeerGoneError: the process is gone.
             PeerError: it changed its program or its credentials.
         """
-        with caller.open_proc() as process:
+        with caller.open_proc() as process, closing(ProgramPin(process)) as program:
             before = read_fingerprint(process)
-            _check_credentials(before, caller.credentials)
-            results = await asyncio.gather(
-                *(self._run(attestor, process) for attestor in self._attestors)
-            )
-            if read_fingerprint(process) != before:
+            check_credentials(before, caller.credentials)
+            known = self._recall(caller, before)
+            found = await self._run_all(process, frozenset(known))
+            attestation = _join([*known.values(), *found])
+            if not program.holds or before.user_namespace != own_user_namespace():
+                attestation = _without_program(attestation)
+            yield attestation
+            if read_fingerprint(process) != before or program.changed():
                 raise PeerError("the process changed its program or user while it was attested")
         if not caller.process.is_alive():
             raise PeerGoneError("the process exited while it was attested")
-        return _join(results)
+        self._remember(caller, before, found)
 
     async def close(self) -> None:
         """Close every attestor."""
         for attestor in self._attestors:
             await attestor.close()
+
+    def _recall(self, caller: Caller, fingerprint: Fingerprint) -> dict[str, _Result]:
+        """What is still good of what was found out about this same program."""
+        memory = self._memories.get(caller)
+        if memory is None or memory.fingerprint != fingerprint:
+            return {}
+        now = asyncio.get_running_loop().time()
+        return {name: result for name, (until, result) in memory.results.items() if now < until}
+
+    def _remember(self, caller: Caller, fingerprint: Fingerprint, found: Sequence[_Result]) -> None:
+        now = asyncio.get_running_loop().time()
+        memory = self._memories.get(caller)
+        known = {} if memory is None or memory.fingerprint != fingerprint else memory.results
+        # Not every plug-in says: then it is asked each time.
+        spans = {each.name: getattr(each, "reuse_seconds", 0.0) for each in self._attestors}
+        fresh = {r.name: (now + spans[r.name], r) for r in found if r.failure is None}
+        self._memories[caller] = _Memory(fingerprint, {**known, **fresh})
+
+    async def _run_all(self, process: ProcessView, known: frozenset[str]) -> list[_Result]:
+        return await asyncio.gather(
+            *(
+                self._run(attestor, process)
+                for attestor in self._attestors
+                if attestor.name not in known
+            )
+        )
 
     async def _run(self, attestor: Attestor, process: ProcessView) -> _Result:
         name = attestor.name
@@ -117,57 +158,29 @@ class WorkloadAttestor:
         return _Result(name, findings, "; ".join(findings.pending) or None)
 
 
-@dataclass(frozen=True, slots=True)
-class _Result:
-    name: str
-    findings: Findings = field(default_factory=Findings)
-    failure: str | None = None
-
-
 def _join(results: Sequence[_Result]) -> Attestation:
     return Attestation(
         selectors=frozenset().union(*(result.findings.selectors for result in results)),
+        program=frozenset().union(*(result.findings.program for result in results)),
         notes=tuple(note for result in results for note in result.findings.notes),
         failures={result.name: result.failure for result in results if result.failure is not None},
     )
 
 
-def read_fingerprint(process: ProcessView) -> Fingerprint:
-    """Credentials and executable of the process as they are now.
+def _without_program(attestation: Attestation) -> Attestation:
+    """Who rules a process's user namespace can make it look like any program (prctl(2), ptrace(2)).
 
-    Raises:
-        AttestationError: /proc is not as expected.
-        PeerGoneError: the process is gone.
+    And one whom the agent may not look into could be another program a moment later.
     """
-    try:
-        status = process.read("status")
-        executable = _read_executable(process)
-    except (ProcessLookupError, FileNotFoundError) as error:
-        raise PeerGoneError("the process is gone") from error
-    ids = _STATUS_IDS.search(status)
-    if ids is None:
-        raise AttestationError("/proc/PID/status is not as this kernel's proc(5) has it")
-    return Fingerprint(
-        uid=int(ids["uid"]),
-        gid=int(ids["gid"]),
-        groups=frozenset(map(int, ids["groups"].split())),
-        executable=executable,
+    if not attestation.program:
+        return attestation
+    note = (
+        "no selectors of its program: the process is in a user namespace of its own, or the agent "
+        "may not look into it"
     )
-
-
-def _read_executable(process: ProcessView) -> tuple[int, int, int, int, int] | None:
-    try:
-        found = process.stat("exe")
-    except (ProcessLookupError, FileNotFoundError):
-        raise
-    except OSError:
-        return None  # not ours to look at, or a file system that is out of order
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
-
-
-def _check_credentials(now: Fingerprint, at_connect: Credentials) -> None:
-    if (now.uid, now.gid) != (at_connect.uid, at_connect.gid):
-        raise PeerError("the process changed its user or group after it connected")
-    # Groups without a mapping look alike and were left out at connect.
-    if now.groups - {overflow_ids().gid} != frozenset(at_connect.groups):
-        raise PeerError("the process changed its supplementary groups after it connected")
+    return replace(
+        attestation,
+        selectors=attestation.selectors - attestation.program,
+        program=frozenset(),
+        notes=(*attestation.notes, note),
+    )

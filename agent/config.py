@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 # sizeof(sun_path) less the NUL that ends it: unix(7).
 MAX_SOCKET_PATH = 107
 
+# More often would only keep the machine busy; every push asks again anyway.
+MIN_REATTEST_INTERVAL = timedelta(seconds=1)
+
 _MODE = re.compile(r"0?[0-7]{3}")
 
 
@@ -108,6 +111,15 @@ def _fits_ca(ttl: timedelta, info: ValidationInfo) -> timedelta:
     return long_enough(ttl)
 
 
+def _not_all_the_time(interval: timedelta) -> timedelta:
+    if interval < MIN_REATTEST_INTERVAL:
+        raise ValueError(
+            f"{format_duration(interval)} is too often: give "
+            f"{format_duration(MIN_REATTEST_INTERVAL)} or more"
+        )
+    return interval
+
+
 _PATH = WithJsonSchema({"type": "string", "minLength": 1})
 _NAME = WithJsonSchema({"type": ["string", "integer"]})
 _Path = Annotated[PurePath, BeforeValidator(_parse_path), _PATH]
@@ -120,6 +132,20 @@ _SvidTtl = Annotated[Duration, AfterValidator(_fits_ca), Field(validate_default=
 class _Section(BaseModel):
     # No field takes null: a default that is None says "left out", and needs no validation.
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Proof(StrEnum):
+    """How the kernel's word on who connected was obtained, strongest first."""
+
+    PEERPIDFD = "peerpidfd"
+    """A pidfd from the socket: pinned by the kernel at connect (Linux 6.5)."""
+    PIDFD_OPEN = "pidfd_open"
+    """A pidfd by number, right after accept: blind to a PID reused between connect and accept."""
+
+    def satisfies(self, required: Proof) -> bool:
+        """Whether this is as strong as `required`."""
+        order = list(Proof)
+        return order.index(self) <= order.index(required)
 
 
 class LogLevel(StrEnum):
@@ -209,6 +235,12 @@ class Settings(_Section):
         WithJsonSchema({"type": "object", "additionalProperties": {"type": ["object", "null"]}}),
     ] = Field(default_factory=lambda: {"unix": None})
     """The attestors that are on, each with its options."""
+    require_proof: Proof = Proof.PIDFD_OPEN
+    """The weakest proof of who connected that is accepted. `peerpidfd` needs Linux 6.5."""
+    reattest_interval: Annotated[Duration, AfterValidator(_not_all_the_time)] = timedelta(
+        seconds=60
+    )
+    """How often, at least, the caller of an open stream is attested again."""
     allow_unauthenticated_verifiers: bool = False
     """Whether processes without an identity may still read our own trust domain's bundle."""
     authority: AuthoritySettings = AuthoritySettings()

@@ -18,6 +18,7 @@ import resource
 import signal
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ from grpc_reflection.v1alpha import reflection
 
 from agent.api.context import Guard
 from agent.api.health import Health
-from agent.api.workload import SERVICE, WorkloadApi
+from agent.api.workload import SERVICE, Review, ServingPolicy, WorkloadApi
 from agent.attestation import WorkloadAttestor
 from agent.authority import Authority, AuthorityPolicy
 from agent.clock import SystemClock
@@ -38,6 +39,7 @@ from agent.files import load_entries
 from agent.gate import Gate
 from agent.keystore import Keystore
 from agent.listener import Listener, SocketFile
+from agent.peer import identify
 from agent.svids import Svids
 from attestors.api import AttestorContext, AttestorError
 from attestors.builtin import available
@@ -136,20 +138,31 @@ async def _start(settings: Settings, log: FilteringBoundLogger, stack: AsyncExit
         authority,
         clock,
         settings.authority.x509_svid_ttl,
-        lambda: random.uniform(-1, 1),  # noqa: S311 - spreads load, guards nothing
+        _spread,
         log,
     )
     authority.on_change(svids.wake_all)
+    inner = Path(settings.data_dir) / "inner.sock"
+    gate = Gate(
+        asyncio.get_running_loop(),
+        str(inner),
+        log,
+        partial(identify, required=settings.require_proof),
+    )
     api = WorkloadApi(
-        entitlements=Entitlements(attestor, entries.entries, clock, log),
+        entitlements=Entitlements(attestor, entries.entries, gate.prove_sender, clock, log),
         svids=svids,
         authority=authority,
         clock=clock,
-        default_jwt_ttl=settings.authority.jwt_svid_ttl,
-        allow_unauthenticated_verifiers=settings.allow_unauthenticated_verifiers,
+        policy=ServingPolicy(
+            default_jwt_ttl=settings.authority.jwt_svid_ttl,
+            review=Review(settings.reattest_interval, _spread),
+            allow_unauthenticated_verifiers=settings.allow_unauthenticated_verifiers,
+        ),
         log=log,
     )
-    await _serve_api(api, settings, log, stack)
+    server = await _make_server(api, gate, inner, log)
+    await _open_to_public(gate, server, settings, stack)
     return _Parts(entries=entries, authority=authority, svids=svids)
 
 
@@ -203,12 +216,13 @@ def _attestors(settings: Settings, log: FilteringBoundLogger) -> list[Attestor]:
     return made
 
 
-async def _serve_api(
-    api: WorkloadApi, settings: Settings, log: FilteringBoundLogger, stack: AsyncExitStack
+def _spread() -> float:
+    return random.uniform(-1, 1)  # noqa: S311 - spreads load, guards nothing
+
+
+async def _open_to_public(
+    gate: Gate, server: grpc.aio.Server, settings: Settings, stack: AsyncExitStack
 ) -> None:
-    inner = Path(settings.data_dir) / "inner.sock"
-    if len(os.fsencode(inner)) > MAX_SOCKET_PATH:
-        raise StartupError(f"data_dir {settings.data_dir} is too long to hold a socket; shorten it")
     listener = Listener(
         SocketFile(
             path=Path(settings.socket_path),
@@ -217,8 +231,6 @@ async def _serve_api(
             group=settings.socket_group,
         )
     )
-    gate = Gate(asyncio.get_running_loop(), listener.socket, str(inner), log)
-    server = await _make_server(api, gate, inner, log)
 
     async def stop() -> None:
         gate.stop_accepting()
@@ -229,12 +241,14 @@ async def _serve_api(
 
     stack.push_async_callback(stop)
     await server.start()
-    gate.start()
+    gate.start(listener.socket)
 
 
 async def _make_server(
     api: WorkloadApi, gate: Gate, inner: Path, log: FilteringBoundLogger
 ) -> grpc.aio.Server:
+    if len(os.fsencode(inner)) > MAX_SOCKET_PATH:
+        raise StartupError(f"data_dir {inner.parent} is too long to hold a socket; shorten it")
     server = grpc.aio.server(
         options=[
             ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),

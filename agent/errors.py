@@ -73,6 +73,10 @@ class AttestationError(UnavailableError):
     """An attestor failed and nothing else matched, so that "no identity" would be a guess."""
 
 
+class UnansweredError(UnavailableError):
+    """The caller did not prove in time that it is at the other end of its connection."""
+
+
 class AuthorityError(UnavailableError):
     """The authority cannot sign, or refused to sign something that breaks the SVID rules."""
 

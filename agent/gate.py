@@ -5,8 +5,8 @@ caller to the server's private inner socket from a socket bound to a random abst
 comes out as the peer of every RPC, and the gate's table says which caller it stands for. The name
 is a key, not a proof: an unknown name is refused, and a name dies with its connection.
 
-A connection ends when either side ends it, or the moment its process exits (the pidfd polls
-readable), whoever else may still hold the socket.
+A connection ends when either side ends it, the moment its process exits (the pidfd polls readable),
+and at the first byte of anybody else, whoever may still hold the socket.
 
 The gate owns each connection's sockets and its caller's pidfd, and closes them all at its end.
 """
@@ -17,13 +17,17 @@ import asyncio
 import errno
 import secrets
 import socket
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, NewType
 
+from agent.challenge import Challenge
 from agent.errors import PeerError, PeerGoneError
 from agent.peer import identify
-from agent.relay import Relay
+from agent.relay import Relay, Side, read_from
+from agent.sender import ForeignSenderError, receive
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,6 +44,9 @@ ACCEPT_BATCH = 32
 DESCRIPTORS_PAUSE = 0.1
 # Every gRPC client speaks first (RFC 9113 section 3.4); one that has not by now is not a client.
 FIRST_BYTES_SECONDS = 10.0
+# What is read of a client at once. The smallest frames, one behind the other, take the walker a
+# millisecond for this much; others have their turn in between.
+CLIENT_CHUNK_BYTES = 16 * 1024
 # How often, and how many times, the inner server is tried again while it cannot be reached.
 INNER_RETRY_SECONDS = 0.01
 INNER_ATTEMPTS = 300
@@ -56,43 +63,44 @@ class _Connection:
     caller: Caller | PeerError
     calls: int = 0
     relay: Relay | None = None
+    challenge: Challenge | None = None
     silence: asyncio.TimerHandle | None = None
 
 
 class Gate:
-    """Accepts on `listener` and relays to the server behind `inner_path`."""
+    """Accepts connections and relays them to the server behind `inner_path`."""
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        listener: socket.socket,
         inner_path: str,
         log: FilteringBoundLogger,
         identify_peer: Callable[[socket.socket], Caller] = identify,
     ) -> None:
         self._loop = loop
-        self._listener = listener
         self._inner_path = inner_path
         self._log = log
         self._identify = identify_peer
         self._connections: dict[ConnectionToken, _Connection] = {}
-        self._accepting = False
+        self._of_caller: dict[Caller, _Connection] = {}
+        self._weaknesses: Counter[str] = Counter()
+        self._listener: socket.socket | None = None
         self._drained = asyncio.Event()
 
     def __len__(self) -> int:
         """How many connections are open."""
         return len(self._connections)
 
-    def start(self) -> None:
-        """Begin to accept."""
-        self._accepting = True
-        self._loop.add_reader(self._listener, self._on_connect)
+    def start(self, listener: socket.socket) -> None:
+        """Begin to accept. The listener must have its senders stamped (agent.sender)."""
+        self._listener = listener
+        self._loop.add_reader(listener, self._on_connect, listener)
 
     def stop_accepting(self) -> None:
         """Accept no more; what is open goes on."""
-        if self._accepting:
-            self._accepting = False
+        if self._listener is not None:
             self._loop.remove_reader(self._listener)
+            self._listener = None
 
     async def drain(self, seconds: float) -> None:
         """Wait until all connections have ended by themselves, at most so long."""
@@ -107,6 +115,20 @@ class Gate:
         self.stop_accepting()
         for connection in list(self._connections.values()):
             self._end(connection, "agent stopped")
+        for weakness, count in self._weaknesses.items():
+            self._log.info("callers with weaker proof", count=count, weakness=weakness)
+
+    async def prove_sender(self, caller: Caller) -> None:
+        """Return when the caller's own process has answered on its connection, just now.
+
+        Raises:
+            PeerGoneError: the connection has ended.
+            UnansweredError: there is no answer.
+        """
+        connection = self._of_caller.get(caller)
+        if connection is None or connection.challenge is None:
+            raise PeerGoneError("the connection ended")
+        await connection.challenge.prove()
 
     def caller(self, peer: str) -> Caller:
         """The caller behind a gRPC peer name.
@@ -125,28 +147,28 @@ class Gate:
 
     # --- accept ---------------------------------------------------------------------------------
 
-    def _on_connect(self) -> None:
+    def _on_connect(self, listener: socket.socket) -> None:
         for _ in range(ACCEPT_BATCH):
             try:
-                self._admit(self._listener.accept()[0])
+                self._admit(listener.accept()[0])
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
-                self._on_accept_failed(error)
+                self._on_accept_failed(listener, error)
                 return
 
-    def _on_accept_failed(self, error: OSError) -> None:
+    def _on_accept_failed(self, listener: socket.socket, error: OSError) -> None:
         if error.errno == errno.ECONNABORTED:
             return
         self._log.warning(
             "cannot accept connections", reason=error.strerror, open_connections=len(self)
         )
-        self._loop.remove_reader(self._listener)
+        self._loop.remove_reader(listener)
         self._loop.call_later(DESCRIPTORS_PAUSE, self._resume_accepting)
 
     def _resume_accepting(self) -> None:
-        if self._accepting:
-            self._loop.add_reader(self._listener, self._on_connect)
+        if self._listener is not None:
+            self._loop.add_reader(self._listener, self._on_connect, self._listener)
 
     def _admit(self, outer: socket.socket) -> None:
         outer.settimeout(0)
@@ -164,8 +186,17 @@ class Gate:
         connection = _Connection(ConnectionToken(secrets.token_hex(16)), outer, caller)
         self._connections[connection.token] = connection
         if not isinstance(caller, PeerError):
+            self._of_caller[caller] = connection
             self._loop.add_reader(caller.process, self._on_exit, connection)
+            self._note_weaknesses(caller)
         self._connect_inner(connection, INNER_ATTEMPTS)
+
+    def _note_weaknesses(self, caller: Caller) -> None:
+        """One warning for each kind; all are counted, and each caller's record has its own."""
+        for weakness in caller.weaknesses:
+            self._weaknesses[weakness] += 1
+            if self._weaknesses[weakness] == 1:
+                self._log.warning("weaker proof", proof=str(caller.proof), weakness=weakness)
 
     # --- relay ----------------------------------------------------------------------------------
 
@@ -189,10 +220,15 @@ class Gate:
             self._relay(connection, inner)
 
     def _relay(self, connection: _Connection, inner: socket.socket) -> None:
-        connection.relay = Relay(
-            self._loop, connection.outer, inner, lambda reason: self._end(connection, reason)
+        challenge = Challenge(lambda question: relay.inbound.send(question))  # noqa: PLW0108 - it is made below
+        relay = Relay(
+            self._loop,
+            Side(connection.outer, _reader(connection), challenge.from_client),
+            Side(inner, read_from(inner), challenge.to_client),
+            lambda reason: self._end(connection, reason),
         )
-        connection.relay.start()
+        connection.relay, connection.challenge = relay, challenge
+        relay.start()
         connection.silence = self._loop.call_later(
             FIRST_BYTES_SECONDS, self._end_if_silent, connection
         )
@@ -206,33 +242,52 @@ class Gate:
     def _on_exit(self, connection: _Connection) -> None:
         self._end(connection, "process exited")
 
-    def _end(self, connection: _Connection, reason: str) -> None:
+    def _end(self, connection: _Connection, reason: str | PeerError) -> None:
         if self._connections.pop(connection.token, None) is None:
             return
         if not self._connections:
             self._drained.set()
-        if not isinstance(connection.caller, PeerError):
-            self._loop.remove_reader(connection.caller.process)
         if connection.silence is not None:
             connection.silence.cancel()
         if connection.relay is not None:
             connection.relay.close(reason)
+        if connection.challenge is not None:
+            connection.challenge.close()
         connection.outer.close()
         if not isinstance(connection.caller, PeerError):
+            del self._of_caller[connection.caller]
+            self._loop.remove_reader(connection.caller.process)
             connection.caller.close()
         self._log_end(connection, reason)
 
-    def _log_end(self, connection: _Connection, reason: str) -> None:
-        """One line for a connection that came to nothing; the others are told of by their calls."""
-        if connection.calls:
-            return
-        fields: dict[str, object] = {"reason": reason}
+    def _log_end(self, connection: _Connection, reason: str | PeerError) -> None:
+        """One line for a connection that came to nothing; the others are told of by their calls.
+
+        Whoever spoke in another's name is told of in any case.
+        """
+        fields: dict[str, object] = {"reason": str(reason)}
         if isinstance(connection.caller, PeerError):
             fields["refused"] = str(connection.caller)
         else:
             credentials = connection.caller.credentials
             fields |= {"pid": credentials.pid, "uid": credentials.uid}
-        self._log.info("connection ended without a call", **fields)
+        if isinstance(reason, ForeignSenderError):
+            self._log.warning(
+                "connection cut",
+                **fields,
+                sender_pid=reason.pid,
+                sender_uid=reason.uid,
+                sender_gid=reason.gid,
+                bytes=reason.count,
+            )
+        elif not connection.calls:
+            self._log.info("connection ended without a call", **fields)
+
+
+def _reader(connection: _Connection) -> Callable[[], bytes]:
+    if isinstance(connection.caller, PeerError):  # refused anyway, whoever speaks
+        return read_from(connection.outer)
+    return partial(receive, connection.outer, CLIENT_CHUNK_BYTES, connection.caller)
 
 
 def _close(sock: socket.socket | None) -> None:

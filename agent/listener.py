@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from agent.config import MAX_SOCKET_PATH
 from agent.errors import StartupError
+from agent.sender import stamp_senders
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -145,6 +146,7 @@ def _open_up(sock: socket.socket, file: SocketFile, owner: int, group: int) -> N
     try:
         os.chown(file.path, owner, group)
         file.path.chmod(file.mode)
+        stamp_senders(sock)
         sock.listen(BACKLOG)
     except OSError:
         with suppress(OSError):

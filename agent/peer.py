@@ -24,11 +24,11 @@ import socket
 import struct
 import sys
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from agent.config import Proof
 from agent.errors import AttestationError, PeerError, PeerGoneError
 
 if TYPE_CHECKING:
@@ -50,15 +50,6 @@ _OUR_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
-class Proof(StrEnum):
-    """How the pidfd was obtained, strongest first."""
-
-    PEERPIDFD = "peerpidfd"
-    """From the socket: pinned by the kernel at connect (Linux 6.5)."""
-    PIDFD_OPEN = "pidfd_open"
-    """By number right after accept: blind to a PID reused between connect and accept."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
     """The peer's credentials when it called connect(2). They never change for a connection."""
@@ -78,8 +69,10 @@ class ProcessHandle:
 
     def __init__(self, pidfd: int) -> None:
         self._pidfd = pidfd
-        self.inode = os.fstat(pidfd).st_ino
-        """On pidfs (Linux 6.9) unique among all processes since boot."""
+        self._poll = select.poll()
+        self._poll.register(pidfd, select.POLLIN)
+        self.inode = _pidfs_inode(pidfd)
+        """Unique among all processes since boot; None where there is no pidfs (below Linux 6.9)."""
 
     def fileno(self) -> int:
         """The pidfd, to wait on.
@@ -95,9 +88,7 @@ class ProcessHandle:
         """Ask the kernel: a pidfd polls readable once its process has exited (pidfd_open(2))."""
         if self._pidfd < 0:
             return False
-        poll = select.poll()
-        poll.register(self._pidfd, select.POLLIN)
-        return not poll.poll(0)
+        return not self._poll.poll(0)
 
     def close(self) -> None:
         """Close the pidfd; again is harmless."""
@@ -106,13 +97,28 @@ class ProcessHandle:
             self._pidfd = -1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, weakref_slot=True)
 class Caller:
-    """A connected process as the kernel knows it. Whoever holds the connection closes `process`."""
+    """A connected process as the kernel knows it, one for each connection.
+
+    Whoever holds the connection closes it.
+    """
 
     credentials: Credentials
     proof: Proof
     process: ProcessHandle
+
+    @property
+    def weaknesses(self) -> tuple[str, ...]:
+        """What this kernel could not tell, and others can."""
+        found = []
+        if self.proof is Proof.PIDFD_OPEN:
+            found.append(
+                "no SO_PEERPIDFD (Linux 6.5): a PID reused between connect and accept is not seen"
+            )
+        if self.process.inode is None:
+            found.append("no pidfs (Linux 6.9): the process has no number that is never used again")
+        return tuple(found)
 
     def open_proc(self) -> ProcessView:
         """Open the process's `/proc` directory for one round of reads.
@@ -221,14 +227,14 @@ class ProcessView:
         return self._directory
 
 
-def identify(sock: socket.socket) -> Caller:
+def identify(sock: socket.socket, required: Proof = Proof.PIDFD_OPEN) -> Caller:
     """Who connected this socket.
 
     The result owns a pidfd: close it.
 
     Raises:
         PeerGoneError: the process is gone.
-        PeerError: this kernel cannot name it.
+        PeerError: this kernel cannot name it, or not with the required proof.
         OSError: the agent is out of descriptors or memory.
     """
     credentials = read_credentials(sock)
@@ -237,6 +243,11 @@ def identify(sock: socket.socket) -> Caller:
     if not caller.process.is_alive():
         caller.close()
         raise PeerGoneError("the process exited before its connection was accepted")
+    if not proof.satisfies(required):
+        caller.close()
+        raise PeerError(
+            f"the kernel's proof of who connected is {proof}, and require_proof asks for {required}"
+        )
     return caller
 
 
@@ -295,6 +306,18 @@ def _open_pidfd(sock: socket.socket, pid: int) -> tuple[int, Proof]:
         return os.pidfd_open(pid), Proof.PIDFD_OPEN
     except ProcessLookupError as error:
         raise PeerGoneError("the process exited before its connection was accepted") from error
+
+
+def _pidfs_inode(pidfd: int) -> int | None:
+    status = os.fstat(pidfd)
+    return None if status.st_dev == _anonymous_device() else status.st_ino
+
+
+@cache
+def _anonymous_device() -> int:
+    """The device of descriptors without a file of their own, as pidfds were before pidfs."""
+    with select.epoll() as any_of_them:
+        return os.fstat(any_of_them.fileno()).st_dev
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,13 +3,17 @@
 Memory is bounded: each direction holds at most one chunk, and reads no further until that chunk is
 written, so that a peer which stops reading stops the other side too.
 
-The relay owns both sockets and closes them. It knows nothing of who is calling.
+The relay owns both sockets and closes them. It knows nothing of who is calling: how a chunk is
+read, and what of it passes on, is its owner's affair.
 """
 
 from __future__ import annotations
 
 import socket
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from agent.errors import PeerError
 
 if TYPE_CHECKING:
     import asyncio
@@ -19,31 +23,54 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 64 * 1024
 
 
+def read_from(sock: socket.socket) -> Callable[[], bytes]:
+    """Reads as recv(2) does."""
+    return lambda: sock.recv(CHUNK_BYTES)
+
+
+def unchanged(chunk: bytes) -> bytes:
+    """Lets all pass."""
+    return chunk
+
+
+@dataclass(slots=True)
+class Side:
+    """One of the two sockets: how its bytes are read, and what of them passes to the other.
+
+    `read` may raise OSError, and PeerError if what came must not pass: that cuts the connection.
+    """
+
+    sock: socket.socket
+    read: Callable[[], bytes]
+    passing: Callable[[bytes], bytes] = unchanged
+
+
 class Relay:
     """Relays between two connected, non-blocking stream sockets until both have finished.
 
-    `on_close` is called exactly once, after both sockets were closed, with a word why.
+    `on_close` is called exactly once, after both sockets were closed, with the reason: a word, or
+    the error of a `read` that refused what came.
     """
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        left: socket.socket,
-        right: socket.socket,
-        on_close: Callable[[str], None],
+        left: Side,
+        right: Side,
+        on_close: Callable[[str | PeerError], None],
     ) -> None:
-        self._sockets = (left, right)
+        self._sockets = (left.sock, right.sock)
         self._on_close = on_close
         self._closed = False
-        self.outbound = _Flow(loop, left, right, self._flow_ended)
-        self.inbound = _Flow(loop, right, left, self._flow_ended)
+        self.outbound = _Flow(loop, left, right.sock, self._flow_ended)
+        self.inbound = _Flow(loop, right, left.sock, self._flow_ended)
 
     def start(self) -> None:
         """Begin to relay."""
         self.outbound.start()
         self.inbound.start()
 
-    def close(self, reason: str) -> None:
+    def close(self, reason: str | PeerError) -> None:
         """Cut both sides at once; again is harmless."""
         if self._closed:
             return
@@ -54,11 +81,14 @@ class Relay:
             sock.close()
         self._on_close(reason)
 
-    def _flow_ended(self, error: OSError | None) -> None:
-        if error is not None:
-            self.close(f"reset ({error.strerror})")
-        elif self.outbound.ended and self.inbound.ended:
-            self.close("closed")
+    def _flow_ended(self, error: OSError | PeerError | None) -> None:
+        match error:
+            case PeerError():
+                self.close(error)
+            case OSError():
+                self.close(f"reset ({error.strerror})")
+            case None if self.outbound.ended and self.inbound.ended:
+                self.close("closed")
 
 
 class _Flow:
@@ -67,9 +97,9 @@ class _Flow:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        source: socket.socket,
+        source: Side,
         target: socket.socket,
-        on_end: Callable[[OSError | None], None],
+        on_end: Callable[[OSError | PeerError | None], None],
     ) -> None:
         self._loop = loop
         self._source = source
@@ -80,34 +110,47 @@ class _Flow:
         self.ended = False
 
     def start(self) -> None:
-        self._loop.add_reader(self._source, self._on_readable)
+        self._loop.add_reader(self._source.sock, self._on_readable)
 
     def stop(self) -> None:
-        self._loop.remove_reader(self._source)
+        self._loop.remove_reader(self._source.sock)
         self._loop.remove_writer(self._target)
         self.ended = True
 
+    def send(self, data: bytes) -> None:
+        """Send something else, behind what is on its way."""
+        if self.ended:
+            return
+        if self._pending:
+            self._pending = memoryview(bytes(self._pending) + data)
+        else:
+            self._pass_on(data)
+
     def _on_readable(self) -> None:
         try:
-            chunk = self._source.recv(CHUNK_BYTES)
+            chunk = self._source.read()
         except (BlockingIOError, InterruptedError):
             return
-        except OSError as error:
+        except (OSError, PeerError) as error:
             self._end(error)
             return
         if not chunk:
             self._end(None)
             return
         self.bytes += len(chunk)
-        self._pending = memoryview(chunk)
+        if passing := self._source.passing(chunk):
+            self._pass_on(passing)
+
+    def _pass_on(self, data: bytes) -> None:
+        self._pending = memoryview(data)
         if self._write() and self._pending:
-            self._loop.remove_reader(self._source)
+            self._loop.remove_reader(self._source.sock)
             self._loop.add_writer(self._target, self._on_writable)
 
     def _on_writable(self) -> None:
         if self._write() and not self._pending:
             self._loop.remove_writer(self._target)
-            self._loop.add_reader(self._source, self._on_readable)
+            self._loop.add_reader(self._source.sock, self._on_readable)
 
     def _write(self) -> bool:
         """Write what is pending; False if that ended the flow."""
@@ -121,7 +164,7 @@ class _Flow:
         self._pending = self._pending[sent:]
         return True
 
-    def _end(self, error: OSError | None) -> None:
+    def _end(self, error: OSError | PeerError | None) -> None:
         self.stop()
         if error is None:
             try:

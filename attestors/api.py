@@ -127,11 +127,23 @@ class Findings:
     `notes` say which selectors are missing for good and why ("executable not readable: …");
     `pending` which ones may be had later. The caller is then asked to come again if nothing
     matched. Operators see both in the log, callers never do.
+
+    Raises:
+        ValueError: `program` holds what `selectors` does not.
     """
 
     selectors: frozenset[Selector] = frozenset()
     notes: tuple[str, ...] = ()
     pending: tuple[str, ...] = ()
+    program: frozenset[Selector] = frozenset()
+    """Those of `selectors` that hold because of what program runs, such as `unix:path`.
+
+    Who gets an identity by one of these must first prove that this program holds the connection.
+    """
+
+    def __post_init__(self) -> None:
+        if not self.program <= self.selectors:
+            raise ValueError("selectors of the program are selectors too: name them in both")
 
 
 class Options(BaseModel):
@@ -159,6 +171,13 @@ class Attestor(Protocol):
 
     timeout: ClassVar[float]
     """Seconds that it may take for one caller; then it has failed, and the others count."""
+
+    reuse_seconds: ClassVar[float]
+    """How long its findings stay good for a connection whose process stays the same.
+
+    The same means: executable file, user, groups, cgroup, and namespaces; not the command line or
+    the environment, which a process can change as it likes. 0, or left out: asked each time.
+    """
 
     def __init__(self, options: Any, context: AttestorContext) -> None:
         """Made once at start. Must not block; raise AttestorError to refuse to start."""

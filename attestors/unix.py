@@ -58,6 +58,7 @@ DIGESTS_IN_ALL = 64
 # ctime. A digest is remembered only for files whose last change lies clearly further back.
 SETTLED_NS = 2_000_000_000
 
+_OF_THE_PROGRAM = ("path:", "sha256:")
 
 K = TypeVar("K", bound="Hashable")
 V = TypeVar("V")
@@ -96,6 +97,8 @@ class UnixAttestor:
 
     name: ClassVar[str] = "unix"
     Options: ClassVar[type[BaseModel]] = UnixOptions
+    # The executable and the ids are what "the same process" means; names change rarely.
+    reuse_seconds: ClassVar[float] = 5 * FRESH_SECONDS
     timeout: ClassVar[float] = 2 * (NAME_SECONDS + PATH_SECONDS + DIGEST_SECONDS)
 
     def __init__(self, options: UnixOptions, _context: AttestorContext) -> None:
@@ -134,7 +137,8 @@ class UnixAttestor:
             except (ProcessLookupError, FileNotFoundError) as error:
                 raise AttestorError("the process exited") from error
         selectors = frozenset(Selector(self.name, fact) for fact in facts)
-        return Findings(selectors, tuple(notes), tuple(pending))
+        program = frozenset(each for each in selectors if each.value.startswith(_OF_THE_PROGRAM))
+        return Findings(selectors, tuple(notes), tuple(pending), program)
 
     async def close(self) -> None:
         """See Attestor.close."""

@@ -1,14 +1,16 @@
 """The SPIFFE Workload API: from an entitled caller to its SVIDs and bundles.
 
 Every message carries the whole state (Workload API section 4.3). Before each message of a stream
-the caller is attested and matched again: a stream ends with PERMISSION_DENIED when there is nothing
-left to have. The WIT profile is incubating in the standard and answers UNIMPLEMENTED.
+the caller is attested and matched again, and also from time to time in between: a stream ends with
+PERMISSION_DENIED when there is nothing left to have. The WIT profile is incubating in the standard
+and answers UNIMPLEMENTED.
 """
 
 from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 
 import grpc
@@ -16,7 +18,7 @@ from google.protobuf import json_format
 
 from agent.api.context import UnsupportedError
 from agent.entitlement import Entitlement
-from agent.errors import AuthorityError, NoIdentityError, RequestError
+from agent.errors import AuthorityError, NoIdentityError, RequestError, UnavailableError
 from agent.issuance import JwtSvidRequest
 from agent.pb import workloadapi_pb2 as pb
 from agent.spiffe import SpiffeId
@@ -52,6 +54,41 @@ SvidT = TypeVar("SvidT", pb.X509SVID, pb.JWTSVID)
 Pushes: TypeAlias = "AsyncGenerator[Message, None]"
 
 
+class Entitle(Protocol):
+    """How a method finds out what its caller may have; see Entitlements.of."""
+
+    def __call__(self, caller: Caller, *, releasing: bool = ...) -> Awaitable[Entitlement]:
+        """See Entitlements.of."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Review:
+    """How often the caller of an open stream is attested again, though nothing has changed.
+
+    `spread` draws from [-1, 1), so that streams that began together do not stay together.
+    """
+
+    interval: timedelta
+    spread: Callable[[], float]
+
+    def seconds(self, *, complete: bool) -> float:
+        """Until the next time: never more than the interval, sooner while an attestor fails."""
+        interval = self.interval.total_seconds()
+        if not complete:
+            interval = min(interval, RETRY_SECONDS)
+        return interval * (0.9 + 0.1 * self.spread())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServingPolicy:
+    """What the operator decides about serving."""
+
+    default_jwt_ttl: timedelta
+    review: Review
+    allow_unauthenticated_verifiers: bool = False
+
+
 class Authority(Protocol):
     """What is needed of the authority."""
 
@@ -79,16 +116,14 @@ class WorkloadApi:
         svids: Svids,
         authority: Authority,
         clock: Clock,
-        default_jwt_ttl: timedelta,
-        allow_unauthenticated_verifiers: bool,
+        policy: ServingPolicy,
         log: FilteringBoundLogger,
     ) -> None:
         self._entitlements = entitlements
         self._svids = svids
         self._authority = authority
         self._clock = clock
-        self._default_jwt_ttl = default_jwt_ttl
-        self._allow_unauthenticated_verifiers = allow_unauthenticated_verifiers
+        self._policy = policy
         self._log = log
 
     def handlers(self, guard: Guard) -> grpc.GenericRpcHandler:
@@ -140,7 +175,7 @@ class WorkloadApi:
             raise RequestError("audience must be specified")
         if not request.svid:
             raise RequestError("svid must be specified")
-        await self._verifier(caller)
+        await self._verifier(caller, releasing=False)
         valid = validate_jwt_svid(
             request.svid, request.audience, self._bundles(), self._clock.now()
         )
@@ -156,7 +191,7 @@ class WorkloadApi:
     async def _push(
         self,
         caller: Caller,
-        entitle: Callable[[Caller], Awaitable[Entitlement]],
+        entitle: Entitle,
         compose: Callable[[Caller, Sequence[Entry]], Message],
     ) -> Pushes:
         """A response at once, and after every change, for as long as the caller is entitled."""
@@ -164,14 +199,35 @@ class WorkloadApi:
             entitlement = await entitle(caller)
             with self._svids.watch(entitlement.entries) as changed:
                 yield compose(caller, entitlement.entries)
-                await _wait(changed, None if entitlement.complete else RETRY_SECONDS)
+                while not changed.is_set() and not await self._is_due(
+                    caller, entitlement, entitle, changed
+                ):
+                    pass
 
-    async def _verifier(self, caller: Caller) -> Entitlement:
+    async def _is_due(
+        self, caller: Caller, served: Entitlement, entitle: Entitle, changed: asyncio.Event
+    ) -> bool:
+        """Wait for a change or for the next look at the caller: whether it is to get a message.
+
+        Raises:
+            PeerError, NoIdentityError: it may have nothing any more.
+        """
+        await _wait(changed, self._policy.review.seconds(complete=served.complete))
+        if changed.is_set():
+            return True
+        try:
+            now = await entitle(caller, releasing=False)
+        except UnavailableError:
+            return False  # nobody knows; what it has it keeps, and gets nothing new
+        lost_for_now = not now.complete and set(now.entries) < set(served.entries)
+        return now.entries != served.entries and not lost_for_now
+
+    async def _verifier(self, caller: Caller, *, releasing: bool = True) -> Entitlement:
         """Who has an identity may see bundles; others only if the operator allows it (Q-13)."""
         try:
-            return await self._entitlements.of(caller)
+            return await self._entitlements.of(caller, releasing=releasing)
         except NoIdentityError:
-            if self._allow_unauthenticated_verifiers:
+            if self._policy.allow_unauthenticated_verifiers:
                 return Entitlement(entries=(), complete=True)
             raise
 
@@ -206,7 +262,7 @@ class WorkloadApi:
             JwtSvidRequest(
                 spiffe_id=entry.spiffe_id,
                 audience=audience,
-                ttl=entry.jwt_svid_ttl or self._default_jwt_ttl,
+                ttl=entry.jwt_svid_ttl or self._policy.default_jwt_ttl,
                 not_after_limit=entry.expires_at,
             )
         )

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 # Anybody may ask who they are; that is the point.
 _SOCKET_MODE = 0o666
+_NAMESPACES = ("user", "pid", "mnt", "cgroup")
 _INPUT_BYTES = 64 * 1024
 
 _CLOCK = SystemClock()
@@ -96,10 +97,12 @@ def _describe(caller: Caller) -> dict[str, Data]:
             "supplementary_gids": credentials.groups,
             "supplementary_groups": [_group(gid) for gid in credentials.groups],
             "proof": str(caller.proof),
+            "weaknesses": caller.weaknesses,
             "pidfd_inode": caller.process.inode,
             "command": _read(lambda: os.fsdecode(view.read("comm")).rstrip("\n")),
             "executable": _read(lambda: view.readlink("exe")),
             "executable_file": _read(lambda: _file_id(view)),
+            "namespaces": _read(lambda: [view.readlink(f"ns/{kind}") for kind in _NAMESPACES]),
             "cgroup": _read(lambda: os.fsdecode(view.read("cgroup")).splitlines()),
             "display_only_read_by_pid": {"process_tree": _tree(credentials.pid)},
         }

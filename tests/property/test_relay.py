@@ -8,7 +8,7 @@ import socket
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.relay import Relay
+from agent.relay import Relay, Side, read_from
 
 Chunks = list[bytes]
 
@@ -35,7 +35,12 @@ async def exchange(left_says: Chunks, right_says: Chunks, read_size: int) -> tup
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2048)
     closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    Relay(asyncio.get_running_loop(), near_left, near_right, closed.set_result).start()
+    Relay(
+        asyncio.get_running_loop(),
+        Side(near_left, read_from(near_left)),
+        Side(near_right, read_from(near_right)),
+        lambda reason: closed.set_result(str(reason)),
+    ).start()
     with left, right:
         async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
             tasks.create_task(pump(left, left_says))

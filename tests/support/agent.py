@@ -33,10 +33,16 @@ class RunningAgent:
         entries: the text of the entries file.
         config: further lines for agent.yaml, beside the paths, the trust domain and a debug log.
         env: further environment variables of the agent.
+        prefix: a command that starts it, as `setpriv` and `unshare` do.
     """
 
     def __init__(
-        self, entries: str = "", *, config: str = "", env: dict[str, str] | None = None
+        self,
+        entries: str = "",
+        *,
+        config: str = "",
+        env: dict[str, str] | None = None,
+        prefix: tuple[str, ...] = (),
     ) -> None:
         # Short, since a socket's path has at most 107 bytes; open, so that other users get through.
         self.directory = Path(tempfile.mkdtemp(prefix="vouchd-", dir="/tmp"))
@@ -50,6 +56,7 @@ class RunningAgent:
             f"entries: [entries.yaml]\n{config}\n"
         )
         self._env = {**os.environ, **(env or {})}
+        self._prefix = prefix
         self._lines: list[str] = []
         self._news = threading.Condition()
         self.start()
@@ -75,7 +82,7 @@ class RunningAgent:
         with self._news:
             seen = len(self._lines)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "agent", "run", "-c", str(self.config)],
+            [*self._prefix, sys.executable, "-m", "agent", "run", "-c", str(self.config)],
             cwd=REPOSITORY,
             env=self._env,
             stdin=subprocess.DEVNULL,

@@ -69,6 +69,7 @@ class FakeAttestor:
     name: ClassVar[str] = "fake"
     Options: ClassVar[type[BaseModel]] = Options
     timeout: ClassVar[float] = 5.0
+    reuse_seconds: ClassVar[float] = 0.0
 
     def __init__(
         self,

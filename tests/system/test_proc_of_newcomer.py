@@ -101,5 +101,6 @@ async def test_recycled_during_attestation_what_was_found_is_dropped() -> None:
             return Findings(frozenset({Selector("fake", "stolen")}))
 
         with pytest.raises(PeerGoneError):
-            await WorkloadAttestor([FakeAttestor(find)], Lines().log).attest(caller)
+            async with WorkloadAttestor([FakeAttestor(find)], Lines().log).attest(caller):
+                pass
         caller.close()

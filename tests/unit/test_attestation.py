@@ -12,8 +12,9 @@ from dataclasses import replace
 
 import pytest
 
-from agent.attestation import WorkloadAttestor, read_fingerprint
+from agent.attestation import Attestation, WorkloadAttestor
 from agent.errors import PeerError, PeerGoneError
+from agent.fingerprint import read_fingerprint
 from agent.peer import Caller, ProcessHandle, identify
 from attestors.api import AttestorError, Findings, Selector, WorkloadRef
 from tests.support import pids
@@ -21,6 +22,11 @@ from tests.support.fakes import FakeAttestor, Lines
 
 ONE = Selector("fake", "one")
 TWO = Selector("other", "two")
+
+
+async def attested(attestor: WorkloadAttestor, caller: Caller) -> Attestation:
+    async with attestor.attest(caller) as attestation:
+        return attestation
 
 
 class OtherAttestor(FakeAttestor):
@@ -67,7 +73,7 @@ async def test_selectors_of_all_attestors_are_joined(me: Caller) -> None:
     attestor = WorkloadAttestor(
         [FakeAttestor(frozenset({"one"})), OtherAttestor(frozenset({"two"}))], Lines().log
     )
-    found = await attestor.attest(me)
+    found = await attested(attestor, me)
     assert found.selectors == {ONE, TWO}
     assert not found.failures
 
@@ -81,7 +87,7 @@ async def test_they_run_at_the_same_time(me: Caller) -> None:
 
     attestor = WorkloadAttestor([FakeAttestor(meet), OtherAttestor(meet)], Lines().log)
     async with asyncio.timeout(5):
-        await attestor.attest(me)
+        await attested(attestor, me)
 
 
 async def failing(_workload: WorkloadRef) -> Findings:
@@ -114,14 +120,14 @@ async def test_a_failed_attestor_costs_its_own_selectors_only(
     me: Caller, bad: FakeAttestor, reason: str
 ) -> None:
     attestor = WorkloadAttestor([bad, FakeAttestor(frozenset({"one"}))], Lines().log)
-    found = await attestor.attest(me)
+    found = await attested(attestor, me)
     assert found.selectors == {ONE}
     assert found.failures == {"slow": reason}
 
 
 async def test_what_a_plug_in_breaks_on_is_logged_for_its_author(me: Caller) -> None:
     lines = Lines()
-    await WorkloadAttestor([FakeAttestor(broken)], lines.log).attest(me)
+    await attested(WorkloadAttestor([FakeAttestor(broken)], lines.log), me)
     [line] = lines.of("attestor broke")
     assert line["exc_info"]
 
@@ -130,7 +136,7 @@ async def test_notes_reach_the_operator(me: Caller) -> None:
     async def find(_workload: WorkloadRef) -> Findings:
         return Findings(notes=("not readable",))
 
-    found = await WorkloadAttestor([FakeAttestor(find)], Lines().log).attest(me)
+    found = await attested(WorkloadAttestor([FakeAttestor(find)], Lines().log), me)
     assert found.notes == ("not readable",)
 
 
@@ -142,7 +148,7 @@ async def test_one_who_dies_meanwhile_gets_nothing() -> None:
             return Findings(frozenset({ONE}))
 
         with pytest.raises(PeerGoneError):
-            await WorkloadAttestor([FakeAttestor(kill)], Lines().log).attest(caller)
+            await attested(WorkloadAttestor([FakeAttestor(kill)], Lines().log), caller)
 
 
 async def test_nor_does_a_zombie() -> None:
@@ -154,7 +160,7 @@ async def test_nor_does_a_zombie() -> None:
             return Findings(frozenset({ONE}))
 
         with pytest.raises(PeerGoneError):
-            await WorkloadAttestor([FakeAttestor(kill)], Lines().log).attest(caller)
+            await attested(WorkloadAttestor([FakeAttestor(kill)], Lines().log), caller)
 
 
 async def test_nor_does_one_who_dies_at_the_very_end(
@@ -164,7 +170,7 @@ async def test_nor_does_one_who_dies_at_the_very_end(
     alive = iter([True, True, False])
     monkeypatch.setattr(ProcessHandle, "is_alive", lambda _self: next(alive))
     with pytest.raises(PeerGoneError, match="while it was attested"):
-        await WorkloadAttestor([FakeAttestor(frozenset({"one"}))], Lines().log).attest(me)
+        await attested(WorkloadAttestor([FakeAttestor(frozenset({"one"}))], Lines().log), me)
 
 
 async def test_one_who_is_dead_already_is_not_looked_at() -> None:
@@ -177,7 +183,7 @@ async def test_one_who_is_dead_already_is_not_looked_at() -> None:
     with caller_of() as (caller, pid):
         pids.kill_and_reap(pid)
         with pytest.raises(PeerGoneError):
-            await WorkloadAttestor([FakeAttestor(ask)], Lines().log).attest(caller)
+            await attested(WorkloadAttestor([FakeAttestor(ask)], Lines().log), caller)
     assert not asked
 
 
@@ -201,7 +207,7 @@ async def test_another_program_in_the_middle_is_noticed() -> None:
             return Findings(frozenset({ONE}))
 
         with pytest.raises(PeerError, match="changed its program or user while"):
-            await WorkloadAttestor([FakeAttestor(swap)], Lines().log).attest(caller)
+            await attested(WorkloadAttestor([FakeAttestor(swap)], Lines().log), caller)
     for descriptor in (go_read, go, gone):
         os.close(descriptor)
 
@@ -216,7 +222,7 @@ async def test_the_process_must_still_be_who_connected(me: Caller) -> None:
         # As if it had connected as somebody else and then become what it is.
         other = replace(me, credentials=replace(me.credentials, **change))  # type: ignore[arg-type]
         with pytest.raises(PeerError, match=reason):
-            await attestor.attest(other)
+            await attested(attestor, other)
 
 
 async def test_a_gained_group_counts_as_a_change(me: Caller) -> None:
@@ -224,7 +230,7 @@ async def test_a_gained_group_counts_as_a_change(me: Caller) -> None:
         pytest.skip("this user has no supplementary groups to lose")
     fewer = replace(me, credentials=replace(me.credentials, groups=me.credentials.groups[1:]))
     with pytest.raises(PeerError, match="supplementary groups"):
-        await WorkloadAttestor([FakeAttestor()], Lines().log).attest(fewer)
+        await attested(WorkloadAttestor([FakeAttestor()], Lines().log), fewer)
 
 
 def test_the_fingerprint_of_a_zombie_is_no_fingerprint() -> None:

@@ -16,8 +16,13 @@ from agent import gate as gate_module
 from agent.errors import PeerError, PeerGoneError
 from agent.gate import Gate
 from agent.peer import Caller
+from agent.sender import stamp_senders
 from tests.support import pids
 from tests.support.fakes import Lines
+
+# Passes both ways at once: as long as a client's preface, and a whole frame of the server's.
+HELLO = bytes([0, 0, 15, 4, 0, 0, 0, 0, 0]) + bytes(15)
+FRAME = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 
 
 @dataclass
@@ -37,14 +42,15 @@ class Site:
         """A connection that has come through, and its name at the inner server."""
         before = len(self.names)
         reader, writer = await self.connect()
-        writer.write(b"x")
-        assert await reader.readexactly(1) == b"x"
+        writer.write(HELLO)
+        assert await reader.readexactly(len(HELLO)) == HELLO
         return reader, writer, self.names[before]
 
 
 def listen(path: Path) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.bind(str(path))
+    stamp_senders(sock)
     sock.listen(4096)
     sock.setblocking(False)
     return sock
@@ -67,8 +73,8 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
     server = await asyncio.start_unix_server(echo, tmp_path / "inner")
     outer = listen(tmp_path / "outer")
     lines = Lines()
-    gate = Gate(asyncio.get_running_loop(), outer, str(tmp_path / "inner"), lines.log)
-    gate.start()
+    gate = Gate(asyncio.get_running_loop(), str(tmp_path / "inner"), lines.log)
+    gate.start(outer)
     yield Site(gate, outer, tmp_path / "outer", names, lines)
     gate.close()
     outer.close()
@@ -198,8 +204,8 @@ async def test_one_who_has_spoken_may_be_silent_afterwards(
     monkeypatch.setattr(gate_module, "FIRST_BYTES_SECONDS", 0.05)
     reader, writer, _ = await site.connected()
     await asyncio.sleep(0.1)
-    writer.write(b"y")
-    assert await reader.readexactly(1) == b"y"
+    writer.write(FRAME)
+    assert await reader.readexactly(len(FRAME)) == FRAME
     writer.close()
 
 
@@ -213,8 +219,8 @@ async def test_the_inner_server_is_waited_for(tmp_path: Path) -> None:
         sock.setblocking(False)
         sock.connect_ex(str(tmp_path / "inner"))
     outer = listen(tmp_path / "outer")
-    gate = Gate(asyncio.get_running_loop(), outer, str(tmp_path / "inner"), Lines().log)
-    gate.start()
+    gate = Gate(asyncio.get_running_loop(), str(tmp_path / "inner"), Lines().log)
+    gate.start(outer)
     _, writer = await asyncio.open_unix_connection(tmp_path / "outer")
     await until(lambda: len(gate) == 1)
     accepted: list[socket.socket] = []
@@ -243,8 +249,8 @@ async def test_an_overloaded_inner_server_ends_the_connection_with_a_reason(
     for sock in fill:
         sock.setblocking(False)
         sock.connect_ex(str(tmp_path / "inner"))
-    gate = Gate(asyncio.get_running_loop(), outer, str(tmp_path / "inner"), lines.log)
-    gate.start()
+    gate = Gate(asyncio.get_running_loop(), str(tmp_path / "inner"), lines.log)
+    gate.start(outer)
     reader, writer = await asyncio.open_unix_connection(tmp_path / "outer")
     assert await reader.read() == b""
     assert lines.lines[0]["reason"].startswith("agent cannot relay")
@@ -257,8 +263,8 @@ async def test_an_overloaded_inner_server_ends_the_connection_with_a_reason(
 async def test_no_inner_server_is_one_line_and_no_leak(tmp_path: Path) -> None:
     lines = Lines()
     outer = listen(tmp_path / "outer")
-    gate = Gate(asyncio.get_running_loop(), outer, str(tmp_path / "missing"), lines.log)
-    gate.start()
+    gate = Gate(asyncio.get_running_loop(), str(tmp_path / "missing"), lines.log)
+    gate.start(outer)
     reader, writer = await asyncio.open_unix_connection(tmp_path / "outer")
     assert await reader.read() == b""
     [line] = lines.lines

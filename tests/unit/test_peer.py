@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from agent import peer
+from agent.config import Proof
 from agent.errors import AttestationError, PeerError, PeerGoneError
-from agent.peer import Proof, identify
+from agent.peer import identify
 from tests.support import pids
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from agent.relay import CHUNK_BYTES, Relay
+from agent.relay import CHUNK_BYTES, Relay, Side, read_from
 
 
 @dataclass
@@ -29,7 +29,12 @@ async def relayed() -> AsyncIterator[Ends]:
         sock.setblocking(False)
     closed: list[str] = []
     loop = asyncio.get_running_loop()
-    relay = Relay(loop, near_left, near_right, closed.append)
+    relay = Relay(
+        loop,
+        Side(near_left, read_from(near_left)),
+        Side(near_right, read_from(near_right)),
+        lambda reason: closed.append(str(reason)),
+    )
     relay.start()
     try:
         yield Ends(left, right, relay, closed)

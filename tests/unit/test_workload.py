@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from agent.api import workload
-from agent.api.workload import WorkloadApi
+from agent.api.workload import Review, ServingPolicy, WorkloadApi
 from agent.authority import Authority, AuthorityPolicy
 from agent.entitlement import Entitlement
 from agent.entries import Entry, EntryId
@@ -51,6 +51,7 @@ class Site:
     def __init__(self, keystore: Keystore, *, open_verifiers: bool = False) -> None:
         self.entries: tuple[Entry, ...] | VouchdError = (entry("a"),)
         self.complete = True
+        self.asked: list[bool] = []
         self.clock = FakeClock()
         self.lines = Lines()
         policy = AuthorityPolicy(
@@ -64,13 +65,17 @@ class Site:
             svids=self.svids,
             authority=self.authority,
             clock=self.clock,
-            default_jwt_ttl=HOUR,
-            allow_unauthenticated_verifiers=open_verifiers,
+            policy=ServingPolicy(
+                default_jwt_ttl=HOUR,
+                review=Review(dt.timedelta(milliseconds=10), lambda: 0.0),
+                allow_unauthenticated_verifiers=open_verifiers,
+            ),
             log=self.lines.log,
         )
 
-    async def of(self, caller: Caller) -> Entitlement:
+    async def of(self, caller: Caller, *, releasing: bool = True) -> Entitlement:
         assert caller is CALLER
+        self.asked.append(releasing)
         if isinstance(self.entries, VouchdError):
             raise self.entries
         return Entitlement(entries=self.entries, complete=self.complete)

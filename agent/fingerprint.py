@@ -1,0 +1,158 @@
+"""What must not change while a process is attested: who it is, what it runs, and where it lives.
+
+One look at `/proc/PID` gives a fingerprint; two looks that are equal could still have another
+program in between. That is what the pin is for: a descriptor of the address space, which is gone
+for good once the process has executed something else, be it the same file again.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from agent.errors import AttestationError, PeerError, PeerGoneError
+from agent.peer import overflow_ids
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from agent.peer import Credentials, ProcessView
+
+T = TypeVar("T")
+
+# Real, effective, saved and filesystem ID, in this order (proc_pid_status(5)); the process's name,
+# which it chooses itself, is escaped and stands in a line of its own before these.
+_STATUS_IDS = re.compile(
+    rb"^Uid:\t\d+\t(?P<uid>\d+)\t.*\nGid:\t\d+\t(?P<gid>\d+)\t.*\n(?:FDSize:.*\n)?"
+    rb"Groups:\t(?P<groups>[\d ]*)$",
+    re.MULTILINE,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fingerprint:
+    """A process at one moment. None stands for what the agent may not look at (proc(5))."""
+
+    uid: int
+    gid: int
+    groups: frozenset[int]
+    executable: tuple[int, int, int, int, int] | None
+    """Device, inode, size, mtime, ctime."""
+    cgroup: bytes
+    user_namespace: str | None
+    """Such as `user:[4026531837]`: namespaces(7)."""
+    mount_namespace: str | None
+    cgroup_namespace: str | None
+
+
+class ProgramPin:
+    """A descriptor of the address space that a process has now. Whoever pins closes it.
+
+    Reading it gives nothing once the process has executed a program, or has died (proc(5)).
+    """
+
+    def __init__(self, process: ProcessView) -> None:
+        self._descriptor = _open_address_space(process)
+
+    @property
+    def holds(self) -> bool:
+        """Whether there is one: the agent may not look into everybody."""
+        return self._descriptor >= 0
+
+    def changed(self) -> bool:
+        """Whether the process has left that address space; False if there is no pin."""
+        return self.holds and not os.pread(self._descriptor, 1, 0)
+
+    def close(self) -> None:
+        """Let go; again is harmless."""
+        if self.holds:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def read_fingerprint(process: ProcessView) -> Fingerprint:
+    """The process as it is now.
+
+    Raises:
+        AttestationError: /proc is not as expected.
+        PeerGoneError: the process is gone.
+    """
+    try:
+        ids = _STATUS_IDS.search(process.read("status"))
+        executable = _permitted(process.stat, "exe")
+        cgroup = process.read("cgroup")
+        user, mount, cgroups = (
+            _permitted(process.readlink, f"ns/{kind}") for kind in ("user", "mnt", "cgroup")
+        )
+    except (ProcessLookupError, FileNotFoundError) as error:
+        raise PeerGoneError("the process is gone") from error
+    if ids is None:
+        raise AttestationError("/proc/PID/status is not as this kernel's proc(5) has it")
+    return Fingerprint(
+        uid=int(ids["uid"]),
+        gid=int(ids["gid"]),
+        groups=frozenset(map(int, ids["groups"].split())),
+        executable=None if executable is None else _file_key(executable),
+        cgroup=cgroup,
+        user_namespace=user,
+        mount_namespace=mount,
+        cgroup_namespace=cgroups,
+    )
+
+
+def check_credentials(now: Fingerprint, at_connect: Credentials) -> None:
+    """Whether the process is still who connected.
+
+    Raises:
+        PeerError: it is not.
+    """
+    if (now.uid, now.gid) != (at_connect.uid, at_connect.gid):
+        raise PeerError("the process changed its user or group after it connected")
+    # Groups without a mapping look alike and were left out at connect.
+    if now.groups - {overflow_ids().gid} != frozenset(at_connect.groups):
+        raise PeerError("the process changed its supplementary groups after it connected")
+
+
+@cache
+def own_user_namespace() -> str:
+    """The agent's own."""
+    return str(Path("/proc/self/ns/user").readlink())
+
+
+def _open_address_space(process: ProcessView) -> int:
+    # The environment costs least to read. A process without one has a memory map at any rate.
+    for name in ("environ", "maps"):
+        try:
+            descriptor = process.open(name)
+        except PermissionError:
+            return -1
+        except (ProcessLookupError, FileNotFoundError) as error:
+            raise PeerGoneError("the process is gone") from error
+        if os.pread(descriptor, 1, 0):
+            return descriptor
+        os.close(descriptor)
+    raise PeerGoneError("the process has no address space any more")
+
+
+def _permitted(look: Callable[[str], T], name: str) -> T | None:
+    """None where the agent may not look, or a file system is out of order."""
+    try:
+        return look(name)
+    except (ProcessLookupError, FileNotFoundError):
+        raise
+    except OSError:
+        return None
+
+
+def _file_key(status: os.stat_result) -> tuple[int, int, int, int, int]:
+    return (
+        status.st_dev,
+        status.st_ino,
+        status.st_size,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+    )

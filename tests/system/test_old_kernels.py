@@ -1,0 +1,112 @@
+"""Kernels that prove less: it is said, counted, and refused where the operator wants."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+
+import pytest
+
+from agent import peer
+from agent.config import Proof
+from agent.pb import workloadapi_pb2 as pb
+from tests.support import raw
+from tests.support.agent import REPOSITORY, RunningAgent
+from tests.support.cli import command
+from tests.support.old_kernel import without_peerpidfd
+
+BELOW_6_5 = without_peerpidfd("ENOPROTOOPT")
+BELOW_6_16 = without_peerpidfd("EINVAL")
+
+
+def outcome(agent: RunningAgent) -> int | str:
+    client = raw.connect(str(agent.socket))
+    stream = client.call("FetchX509SVID", pb.X509SVIDRequest())
+    try:
+        return pb.X509SVIDResponse.FromString(client.message(stream)).svids[0].spiffe_id
+    except AssertionError:
+        return client.calls[stream].status or 0
+    finally:
+        client.sock.close()
+
+
+def test_without_peerpidfd_callers_are_served_and_their_proof_is_named(
+    agent_factory: Callable[..., RunningAgent],
+) -> None:
+    agent = agent_factory(prefix=BELOW_6_5, config="log: {level: debug}")
+    for _ in range(3):
+        assert outcome(agent) == "spiffe://example.org/test/me"
+    assert "proof=pidfd_open" in agent.wait_for_log("caller attested")
+    assert agent.log.count("[warning") == 1, "said once"
+    assert "weaker proof" in agent.wait_for_log("[warning")
+    agent.stop()
+    line = agent.wait_for_log("callers with weaker proof")
+    assert "count=3" in line
+    assert "no SO_PEERPIDFD (Linux 6.5)" in line
+
+
+def test_where_the_stronger_proof_is_required_they_are_refused(
+    agent_factory: Callable[..., RunningAgent],
+) -> None:
+    agent = agent_factory(prefix=BELOW_6_5, config="require_proof: peerpidfd")
+    assert outcome(agent) == raw.PERMISSION_DENIED
+    assert "require_proof asks for peerpidfd" in agent.wait_for_log("call refused")
+
+
+def test_where_it_is_required_and_there_they_are_served(
+    agent_factory: Callable[..., RunningAgent],
+) -> None:
+    agent = agent_factory(config="require_proof: peerpidfd\nlog: {level: debug}")
+    assert outcome(agent) == "spiffe://example.org/test/me"
+    assert "proof=peerpidfd" in agent.wait_for_log("caller attested")
+    assert "weaker proof" not in agent.log
+
+
+def test_a_peer_that_was_reaped_is_gone_and_not_looked_up_by_number(
+    agent_factory: Callable[..., RunningAgent],
+) -> None:
+    agent = agent_factory(prefix=BELOW_6_16)
+    with pytest.raises((raw.ConnectionEndedError, OSError)):
+        outcome(agent)
+    assert "exited before its connection was accepted" in agent.wait_for_log("connection dropped")
+
+
+def test_without_pidfs_there_is_no_number_that_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Below Linux 6.9 all pidfds share the device and the inode of anonymous descriptors."""
+    pidfd = os.pidfd_open(os.getpid())
+    monkeypatch.setattr(peer, "_anonymous_device", lambda: os.fstat(pidfd).st_dev)
+    handle = peer.ProcessHandle(pidfd)
+    caller = peer.Caller(
+        credentials=peer.Credentials(pid=os.getpid(), uid=0, gid=0, groups=()),
+        proof=Proof.PEERPIDFD,
+        process=handle,
+    )
+    assert handle.inode is None
+    assert caller.weaknesses == (
+        "no pidfs (Linux 6.9): the process has no number that is never used again",
+    )
+    caller.close()
+
+
+def test_who_names_the_weaker_proof(agent_factory: Callable[..., RunningAgent]) -> None:
+    socket = agent_factory().directory / "who.sock"
+    who = subprocess.Popen(
+        [*BELOW_6_5, *command("who", "--listen", socket, "--output", "json")],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert who.stderr is not None
+    assert who.stdout is not None
+    assert "ready" in who.stderr.readline()
+    client = raw.connect(str(socket))
+    report = json.loads(who.stdout.readline())
+    client.sock.close()
+    who.send_signal(signal.SIGTERM)
+    who.communicate()
+    assert report["proof"] == "pidfd_open"
+    assert "no SO_PEERPIDFD (Linux 6.5)" in report["weaknesses"][0]
