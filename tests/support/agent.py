@@ -82,7 +82,7 @@ class RunningAgent:
         with self._news:
             seen = len(self._lines)
         self._process = subprocess.Popen(
-            [*self._prefix, sys.executable, "-m", "agent", "run", "-c", str(self.config)],
+            [*self._prefix, sys.executable, "-m", *self._program()],
             cwd=REPOSITORY,
             env=self._env,
             stdin=subprocess.DEVNULL,
@@ -92,7 +92,7 @@ class RunningAgent:
         self._reader = threading.Thread(target=self._read_log, daemon=True)
         self._reader.start()
         try:
-            self.wait_for_log("vouchd ready on", since=seen)
+            self.wait_for_log(" ready on", since=seen)
         except BaseException:
             self.kill()
             self.close()
@@ -141,6 +141,9 @@ class RunningAgent:
         shutil.rmtree(self.directory)
         assert killed or status == 0, f"the agent ended with {status}:\n{self.log}"
         assert "Traceback" not in self.log, self.log
+
+    def _program(self) -> list[str]:
+        return ["agent", "run", "-c", str(self.config)]
 
     def _ended(self) -> int:
         status = self._process.wait(PATIENCE_SECONDS)

@@ -1,0 +1,36 @@
+"""A program of the attacker's is mounted over the trusted one, where only the attacker sees it.
+
+In a mount namespace of its own, as every container has one, any file can stand at any path. The
+link in `/proc/PID/exe` is told as the process sees it: it says the trusted program's path. vouchd
+looks whether this path names the running file in its own view, too.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+
+import pytest
+
+from tests.support.targets import TRUSTED_ID, VICTIM, Target, speak, talking_through
+
+MOUNT_AND_RUN = """
+import os, subprocess, sys
+mine, trusted, uid, socket = sys.argv[1:]
+subprocess.run(["mount", "--bind", mine, trusted], check=True)
+os.setgroups([]); os.setgid(int(uid)); os.setuid(int(uid))
+os.execv(trusted, [trusted, "-U", socket])
+"""
+
+pytestmark = pytest.mark.system
+
+
+def test_bind_mounted_executable(target: Target) -> None:
+    mine = target.programs / "mine"
+    shutil.copy("/bin/nc.openbsd", mine)
+    run = [sys.executable, "-c", MOUNT_AND_RUN, str(mine), str(target.trusted)]
+    command = ["unshare", "--mount", *run, str(VICTIM), target.socket]
+    with talking_through(command, uid=0) as sock:
+        found = speak(sock)
+    target.judge(succeeded=TRUSTED_ID in found)
+    target.says("caller attested", "no unix:path", "in another mount namespace")

@@ -1,0 +1,51 @@
+"""The caller passes its connection to a process of another user.
+
+A program of the victim connects and hands the socket over (SCM_RIGHTS), because it was tricked, or
+takes such orders, as launchers and proxies do. SO_PEERCRED goes on naming the one that connected.
+SO_PASSCRED names the one that sends: vouchd cuts the connection before the first byte is passed on.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Callable
+
+import pytest
+
+from tests.support import pids
+from tests.support.agent import PATIENCE_SECONDS
+from tests.support.targets import (
+    ATTACKER,
+    VICTIM,
+    VICTIM_ID,
+    Target,
+    child_as,
+    connect,
+    found_by,
+    speak,
+)
+
+pytestmark = pytest.mark.system
+
+
+def test_descriptor_passed(target: Target) -> None:
+    near, far = socket.socketpair()
+
+    def victim() -> None:
+        sock = connect(target.socket)
+        socket.send_fds(near, [b"!"], [sock.fileno()])
+        sock.close()
+        signal.pause()
+
+    def attacker(tell: Callable[[list[str]], object]) -> None:
+        pids.become(ATTACKER)
+        _, [descriptor], _, _ = socket.recv_fds(far, 1, 1)
+        with socket.socket(fileno=descriptor) as sock:
+            sock.settimeout(PATIENCE_SECONDS)
+            tell(speak(sock))
+
+    with near, far, child_as(VICTIM, victim) as pid:
+        found = found_by(attacker)
+    target.judge(succeeded=VICTIM_ID in found)
+    target.says("connection cut", f"pid={pid}", f"uid={VICTIM}", f"sender_uid={ATTACKER}")

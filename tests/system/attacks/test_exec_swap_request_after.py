@@ -1,0 +1,44 @@
+"""The caller connects, becomes another program, and a child of it makes the call.
+
+As with the request sent before, but simpler: the child that the connection was left to also sends
+the request, at any time later. SO_PEERCRED still names the process that connected, which now runs
+the trusted program. SO_PASSCRED names the sender of each chunk, and vouchd cuts the connection at
+the first that is of another process.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import pytest
+
+from tests.support import pids
+from tests.support.targets import (
+    TRUSTED_ID,
+    VICTIM,
+    Target,
+    connect,
+    exec_trusted,
+    found_by,
+    speak,
+)
+
+pytestmark = pytest.mark.system
+
+
+def test_exec_swap_request_after(target: Target) -> None:
+    def attacker(tell: Callable[[list[str]], object]) -> None:
+        pids.become(VICTIM)
+        sock = connect(target.socket)
+        swapped, swap = os.pipe()
+        if os.fork() == 0:
+            os.close(swap)
+            os.read(swapped, 1)  # ends when exec closes the other end
+            tell(speak(sock))
+            os._exit(0)
+        exec_trusted(target)
+
+    found = found_by(attacker)
+    target.judge(succeeded=TRUSTED_ID in found)
+    target.says("connection cut", "bytes of another process", f"sender_uid={VICTIM}")

@@ -1,0 +1,43 @@
+"""The caller has exited before its connection is accepted; the socket lives on elsewhere.
+
+A process of the victim connects and exits at once, as a helper program that is run for somebody
+does; the attacker has inherited the socket. SO_PEERCRED still has the victim's user, and an agent
+that is content with it serves the attacker under that name. In vouchd a caller lives as long as its
+pidfd says so, and this one's polls readable at accept.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Callable
+
+import pytest
+
+from tests.support import pids
+from tests.support.agent import PATIENCE_SECONDS
+from tests.support.targets import ATTACKER, VICTIM, VICTIM_ID, Target, found_by, speak
+
+pytestmark = pytest.mark.system
+
+
+def test_exited_before_accept(target: Target) -> None:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.settimeout(PATIENCE_SECONDS)
+
+    def victim() -> None:
+        pids.become(VICTIM)
+        sock.connect(target.socket)
+
+    def attacker(tell: Callable[[list[str]], object]) -> None:
+        pids.become(ATTACKER)
+        tell(speak(sock))
+
+    os.kill(target.pid, signal.SIGSTOP)
+    assert pids.reap(pids.fork(victim)) == 0
+    os.kill(target.pid, signal.SIGCONT)
+    found = found_by(attacker)
+    sock.close()
+    target.judge(succeeded=VICTIM_ID in found)
+    target.says("connection dropped", "exited before its connection was accepted")

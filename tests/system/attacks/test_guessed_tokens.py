@@ -1,0 +1,62 @@
+"""The name of somebody's connection is guessed, or read.
+
+The names of abstract sockets are public: `/proc/net/unix` lists them for everybody. Where the next
+name can be told from the last, or the name alone is believed, knowing it is enough. In vouchd a
+name is 128 random bits; while the connection lives the kernel gives the name to nobody else, and
+afterwards it stands for nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.support.agent import PATIENCE_SECONDS
+from tests.support.targets import VICTIM, VICTIM_ID, Target, child_as, found_by, speak
+
+pytestmark = pytest.mark.system
+
+
+def test_guessed_tokens(target: Target) -> None:
+    inner = target.agent.directory / ("inner.sock" if target.naive else "data/inner.sock")
+    here, there = socket.socketpair()
+
+    def victim() -> None:
+        for _ in range(2):  # two connections: the names of one that lives and of one that is gone
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+                sock.connect(target.socket)
+                sock.recv(1)
+                there.send(b"!")
+                there.recv(1)
+
+    def attacker(tell: Callable[[list[str]], object]) -> None:
+        names = public_names()
+        here.send(b"!")  # the first connection ends
+        here.recv(1)
+        names |= public_names() | {f"caller-{number}" for number in range(20)}
+        tell([identity for name in sorted(names) for identity in as_if(name, inner)])
+
+    with here, there, child_as(VICTIM, victim):
+        here.recv(1)
+        found = found_by(attacker)
+    target.judge(succeeded=VICTIM_ID in found)
+
+
+def public_names() -> set[str]:
+    lines = Path("/proc/net/unix").read_text().splitlines()
+    return {line.rpartition("@")[2] for line in lines if " @" in line}
+
+
+def as_if(name: str, inner: Path) -> list[str]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(PATIENCE_SECONDS)
+        with suppress(OSError):  # it is taken while its owner lives
+            sock.bind(f"\0{name}")
+            sock.connect(os.fspath(inner))
+            return speak(sock)
+    return []

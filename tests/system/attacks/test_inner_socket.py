@@ -1,0 +1,45 @@
+"""A connection to the server behind the gate, past the gate.
+
+Every agent that puts something before its gRPC server has a second way in. The attacker got there
+(here as the agent's own user: nobody else can reach it), and says whose connection this is by the
+name that he binds his end to. vouchd's gate has a table of the connections that it made itself; a
+name is a key into it, not a proof.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+
+import pytest
+
+from tests.support.agent import PATIENCE_SECONDS
+from tests.support.targets import VICTIM, VICTIM_ID, Target, child_as, found_by, speak
+
+pytestmark = pytest.mark.system
+
+
+def test_inner_socket(target: Target) -> None:
+    inner = target.agent.directory / ("inner.sock" if target.naive else "data/inner.sock")
+    here, there = socket.socketpair()
+
+    def victim() -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.connect(target.socket)
+            sock.recv(1)  # the server has spoken: it was accepted
+            there.send(b"!")
+            there.recv(1)
+
+    def attacker(tell: Callable[[list[str]], object]) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.settimeout(PATIENCE_SECONDS)
+            sock.bind("\0caller-1")
+            sock.connect(os.fspath(inner))
+            tell(speak(sock))
+
+    with here, there, child_as(VICTIM, victim):
+        here.recv(1)
+        found = found_by(attacker)
+    target.judge(succeeded=VICTIM_ID in found)
+    target.says("call refused", "did not come through the public socket")

@@ -1,0 +1,54 @@
+"""The caller is in a PID namespace that the agent cannot see into.
+
+The agent runs in a container, the caller outside of it: SO_PEERCRED gives PID 0, since the process
+has no number here. An agent that goes on with what is left, the user, vouches for a process that it
+cannot name, watch or look at. vouchd refuses what the kernel cannot name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.support import pids
+from tests.support.targets import (
+    TRUSTED_ID,
+    VICTIM,
+    VICTIM_ID,
+    Target,
+    connect,
+    found_by,
+    speak,
+    talking_through,
+)
+
+pytestmark = pytest.mark.system
+
+
+@pytest.mark.parametrize("kind", ["naive", "vouchd"])
+def test_other_pid_namespace(start: Callable[..., Target], kind: str) -> None:
+    inside = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
+    target = start(kind, prefix=inside)
+
+    def outsider(tell: Callable[[list[str]], object]) -> None:
+        pids.become(VICTIM)
+        with connect(target.socket) as sock:
+            tell(speak(sock))
+
+    found = found_by(outsider)
+    target.judge(succeeded=VICTIM_ID in found)
+    target.says("call refused", "in a PID namespace that is not visible from here")
+    target.agent.kill()  # unshare passes no signals on
+
+
+def test_a_caller_in_a_pid_namespace_below_ours_is_who_it_is(
+    start: Callable[..., Target],
+) -> None:
+    """The other way round it is an ordinary caller: a container's, for example."""
+    target = start("vouchd")
+    inside = ["unshare", "--pid", "--fork", "--kill-child"]
+    as_victim = ["setpriv", f"--reuid={VICTIM}", f"--regid={VICTIM}", "--clear-groups"]
+    command = [*inside, *as_victim, str(target.trusted), "-U", target.socket]
+    with talking_through(command, uid=0) as sock:
+        assert speak(sock) == [VICTIM_ID, TRUSTED_ID]

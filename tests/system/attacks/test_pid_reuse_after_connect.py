@@ -1,0 +1,46 @@
+"""A PID is reused after its first owner has connected.
+
+The attacker connects, leaves the socket to an accomplice, and exits. A process of the victim is
+then started with the attacker's old PID (the kernel hands numbers out in a circle; root makes it
+quick here). Now the accomplice makes its call. An agent that remembers the PID of the connection
+reads `/proc/PID` of the victim and gives the victim's identity to the accomplice. In vouchd the
+connection hangs on the pidfd of the process that connected, which the kernel pinned at connect
+(SO_PEERPIDFD): it ended with that process.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+
+import pytest
+
+from tests.support import pids
+from tests.support.agent import PATIENCE_SECONDS
+from tests.support.targets import ATTACKER, VICTIM, VICTIM_ID, Target, found_by, reuse, speak
+
+pytestmark = pytest.mark.system
+
+
+def test_pid_reuse_after_connect(target: Target) -> None:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.settimeout(PATIENCE_SECONDS)
+
+    def attacker() -> None:
+        pids.become(ATTACKER)
+        sock.connect(target.socket)
+        sock.recv(1, socket.MSG_PEEK)  # the server has spoken: it was accepted
+
+    pid = pids.fork(attacker)
+    assert pids.reap(pid) == 0
+
+    def accomplice(tell: Callable[[list[str]], object]) -> None:
+        pids.become(ATTACKER)
+        tell(speak(sock))
+
+    reuse(pid, VICTIM)
+    found = found_by(accomplice)
+    pids.kill_and_reap(pid)
+    sock.close()
+    target.judge(succeeded=VICTIM_ID in found)
+    target.says("connection ended without a call", "process exited", f"pid={pid}")

@@ -1,0 +1,46 @@
+"""A PID is reused while a connection waits to be accepted.
+
+The agent is busy, here: stopped. The attacker connects, leaves the socket to an accomplice and
+exits; a process of the victim gets its PID; then the agent accepts. SO_PEERCRED still says the old
+number, which now is the victim's, and so does a start time that is read only now. vouchd asks the
+socket for a pidfd (SO_PEERPIDFD), which names the process that connected and none that came later.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Callable
+
+import pytest
+
+from tests.support import pids
+from tests.support.agent import PATIENCE_SECONDS
+from tests.support.targets import ATTACKER, VICTIM, VICTIM_ID, Target, found_by, reuse, speak
+
+pytestmark = pytest.mark.system
+
+
+def test_pid_reuse_before_accept(target: Target) -> None:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.settimeout(PATIENCE_SECONDS)
+
+    def attacker() -> None:
+        pids.become(ATTACKER)
+        sock.connect(target.socket)
+
+    def accomplice(tell: Callable[[list[str]], object]) -> None:
+        pids.become(ATTACKER)
+        tell(speak(sock))
+
+    os.kill(target.pid, signal.SIGSTOP)
+    pid = pids.fork(attacker)
+    assert pids.reap(pid) == 0
+    reuse(pid, VICTIM)
+    os.kill(target.pid, signal.SIGCONT)
+    found = found_by(accomplice)
+    pids.kill_and_reap(pid)
+    sock.close()
+    target.judge(succeeded=VICTIM_ID in found)
+    target.says("connection dropped", "exited before its connection was accepted")

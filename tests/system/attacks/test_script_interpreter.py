@@ -1,0 +1,43 @@
+"""A script claims to be another script.
+
+What runs is the interpreter; which script it reads is only in its command line, and that is memory
+of the process, which writes there what it likes. An agent that sees through interpreters takes the
+claim for a fact. vouchd reports the executable alone: the interpreter.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support import pids
+from tests.support.targets import TRUSTED_ID, VICTIM, Target, connect, found_by, speak
+
+# proc_pid_stat(5): where the arguments begin.
+ARG_START = 48
+
+pytestmark = pytest.mark.system
+
+
+def test_script_interpreter(target: Target) -> None:
+    def attacker(tell: Callable[[list[str]], object]) -> None:
+        pids.become(VICTIM)
+        claim_to_run(str(target.trusted))
+        with connect(target.socket) as sock:
+            tell(speak(sock))
+
+    target.judge(succeeded=TRUSTED_ID in found_by(attacker))
+
+
+def claim_to_run(script: str) -> None:
+    """Write another first argument over our own."""
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    start = int(fields[ARG_START - 3])
+    name = ctypes.string_at(start)
+    claim = os.fsencode(script) + b"\0"
+    assert len(Path("/proc/self/cmdline").read_bytes()) > len(name) + len(claim), "no room for it"
+    ctypes.memmove(start + len(name) + 1, claim, len(claim))

@@ -1,0 +1,28 @@
+"""A process takes up a group after it has connected.
+
+As with the user: groups can change at any time (a launcher that prepares the next program has the
+right to it). SO_PEERGROUPS has those at connect; vouchd reports these, and only while the process
+still has exactly these.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import pytest
+
+from tests.support.targets import GROUP_ID, Target, connect, found_by, speak
+
+pytestmark = pytest.mark.system
+
+
+def test_setgroups_after_connect(target: Target) -> None:
+    def attacker(tell: Callable[[list[str]], object]) -> None:
+        os.setgroups([])
+        with connect(target.socket) as sock:
+            os.setgroups([7001])
+            tell(speak(sock))
+
+    target.judge(succeeded=GROUP_ID in found_by(attacker))
+    target.says("call refused", "changed its supplementary groups after it connected")

@@ -1,0 +1,46 @@
+"""A thread that is not the first executes the trusted program.
+
+The kernel then ends all other threads and gives the one that is left the PID of the process: the
+pidfd stays as it is and polls nothing, the start time stays, `/proc/PID` is the same directory. A
+child goes on with the connection. What stops it is what stops every exec swap: the sender of each
+chunk.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from tests.support import pids
+from tests.support.targets import (
+    TRUSTED_ID,
+    VICTIM,
+    Target,
+    connect,
+    exec_trusted,
+    found_by,
+    speak,
+)
+
+pytestmark = pytest.mark.system
+
+
+def test_thread_exec(target: Target) -> None:
+    def attacker(tell: Callable[[list[str]], object]) -> None:
+        pids.become(VICTIM)
+        sock = connect(target.socket)
+        swapped, swap = os.pipe()
+        if os.fork() == 0:
+            os.close(swap)
+            os.read(swapped, 1)  # ends when exec closes the other end
+            tell(speak(sock))
+            os._exit(0)
+        thread = threading.Thread(target=exec_trusted, args=(target,))
+        thread.start()
+        thread.join()
+
+    target.judge(succeeded=TRUSTED_ID in found_by(attacker))
+    target.says("connection cut", "bytes of another process")

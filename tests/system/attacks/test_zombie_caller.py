@@ -1,0 +1,42 @@
+"""The caller is dead, and nobody has collected it.
+
+A zombie still has its directory in `/proc`, with its user in it and its start time; it can be
+listed and asked after by number as if it were alive. The attacker speaks on its socket. A pidfd
+polls readable from the moment a process exits, reaped or not: vouchd cuts the connection then.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+
+import pytest
+
+from tests.support import pids
+from tests.support.agent import PATIENCE_SECONDS
+from tests.support.targets import ATTACKER, VICTIM, VICTIM_ID, Target, found_by, speak
+
+pytestmark = pytest.mark.system
+
+
+def test_zombie_caller(target: Target) -> None:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.settimeout(PATIENCE_SECONDS)
+
+    def victim() -> None:
+        pids.become(VICTIM)
+        sock.connect(target.socket)
+        sock.recv(1, socket.MSG_PEEK)  # the server has spoken: it was accepted
+
+    def attacker(tell: Callable[[list[str]], object]) -> None:
+        pids.become(ATTACKER)
+        tell(speak(sock))
+
+    pid = pids.fork(victim)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    found = found_by(attacker)
+    pids.kill_and_reap(pid)
+    sock.close()
+    target.judge(succeeded=VICTIM_ID in found)
+    target.says("process exited", f"pid={pid}")
