@@ -1,0 +1,88 @@
+"""HTTP/2 as no client speaks it: frames made by hand, sent without end (RFC 9113)."""
+
+from __future__ import annotations
+
+import select
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import count, islice
+
+import hpack
+
+from tests.support.targets import ATTACKER, Target, child_as, connect
+
+DATA, HEADERS, RST_STREAM, SETTINGS, PING, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 8, 9
+END_STREAM, END_HEADERS = 0x1, 0x4
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+INITIAL_WINDOW_SIZE = 4
+# As much in one write as the agent reads at once, and more.
+BATCH_FRAMES = 500
+
+
+def frame(kind: int, flags: int = 0, stream: int = 0, payload: bytes = b"") -> bytes:
+    return (
+        len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+    )
+
+
+def call_headers(extra: Iterable[tuple[str, str]] = ()) -> bytes:
+    """The header block of a FetchX509SVID call, with nothing taken from or put into tables."""
+    headers = [
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", "/SpiffeWorkloadAPI/FetchX509SVID"),
+        (":authority", "localhost"),
+        ("content-type", "application/grpc"),
+        ("te", "trailers"),
+        ("workload.spiffe.io", "true"),
+        *extra,
+    ]
+    encoder = hpack.Encoder()
+    encoder.header_table_size = 0
+    block: bytes = encoder.encode(headers, huffman=False)
+    return block
+
+
+def streams() -> Iterator[int]:
+    """The numbers of a client's streams."""
+    return count(1, 2)
+
+
+@contextmanager
+def flooded(
+    target: Target, frames: Callable[[], Iterator[bytes]], *, clients: int = 4
+) -> Iterator[None]:
+    """Several processes that send these frames as fast as they are taken, for the block.
+
+    Each begins a new connection when one ends, and never reads.
+    """
+
+    def flood() -> None:
+        for _ in streams():
+            _one_connection(target.socket, frames())
+
+    if clients == 0:
+        yield
+        return
+    with child_as(ATTACKER, flood), flooded(target, frames, clients=clients - 1):
+        yield
+
+
+def _one_connection(path: str, frames: Iterator[bytes]) -> None:
+    try:
+        with connect(path) as sock:
+            sock.settimeout(None)
+            sock.sendall(PREFACE + frame(SETTINGS))
+            while batch := b"".join(islice(frames, BATCH_FRAMES)):
+                sock.sendall(batch)
+            _wait_for_the_end(sock)
+    except OSError:
+        return
+
+
+def _wait_for_the_end(sock: socket.socket) -> None:
+    """Read nothing; poll(2) tells of a hang-up whatever it is asked for."""
+    end = select.poll()
+    end.register(sock, 0)
+    end.poll()

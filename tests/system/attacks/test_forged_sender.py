@@ -1,0 +1,86 @@
+"""The sender's credentials are forged, by one who may.
+
+The kernel lets a process state another PID than its own (SCM_CREDENTIALS) if it has CAP_SYS_ADMIN
+over its PID namespace. Everybody can have that: in a user and PID namespace of one's own. There the
+attacker connects, executes the trusted program, and leaves the connection to a child that speaks as
+that program, stamped with its PID by the kernel itself. That is why vouchd believes nothing about
+the program of a process in a user namespace that is not the agent's own: its uid alone counts.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support import pids
+from tests.support.agent import PATIENCE_SECONDS
+from tests.support.targets import (
+    TRUSTED_ID,
+    VICTIM,
+    Target,
+    connect,
+    exec_trusted,
+    found_by,
+    speak,
+)
+
+CLONE_NEWUSER, CLONE_NEWPID = 0x10000000, 0x20000000
+PR_SET_DUMPABLE = 4
+
+pytestmark = pytest.mark.system
+
+
+class Forger(socket.socket):
+    """A socket whose bytes come from process 1 and user 0, as far as the kernel says."""
+
+    def sendall(self, data: bytes, *_flags: int) -> None:  # type: ignore[override]
+        stamp = struct.pack("=iII", 1, 0, 0)
+        while data:
+            control = [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, stamp)]
+            data = data[self.sendmsg([data], control) :]
+
+
+def test_forged_sender(target: Target) -> None:
+    def attacker(tell: Callable[[list[str]], object]) -> None:
+        pids.become(VICTIM)
+        rule_a_namespace()
+        told, telling = os.pipe()
+        if (pid := os.fork()) == 0:
+            swap_and_forge(target, tell)
+        os.close(telling)
+        os.read(told, 1)  # ends with the child of the child
+        os.kill(pid, signal.SIGKILL)  # and all of its namespace
+
+    target.judge(succeeded=TRUSTED_ID in found_by(attacker))
+    target.says("caller attested", "no selectors of its program")
+
+
+def rule_a_namespace() -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
+    if libc.unshare(CLONE_NEWUSER | CLONE_NEWPID):
+        raise OSError(ctypes.get_errno(), "unshare")
+    Path("/proc/self/setgroups").write_text("deny")
+    Path("/proc/self/uid_map").write_text(f"0 {VICTIM} 1")
+    Path("/proc/self/gid_map").write_text(f"0 {VICTIM} 1")
+
+
+def swap_and_forge(target: Target, tell: Callable[[list[str]], object]) -> None:
+    """As process 1 of the new namespace."""
+    sock = connect(target.socket)
+    swapped, swap = os.pipe()
+    if os.fork() == 0:
+        os.close(swap)
+        os.read(swapped, 1)  # ends when exec closes the other end
+        forger = Forger(fileno=sock.detach())
+        forger.settimeout(PATIENCE_SECONDS)
+        tell(speak(forger))
+        os._exit(0)
+    exec_trusted(target)

@@ -1,0 +1,39 @@
+"""Calls with megabytes of metadata.
+
+Each header block is complete and well-formed, and far larger than anything a workload has to say.
+What it costs to take it in is the server's; vouchd's gRPC server has a limit on metadata and
+refuses the call, and others have their turn in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.abuse import (
+    CONTINUATION,
+    END_HEADERS,
+    HEADERS,
+    call_headers,
+    flooded,
+    frame,
+    streams,
+)
+from tests.support.targets import Target, others_are_served
+
+pytestmark = pytest.mark.system
+
+
+def test_giant_headers(target: Target) -> None:
+    with flooded(target, frames):
+        target.judge(succeeded=not others_are_served(target))
+
+
+def frames() -> Iterator[bytes]:
+    filler = call_headers(("x-filler", "x" * 15_000) for _ in range(1))
+    for stream in streams():
+        yield frame(HEADERS, stream=stream, payload=call_headers())
+        for _ in range(60):
+            yield frame(CONTINUATION, stream=stream, payload=filler[-15_000:])
+        yield frame(CONTINUATION, END_HEADERS, stream=stream)

@@ -1,0 +1,65 @@
+"""The kernel's own odds: 500 times a PID is reused, at a moment that nobody chose.
+
+The attacker connects and makes its call, is killed at some moment of it, and a process of the
+victim gets its PID as fast as the kernel can; an accomplice who holds the socket reads what comes
+and goes on asking. Wherever the agent was just then (before accept, between two reads of `/proc`,
+about to answer) it must not take the newcomer for its caller. The moments are drawn from a seeded
+generator, so that a run can be repeated.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import signal
+import socket
+from contextlib import suppress
+
+import pytest
+
+from tests.support import pids
+from tests.support.targets import ATTACKER, VICTIM, VICTIM_ID, Target, loot, prepared, reuse
+
+pytestmark = pytest.mark.system
+
+ROUNDS = 500
+# A call takes a few milliseconds from connect to answer.
+LATEST_SECONDS = 0.004
+
+
+def test_pid_reuse_odds(target: Target) -> None:
+    moments = random.Random(1)  # noqa: S311 - to be repeated
+    stolen = sum(
+        VICTIM_ID in one_round(target, moments.uniform(0, LATEST_SECONDS)) for _ in range(ROUNDS)
+    )
+    target.judge(succeeded=stolen > 0)
+
+
+def one_round(target: Target, moment: float) -> list[str]:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    client, stream, request = prepared(sock)
+    connected, connecting = os.pipe()
+
+    def attacker() -> None:
+        pids.become(ATTACKER)
+        sock.connect(target.socket)
+        os.close(connecting)
+        with suppress(OSError):
+            sock.sendall(request)
+        signal.pause()
+
+    pid = pids.fork(attacker)
+    os.close(connecting)
+    os.read(connected, 1)  # ends with connect
+    os.close(connected)
+    select.select([], [], [], moment)
+    pids.kill_and_reap(pid)
+    reuse(pid, VICTIM)
+    with sock:
+        sock.settimeout(1.0)
+        found = loot(client, stream)
+        with suppress(OSError):
+            found += loot(client)
+    pids.kill_and_reap(pid)
+    return found

@@ -1,0 +1,43 @@
+"""Calls whose answers may not be sent: the client's window is closed (CVE-2019-9517).
+
+The client announces a window of zero and never opens it, call after call. The answers wait in the
+server, keys in them. The naive agent had not thought of that and ends. In vouchd each waits in its
+own call and holds up nobody else; the number of calls on one connection is limited.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.abuse import (
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    HEADERS,
+    INITIAL_WINDOW_SIZE,
+    SETTINGS,
+    call_headers,
+    flooded,
+    frame,
+    streams,
+)
+from tests.support.targets import Target, others_are_served
+
+pytestmark = pytest.mark.system
+
+
+def test_zero_window_stall(target: Target) -> None:
+    with flooded(target, frames):
+        target.judge(succeeded=not others_are_served(target))
+
+
+def frames() -> Iterator[bytes]:
+    yield frame(SETTINGS, payload=INITIAL_WINDOW_SIZE.to_bytes(2, "big") + bytes(4))
+    block, request = call_headers(), frame(DATA, END_STREAM, 0, bytes(5))
+    for stream in streams():
+        yield frame(HEADERS, END_HEADERS, stream, block)
+        yield request[:5] + stream.to_bytes(4, "big") + request[9:]
+        if stream > 1000:
+            return
