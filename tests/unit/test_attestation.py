@@ -6,16 +6,20 @@ import asyncio
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from agent import attestation as attestation_module
 from agent.attestation import Attestation, WorkloadAttestor
-from agent.errors import PeerError, PeerGoneError
-from agent.fingerprint import read_fingerprint
-from agent.peer import Caller, ProcessHandle, identify
+from agent.errors import NoIdentityError, PeerError, PeerGoneError
+from agent.fingerprint import Fingerprint, ProgramPin, read_fingerprint
+from agent.peer import Caller, ProcessHandle, ProcessView, identify
 from attestors.api import AttestorError, Findings, Selector, WorkloadRef
 from tests.support import pids
 from tests.support.fakes import FakeAttestor, Lines
@@ -257,3 +261,184 @@ async def test_close_closes_them_all() -> None:
     attestors = [FakeAttestor(), OtherAttestor()]
     await WorkloadAttestor(attestors, Lines().log).close()
     assert all(attestor.closed for attestor in attestors)
+
+
+async def test_the_same_program_again_is_another_program() -> None:
+    """Executable, user, cgroup: all is as before. Only the address space is another."""
+    go_read, go = os.pipe()
+    gone, gone_write = os.pipe()
+
+    def exec_when_told() -> None:
+        os.read(go_read, 1)
+        os.execv(sys.executable, [sys.executable, "-c", "import signal; signal.pause()"])  # noqa: S606
+
+    with caller_of(exec_when_told) as (caller, pid):
+        os.close(gone_write)
+
+        async def swap(_workload: WorkloadRef) -> Findings:
+            os.write(go, b"!")
+            await asyncio.to_thread(os.read, gone, 1)
+            return Findings(frozenset({ONE}))
+
+        executable = Path(f"/proc/{pid}/exe").stat()
+        with pytest.raises(PeerError, match="changed its program"):
+            await attested(WorkloadAttestor([FakeAttestor(swap)], Lines().log), caller)
+        assert Path(f"/proc/{pid}/exe").stat() == executable
+    for descriptor in (go_read, go, gone):
+        os.close(descriptor)
+
+
+def test_a_process_without_an_environment_is_pinned_too() -> None:
+    go_read, go = os.pipe()
+    gone, gone_write = os.pipe()
+
+    def lose_the_environment() -> None:
+        os.close(gone)
+        os.read(go_read, 1)
+        os.execve("/bin/sleep", ["sleep", "30"], {})  # noqa: S606
+
+    with caller_of(lose_the_environment) as (caller, _pid):
+        os.close(gone_write)
+        os.write(go, b"!")
+        os.read(gone, 1)
+        with caller.open_proc() as view, closing(ProgramPin(view)) as pin:
+            assert view.read("environ") == b""
+            assert pin.holds
+            assert not pin.changed()
+    for descriptor in (go_read, go, gone):
+        os.close(descriptor)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"cgroup": b"0::/elsewhere"},
+        {"user_namespace": "user:[1]"},
+        {"mount_namespace": "mnt:[1]"},
+        {"cgroup_namespace": "cgroup:[1]"},
+        {"executable": (1, 2, 3, 4, 5)},
+        {"groups": frozenset({4711})},
+    ],
+)
+async def test_whatever_changes_meanwhile_ends_the_attestation(
+    me: Caller, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    looks: list[Fingerprint] = []
+
+    def look(view: ProcessView) -> Fingerprint:
+        found = read_fingerprint(view)
+        looks.append(found)
+        return found if len(looks) == 1 else replace(found, **change)
+
+    monkeypatch.setattr(attestation_module, "read_fingerprint", look)
+    with pytest.raises(PeerError, match="while it was attested"):
+        await attested(WorkloadAttestor([FakeAttestor()], Lines().log), me)
+
+
+def test_the_fingerprint_is_what_proc_says(me: Caller) -> None:
+    with me.open_proc() as view:
+        found = read_fingerprint(view)
+    assert found.cgroup == Path("/proc/self/cgroup").read_bytes()
+    assert found.user_namespace == str(Path("/proc/self/ns/user").readlink())
+    assert found.mount_namespace == str(Path("/proc/self/ns/mnt").readlink())
+    assert found.cgroup_namespace == str(Path("/proc/self/ns/cgroup").readlink())
+    assert found.executable is not None
+    assert found.executable[1] == Path("/proc/self/exe").stat().st_ino
+
+
+class LastingAttestor(FakeAttestor):
+    reuse_seconds = 60.0
+
+
+def counting() -> tuple[LastingAttestor, list[int]]:
+    asked: list[int] = []
+
+    async def find(workload: WorkloadRef) -> Findings:
+        asked.append(workload.pid)
+        return Findings(frozenset({ONE}))
+
+    return LastingAttestor(find), asked
+
+
+async def test_of_an_unchanged_process_an_attestor_may_be_asked_once(me: Caller) -> None:
+    lasting, asked = counting()
+    attestor = WorkloadAttestor([lasting], Lines().log)
+    for _ in range(3):
+        assert (await attested(attestor, me)).selectors == {ONE}
+    assert len(asked) == 1
+    await attested(attestor, replace(me))
+    assert len(asked) == 2, "another connection has a memory of its own"
+
+
+async def test_of_a_changed_one_it_is_asked_again(
+    me: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lasting, asked = counting()
+    attestor = WorkloadAttestor([lasting], Lines().log)
+    await attested(attestor, me)
+    monkeypatch.setattr(
+        attestation_module,
+        "read_fingerprint",
+        lambda view: replace(read_fingerprint(view), cgroup=b"0::/elsewhere"),
+    )
+    await attested(attestor, me)
+    assert len(asked) == 2
+
+
+async def test_what_a_refused_attestation_found_is_not_remembered(me: Caller) -> None:
+    lasting, asked = counting()
+    attestor = WorkloadAttestor([lasting], Lines().log)
+    with pytest.raises(NoIdentityError):
+        async with attestor.attest(me):
+            raise NoIdentityError("refused")
+    await attested(attestor, me)
+    assert len(asked) == 2
+
+
+async def test_nor_is_a_failure(me: Caller) -> None:
+    asked = []
+
+    async def fail(workload: WorkloadRef) -> Findings:
+        asked.append(workload.pid)
+        raise AttestorError("down")
+
+    attestor = WorkloadAttestor([LastingAttestor(fail)], Lines().log)
+    for _ in range(2):
+        assert (await attested(attestor, me)).failures
+    assert len(asked) == 2
+
+
+async def find_program(_workload: WorkloadRef) -> Findings:
+    who, what = Selector("fake", "who"), Selector("fake", "what")
+    return Findings(frozenset({who, what}), program=frozenset({what}))
+
+
+async def test_in_a_foreign_user_namespace_the_program_proves_nothing(
+    me: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attestor = WorkloadAttestor([FakeAttestor(find_program)], Lines().log)
+    assert (await attested(attestor, me)).program == {Selector("fake", "what")}
+    monkeypatch.setattr(attestation_module, "own_user_namespace", lambda: "user:[1]")
+    found = await attested(attestor, me)
+    assert found.selectors == {Selector("fake", "who")}
+    assert found.program == frozenset()
+    assert "user namespace of its own" in found.notes[0]
+
+
+async def test_nor_does_it_where_the_agent_may_not_look(
+    me: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_self: ProcessView, _name: str) -> int:
+        raise PermissionError
+
+    monkeypatch.setattr(ProcessView, "open", refuse)
+    monkeypatch.setattr(
+        ProcessView, "read", lambda _self, name: Path(f"/proc/self/{name}").read_bytes()
+    )
+    attestor = WorkloadAttestor([FakeAttestor(find_program)], Lines().log)
+    assert (await attested(attestor, me)).selectors == {Selector("fake", "who")}
+
+
+def test_a_selector_of_the_program_is_a_selector() -> None:
+    with pytest.raises(ValueError, match="name them in both"):
+        Findings(frozenset({ONE}), program=frozenset({TWO}))

@@ -319,3 +319,40 @@ async def test_drain_waits_for_connections_to_end(site: Site) -> None:
         assert not drained.done()
         writer.close()
     assert len(site.gate) == 0
+
+
+async def test_bytes_of_another_process_cut_the_connection_and_are_told_of(site: Site) -> None:
+    reader, writer, name = await site.connected()
+    child = pids.fork(lambda: os.write(writer.get_extra_info("socket").fileno(), FRAME))
+    assert pids.reap(child) == 0
+    assert await reader.read() == b"", "nothing of it was passed on"
+    [line] = site.lines.of("connection cut")
+    assert line["level"] == "warning"
+    assert (line["pid"], line["sender_pid"], line["bytes"]) == (os.getpid(), child, len(FRAME))
+    assert (line["uid"], line["sender_uid"]) == (os.getuid(), os.getuid())
+    with pytest.raises(PeerError):
+        site.gate.caller(name)
+    writer.close()
+
+
+async def test_the_caller_proves_itself_on_its_own_connection(site: Site) -> None:
+    reader, writer, name = await site.connected()
+    caller = site.gate.caller(name)
+    async with asyncio.TaskGroup() as tasks:
+        proof = tasks.create_task(site.gate.prove_sender(caller))
+        question = await reader.readexactly(17)
+        assert not proof.done()
+        writer.write(question[:4] + b"\x01" + question[5:])
+        await proof
+    writer.write(FRAME)
+    assert await reader.readexactly(len(FRAME)) == FRAME, "the answer was not passed on"
+    writer.close()
+
+
+async def test_after_its_end_nobody_can(site: Site) -> None:
+    _, writer, name = await site.connected()
+    caller = site.gate.caller(name)
+    writer.close()
+    await until(lambda: len(site.gate) == 0)
+    with pytest.raises(PeerGoneError):
+        await site.gate.prove_sender(caller)

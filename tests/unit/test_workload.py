@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
@@ -15,7 +16,14 @@ from agent.api.workload import Review, ServingPolicy, WorkloadApi
 from agent.authority import Authority, AuthorityPolicy
 from agent.entitlement import Entitlement
 from agent.entries import Entry, EntryId
-from agent.errors import AuthorityError, NoIdentityError, RequestError, VouchdError
+from agent.errors import (
+    AttestationError,
+    AuthorityError,
+    NoIdentityError,
+    PeerError,
+    RequestError,
+    VouchdError,
+)
 from agent.keys import KeyType
 from agent.keystore import Keystore
 from agent.pb import workloadapi_pb2 as pb
@@ -248,6 +256,62 @@ async def test_while_an_attestor_fails_a_stream_asks_again(
     assert isinstance(response, pb.X509SVIDResponse)
     assert len(response.svids) == 2
     await stream.aclose()
+
+
+async def test_an_identity_that_is_lost_ends_the_stream_though_nothing_is_pushed(
+    site: Site,
+) -> None:
+    stream = site.api.fetch_x509_svid(CALLER, pb.X509SVIDRequest())
+    await anext(stream)
+    site.entries = PeerError("it changed")
+    with pytest.raises(PeerError):
+        await anext(stream)
+    assert site.asked == [True, False]
+
+
+async def test_one_that_is_gained_is_pushed(site: Site) -> None:
+    stream = site.api.fetch_x509_svid(CALLER, pb.X509SVIDRequest())
+    await anext(stream)
+    site.entries = (entry("a"), entry("b"))
+    response = await anext(stream)
+    await stream.aclose()
+    assert isinstance(response, pb.X509SVIDResponse)
+    assert len(response.svids) == 2
+    assert site.asked == [True, False, True], "what is released is asked for anew"
+
+
+async def test_a_look_that_changes_nothing_says_nothing(site: Site) -> None:
+    stream = site.api.fetch_x509_svid(CALLER, pb.X509SVIDRequest())
+    await anext(stream)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await anext(stream)
+    assert len(site.asked) > 2
+    assert len(site.lines.of("served")) == 1
+
+
+@pytest.mark.parametrize("failing", ["everything", "a part"])
+async def test_while_nobody_knows_a_stream_keeps_what_it_has(
+    site: Site, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    monkeypatch.setattr(workload, "RETRY_SECONDS", 0.01)
+    site.entries = (entry("a"), entry("b"))
+    stream = site.api.fetch_x509_svid(CALLER, pb.X509SVIDRequest())
+    await anext(stream)
+    if failing == "everything":
+        site.entries = AttestationError("the engine is down")
+    else:
+        site.complete, site.entries = False, (entry("a"),)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await anext(stream)
+
+
+def test_reviews_are_spread_and_never_late() -> None:
+    minute = dt.timedelta(minutes=1)
+    assert Review(minute, lambda: -1.0).seconds(complete=True) == pytest.approx(48)
+    assert Review(minute, lambda: 1.0).seconds(complete=True) == pytest.approx(60)
+    assert Review(minute, lambda: 1.0).seconds(complete=False) == pytest.approx(10)
 
 
 def bundle_streams(site: Site) -> list[AsyncGenerator[Any, None]]:
