@@ -349,6 +349,19 @@ async def test_the_caller_proves_itself_on_its_own_connection(site: Site) -> Non
     writer.close()
 
 
+async def test_one_who_hangs_up_instead_ends_the_wait(site: Site) -> None:
+    reader, writer, name = await site.connected()
+
+    async def hang_up() -> None:
+        await reader.readexactly(17)
+        writer.close()
+
+    proof = site.gate.prove_sender(site.gate.caller(name))
+    async with asyncio.timeout(5):
+        outcome, _ = await asyncio.gather(proof, hang_up(), return_exceptions=True)
+    assert isinstance(outcome, PeerGoneError)
+
+
 async def test_after_its_end_nobody_can(site: Site) -> None:
     _, writer, name = await site.connected()
     caller = site.gate.caller(name)

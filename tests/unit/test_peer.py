@@ -8,7 +8,7 @@ import signal
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -307,3 +307,14 @@ def test_a_process_that_dies_while_its_directory_is_opened(
     with pytest.raises(PeerGoneError):
         caller.open_proc()
     caller.close()
+
+
+def test_a_long_file_is_read_to_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peer, "_USUAL_BYTES", 16)
+    near, far = socket.socketpair()
+    with near, far, closing(identify(near)) as caller, caller.open_proc() as view:
+        whole = Path("/proc/self/status").read_bytes()
+        assert view.read("status").splitlines()[:3] == whole.splitlines()[:3]
+        assert len(view.read("status")) > 100
+        assert view.read("status", 20) == whole[:20]
+        assert view.read("status", 10) == whole[:10]
