@@ -120,7 +120,7 @@ class PingInsertion:
         data, begins = self._cutter.cut(chunk)
         parts, start = [], 0
         for at in begins:
-            if self._waiting and self._open:
+            if self._waiting:
                 parts += [data[start:at], self._release()]
                 start = at
             self._open = data[at + 3] not in {_HEADERS, _PUSH_PROMISE, _CONTINUATION} or bool(
