@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -103,6 +104,18 @@ def test_a_watcher_gets_renewals_and_survives_a_restart(
         assert update["spiffe_id"] == FIRST
         assert update["authorities"] == first["authorities"]
     assert recovered["serial"] not in {first["serial"], renewed["serial"]}
+
+
+def test_who_has_it_for_its_program_proves_itself_without_knowing(
+    agent_factory: AgentFactory, client: ForeignClient
+) -> None:
+    """Each update waits for the answer to a PING, which is the HTTP/2 stack's own affair."""
+    program = Path(client.argv[0]).resolve()
+    entry = f'{{spiffe_id: /test/first, selectors: ["unix:path:{program}"]}}'
+    agent = agent_factory(f"entries: [{entry}]", config=SHORT_LIVED)
+    with client.running(agent, "watch") as watcher:
+        serials = {watcher.next()["serial"] for _ in range(3)}
+    assert len(serials) == 3
 
 
 def squeezed(error: str) -> str:

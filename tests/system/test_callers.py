@@ -121,6 +121,38 @@ def test_one_who_gains_a_group_after_connect_is_refused(agent: RunningAgent) -> 
     assert "changed its supplementary groups" in agent.wait_for_log("call refused")
 
 
+def become_another_user(_sock: socket.socket) -> None:
+    os.seteuid(0)
+    pids.become(1003)
+    signal.pause()
+
+
+def become_another_program(sock: socket.socket) -> None:
+    os.set_inheritable(sock.fileno(), True)
+    os.execv("/bin/sleep", ["sleep", "60"])  # noqa: S606
+
+
+@pytest.mark.parametrize("change", [become_another_user, become_another_program])
+def test_one_who_changes_while_its_stream_is_open_loses_it_though_nothing_is_pushed(
+    agent_factory: Callable[..., RunningAgent], change: Callable[[socket.socket], None]
+) -> None:
+    program = entries().replace("unix:uid:1001, ", "unix:uid:1004, ")
+    agent = agent_factory(program, config="reattest_interval: 1s")
+
+    def child() -> None:
+        os.setgroups([])
+        os.setresgid(1004, 1004, 1004)
+        os.setresuid(1004, 1004, 0)
+        client = raw.connect(str(agent.socket))
+        client.fetch_x509()
+        change(client.sock)
+
+    with pids.sleeping_child(child) as pid:
+        line = agent.wait_for_log("call refused")
+    assert "status=PERMISSION_DENIED" in line, line
+    assert f"pid={pid}" in line
+
+
 def test_the_callers_exit_ends_its_stream_though_somebody_holds_the_socket(
     agent: RunningAgent,
 ) -> None:

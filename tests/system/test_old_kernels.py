@@ -24,13 +24,12 @@ BELOW_6_16 = without_peerpidfd("EINVAL")
 
 def outcome(agent: RunningAgent) -> int | str:
     client = raw.connect(str(agent.socket))
-    stream = client.call("FetchX509SVID", pb.X509SVIDRequest())
-    try:
-        return pb.X509SVIDResponse.FromString(client.message(stream)).svids[0].spiffe_id
-    except AssertionError:
-        return client.calls[stream].status or 0
-    finally:
-        client.sock.close()
+    with client.sock:
+        stream = client.call("FetchX509SVID", pb.X509SVIDRequest())
+        try:
+            return pb.X509SVIDResponse.FromString(client.message(stream)).svids[0].spiffe_id
+        except AssertionError:
+            return client.calls[stream].status or 0
 
 
 def test_without_peerpidfd_callers_are_served_and_their_proof_is_named(
