@@ -38,9 +38,6 @@ if TYPE_CHECKING:
 # sizeof(sun_path) less the NUL that ends it: unix(7).
 MAX_SOCKET_PATH = 107
 
-# More often would only keep the machine busy; every push asks again anyway.
-MIN_REATTEST_INTERVAL = timedelta(seconds=1)
-
 _MODE = re.compile(r"0?[0-7]{3}")
 
 
@@ -109,15 +106,6 @@ def _fits_ca(ttl: timedelta, info: ValidationInfo) -> timedelta:
             f" {format_duration(ca_ttl / LAST_PART)} at most, or raise x509_ca_ttl"
         )
     return long_enough(ttl)
-
-
-def _not_all_the_time(interval: timedelta) -> timedelta:
-    if interval < MIN_REATTEST_INTERVAL:
-        raise ValueError(
-            f"{format_duration(interval)} is too often: give "
-            f"{format_duration(MIN_REATTEST_INTERVAL)} or more"
-        )
-    return interval
 
 
 _PATH = WithJsonSchema({"type": "string", "minLength": 1})
@@ -237,9 +225,7 @@ class Settings(_Section):
     """The attestors that are on, each with its options."""
     require_proof: Proof = Proof.PIDFD_OPEN
     """The weakest proof of who connected that is accepted. `peerpidfd` needs Linux 6.5."""
-    reattest_interval: Annotated[Duration, AfterValidator(_not_all_the_time)] = timedelta(
-        seconds=60
-    )
+    reattest_interval: Duration = timedelta(seconds=60)
     """How often, at least, the caller of an open stream is attested again."""
     allow_unauthenticated_verifiers: bool = False
     """Whether processes without an identity may still read our own trust domain's bundle."""

@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError, Message
 from agent.errors import (
     NoIdentityError,
     PeerError,
+    PeerGoneError,
     RequestError,
     UnavailableError,
     VouchdError,
@@ -95,7 +96,7 @@ class Guard:
                     async for response in responses:
                         encoded = encode(response)
                         if encoded != sent:
-                            await context.write(encoded)
+                            await _write(context, encoded)
                             sent = encoded
             except Exception as error:  # noqa: BLE001 - every failure becomes a status
                 await self._fail(context, request_type, error)
@@ -144,6 +145,18 @@ class Guard:
         else:
             fields |= {"pid": credentials.pid, "uid": credentials.uid}
         self._log.info("call refused", **fields)
+
+
+async def _write(context: ServicerContext, encoded: bytes) -> None:
+    """Send a response.
+
+    Raises:
+        PeerGoneError: the client has hung up, which grpcio reports as an internal error.
+    """
+    try:
+        await context.write(encoded)
+    except grpc.aio.InternalError as error:
+        raise PeerGoneError("the client hung up before it took the response") from error
 
 
 def encode(response: Message) -> bytes:

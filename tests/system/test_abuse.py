@@ -16,6 +16,7 @@ from pathlib import Path
 
 import grpc
 import h2.exceptions
+import h2.settings
 import psutil
 import pytest
 
@@ -134,6 +135,22 @@ def test_one_who_sends_noise_after_a_good_start_ends_only_itself(agent: RunningA
     bad.sock.close()
     good.fetch_x509()
     good.sock.close()
+
+
+def test_one_who_takes_no_answer_and_hangs_up_is_no_defect(agent: RunningAgent) -> None:
+    """With its window closed the answer waits, and fails when the connection ends."""
+    client = raw.connect(str(agent.socket))
+    client.http.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 0})
+    client.flush()
+    stream = client.call("FetchX509SVID", pb.X509SVIDRequest())
+    served = agent.log.count("served  ")
+    client.read()
+    agent.wait_for_log("served  ", since=served)
+    client.sock.close()
+    line = agent.wait_for_log("hung up before it took the response")
+    assert "call refused" in line
+    assert stream
+    assert "Traceback" not in agent.log
 
 
 def test_one_who_stops_reading_cannot_grow_the_agents_memory(agent: RunningAgent) -> None:

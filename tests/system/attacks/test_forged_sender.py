@@ -53,10 +53,12 @@ def test_forged_sender(target: Target) -> None:
         rule_a_namespace()
         told, telling = os.pipe()
         if (pid := os.fork()) == 0:
-            swap_and_forge(target, tell)
+            swap_and_forge(target, lambda ids: os.write(telling, " ".join(ids).encode()))
         os.close(telling)
-        os.read(told, 1)  # ends with the child of the child
+        with os.fdopen(told) as pipe:
+            found = pipe.read()  # ends with the child of the child
         os.kill(pid, signal.SIGKILL)  # and all of its namespace
+        tell(found.split())  # last: whoever waits for this ends us
 
     target.judge(succeeded=TRUSTED_ID in found_by(attacker))
     target.says("caller attested", "no selectors of its program")
