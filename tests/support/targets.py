@@ -115,7 +115,7 @@ class Target:
             assert all(word in line for word in words), line
 
     def close(self) -> None:
-        """End the agent, at once: how it stops in order is tested elsewhere, and not under attack."""
+        """End the agent at once: how it stops in order is tested elsewhere."""
         self.agent.kill()
         self.agent.close()
         shutil.rmtree(self.programs)
