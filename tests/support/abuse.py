@@ -51,7 +51,7 @@ def streams() -> Iterator[int]:
 
 @contextmanager
 def flooded(
-    target: Target, frames: Callable[[], Iterator[bytes]], *, clients: int = 4
+    target: Target, frames: Callable[[], Iterator[bytes]], *, clients: int = 4, uid: int = ATTACKER
 ) -> Iterator[None]:
     """Several processes that send these frames as fast as they are taken, for the block.
 
@@ -65,7 +65,7 @@ def flooded(
     if clients == 0:
         yield
         return
-    with child_as(ATTACKER, flood), flooded(target, frames, clients=clients - 1):
+    with child_as(uid, flood), flooded(target, frames, clients=clients - 1, uid=uid):
         yield
 
 

@@ -2,8 +2,9 @@
 
 HEADERS without END_HEADERS, and CONTINUATION after CONTINUATION: a server that collects the block
 before it judges it runs out of memory, or, like the naive one, ends at the first error that nobody
-thought of. vouchd's walker keeps nothing of a header block, and its gRPC server ends the
-connection.
+thought of. vouchd's walker keeps nothing of a header block, and reads a little of one connection at
+a time, so that others have their turn; what its gRPC server keeps of such a block costs memory and
+processor, but nobody's identity and nobody's turn.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Calls are opened and reset in the same breath, without end (CVE-2023-44487).
 
 A reset call costs the client two small frames and counts towards no limit of open calls; the server
-has begun to work on each. A naive agent reads such a connection until it is dry, which it never is.
-vouchd reads a little of one connection in one turn, whatever waits there, attests nobody for a call
-that is gone, and its gRPC server limits what one connection can have going.
+has begun to work on each. A naive agent reads such a connection until it is dry, which it never is,
+or ends at an error. vouchd reads a little of one connection in one turn, whatever waits there,
+attests nobody for a call that is gone, and its gRPC server limits what one connection can have
+going.
 """
 
 from __future__ import annotations

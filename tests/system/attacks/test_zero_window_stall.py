@@ -23,13 +23,16 @@ from tests.support.abuse import (
     frame,
     streams,
 )
-from tests.support.targets import Target, others_are_served
+from tests.support.targets import VICTIM, Target, others_are_served
 
 pytestmark = pytest.mark.system
 
+# As many calls as one connection may have open, nearly.
+LAST_STREAM = 179
+
 
 def test_zero_window_stall(target: Target) -> None:
-    with flooded(target, frames):
+    with flooded(target, frames, uid=VICTIM):  # only who has an identity is answered at length
         target.judge(succeeded=not others_are_served(target))
 
 
@@ -39,5 +42,5 @@ def frames() -> Iterator[bytes]:
     for stream in streams():
         yield frame(HEADERS, END_HEADERS, stream, block)
         yield request[:5] + stream.to_bytes(4, "big") + request[9:]
-        if stream > 1000:
+        if stream > LAST_STREAM:
             return
