@@ -1,8 +1,11 @@
-"""Whatever happens in whatever order, exactly one authority of each kind signs."""
+"""Whatever happens in whatever order, one of each kind signs, and all that count are known.
+
+Histories of steps that come due, steps that operators take, clocks that are set, and restarts.
+"""
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import count
 
 import pytest
@@ -11,118 +14,178 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from agent.authorities import Authority, AuthoritySet, JwtAuthority, Kind, State, X509Authority
 from agent.issuance import create_x509_authority
-from agent.rotation import (
-    AuthoritySet,
-    JwtAuthority,
-    Kind,
-    State,
-    X509Authority,
-    due,
-    succeed,
-)
+from agent.rotation import Event, activate, next_steps, prepare, revoke, taint, without
 from tests.vectors.pki.forge import NOW, TD
 
 # In production this is only a warning of the library, and the certificate is judged all the same.
 ODD_SERIAL = "ignore:Parsed a serial number:cryptography.utils.CryptographyDeprecationWarning"
 HOUR = timedelta(hours=1)
-KEY = ec.generate_private_key(ec.SECP256R1())
-STORED = AuthoritySet(
-    trust_domain=TD,
-    sequence=1,
-    x509=(
-        X509Authority(
-            state=State.ACTIVE,
-            certificate=create_x509_authority(TD, KEY, now=NOW, ttl=24 * HOUR),
-            key=KEY,
-        ),
-    ),
-    jwt=(
-        JwtAuthority(
-            state=State.ACTIVE, kid="k", key=KEY, not_before=NOW, not_after=NOW + 24 * HOUR
-        ),
-    ),
-).to_json()
+LIFE = 24 * HOUR
+LONGEST = LIFE / 6
+KEYS = [ec.generate_private_key(ec.SECP256R1()) for _ in range(8)]
+KIDS = count()
+# More steps than can be due at one moment: each kind's successor leaves, comes, and signs.
+STEPS_AT_ONCE = 40
+
+
+def make(kind: Kind, now: datetime, state: State = State.PREPARED) -> Authority:
+    number = next(KIDS)
+    key = KEYS[number % len(KEYS)]
+    if kind is Kind.JWT:
+        return JwtAuthority(
+            state=state,
+            since=now,
+            kid=f"key-{number}",
+            key=key,
+            not_before=now,
+            not_after=now + LIFE,
+        )
+    key = ec.generate_private_key(ec.SECP256R1())  # whose identifier is the authority's
+    certificate = create_x509_authority(TD, key, now=now, ttl=LIFE)
+    return X509Authority(state=state, since=now, certificate=certificate, key=key)
+
+
+def first(now: datetime) -> AuthoritySet:
+    x509_authority, jwt_authority = (make(kind, now, State.ACTIVE) for kind in Kind)
+    assert isinstance(x509_authority, X509Authority)
+    assert isinstance(jwt_authority, JwtAuthority)
+    return AuthoritySet(
+        trust_domain=TD,
+        sequence=1,
+        longest_svid=LONGEST,
+        x509=(x509_authority,),
+        jwt=(jwt_authority,),
+    )
+
+
+STORED = first(NOW).to_json()
 
 
 class Rotation(RuleBasedStateMachine):
-    """Successions of both kinds, with lives and waits of any length."""
+    """What the daemon does with the steps, and remembers what SVIDs there are."""
 
     @initialize()
     def begin(self) -> None:
-        self.kids = count()
         self.now = NOW
-        self.known: list[X509Authority | JwtAuthority] = []
-        x509_authority, jwt_authority = self._new_x509(24), self._new_jwt(24)
-        self.set = AuthoritySet(
-            trust_domain=TD, sequence=1, x509=(x509_authority,), jwt=(jwt_authority,)
-        )
+        self.set = first(self.now)
+        self.sign()
 
-    def _new_x509(self, hours: int) -> X509Authority:
-        certificate = create_x509_authority(TD, KEY, now=self.now, ttl=hours * HOUR)
-        made = X509Authority(state=State.ACTIVE, certificate=certificate, key=KEY)
-        self.known.append(made)
-        return made
+    def sign(self) -> None:
+        """Whoever signs now may have signed something that lives for so long."""
+        self.relied_on: dict[str, datetime] = getattr(self, "relied_on", {})
+        for authority in (self.set.active_x509, self.set.active_jwt):
+            self.relied_on[authority.id] = min(self.now + LONGEST, authority.not_after)
 
-    def _new_jwt(self, hours: int) -> JwtAuthority:
-        made = JwtAuthority(
-            state=State.ACTIVE,
-            kid=f"key-{next(self.kids)}",
-            key=KEY,
-            not_before=self.now,
-            not_after=self.now + hours * HOUR,
-        )
-        self.known.append(made)
-        return made
+    def become(self, after: AuthoritySet) -> None:
+        before, self.set = self.set, after
+        shows_the_same = before.bundle().document() == after.bundle().document()
+        assert after.sequence == before.sequence + (0 if shows_the_same else 1)
+        self.sign()
 
-    @rule(hours=st.integers(1, 60))
-    def wait(self, hours: int) -> None:
+    @rule(minutes=st.integers(1, 60 * 60))
+    def wait(self, minutes: int) -> None:
+        """Ask every ten minutes, as an agent would that is seldom asked."""
+        end = self.now + timedelta(minutes=minutes)
+        while self.now < end:
+            self.now += timedelta(minutes=10)
+            self.catch_up()
+
+    @rule(hours=st.integers(1, 100))
+    def sleep(self, hours: int) -> None:
+        """The host was suspended."""
         self.now += hours * HOUR
+        self.catch_up()
 
-    @rule(hours=st.integers(1, 48), kind=st.sampled_from(Kind))
-    def hand_over(self, hours: int, kind: Kind) -> None:
-        successor = self._new_x509(hours) if kind is Kind.X509 else self._new_jwt(hours)
-        before, self.set = self.set, succeed(self.set, successor, self.now)
-        assert self.set.sequence == before.sequence + 1
-        assert self.set.bundle().document() != before.bundle().document()
-        active = self.set.active_x509 if kind is Kind.X509 else self.set.active_jwt
-        assert active.not_after == successor.not_after
-        assert kind not in due(self.set, self.now)
+    @rule(hours=st.integers(1, 100))
+    def set_the_clock_back(self, hours: int) -> None:
+        self.now -= hours * HOUR
+        self.relied_on = {}  # what was signed in the future verifies nowhere
+        self.catch_up()
+
+    def catch_up(self) -> None:
+        for _ in range(STEPS_AT_ONCE):
+            step = next_steps(self.set, self.now)[0]
+            if step.at > self.now:
+                self.sign()
+                return
+            if step.event is Event.PREPARE:
+                self.become(prepare(self.set, make(step.kind, self.now)))
+            elif step.event is Event.ACTIVATE:
+                assert self.set.of(step.kind)[-1].id in str(step.authority_id)
+                self.become(activate(self.set, step.kind, self.now))
+            else:
+                self.become(without(self.set, step.authority_id, self.now))
+        raise AssertionError("there is no end to the steps")
+
+    @rule(kind=st.sampled_from(Kind))
+    def prepare_now(self, kind: Kind) -> None:
+        if State.PREPARED not in [a.state for a in self.set.of(kind)]:
+            self.become(prepare(self.set, make(kind, self.now)))
+
+    @rule(kind=st.sampled_from(Kind))
+    def activate_now(self, kind: Kind) -> None:
+        if State.PREPARED in [a.state for a in self.set.of(kind)]:
+            self.become(activate(self.set, kind, self.now))
+            self.catch_up()
+
+    @rule(data=st.data())
+    def taint_now(self, data: st.DataObject) -> None:
+        former = [a.id for a in self.set.all if a.state in {State.PREPARED, State.RETIRED}]
+        if former:
+            chosen = data.draw(st.sampled_from(former))
+            self.become(taint(self.set, chosen, self.now))
+            self.relied_on.pop(chosen, None)
+            self.catch_up()
+
+    @rule(data=st.data())
+    def revoke_now(self, data: st.DataObject) -> None:
+        tainted = [a.id for a in self.set.all if a.state is State.TAINTED]
+        if tainted:
+            self.become(revoke(self.set, data.draw(st.sampled_from(tainted)), self.now))
 
     @rule()
     def restart(self) -> None:
         self.set = AuthoritySet.parse(self.set.to_json(), TD)
+        self.catch_up()
 
     @invariant()
     def one_of_each_kind_is_active(self) -> None:
-        for authorities in (self.set.x509, self.set.jwt):
-            assert [a.state for a in authorities].count(State.ACTIVE) == 1
+        for kind in Kind:
+            states = [a.state for a in self.set.of(kind)]
+            assert states.count(State.ACTIVE) == 1
+            assert states.count(State.PREPARED) <= 1
+
+    @invariant()
+    def whatever_signs_is_alive(self) -> None:
+        for active in (self.set.active_x509, self.set.active_jwt):
+            assert active.not_before - timedelta(minutes=1) <= self.now < active.not_after
 
     @invariant()
     def whoever_may_still_be_relied_on_is_in_the_bundle(self) -> None:
-        bundle = self.set.bundle()
-        for authority in self.known:
-            if authority.not_after < self.now:
-                continue
-            if isinstance(authority, X509Authority):
-                assert authority.certificate in bundle.x509_authorities
-            else:
-                assert authority.kid in bundle.jwt_authorities
+        known = {a.id for a in self.set.all}
+        assert known >= {each for each, until in self.relied_on.items() if self.now <= until}
+
+    @invariant()
+    def the_bundle_does_not_grow_for_ever(self) -> None:
+        assert len(self.set.all) < STEPS_AT_ONCE
 
 
 TestRotation = Rotation.TestCase
-TestRotation.settings = settings(max_examples=40, stateful_step_count=20, deadline=None)
+TestRotation.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
 
 
 @pytest.mark.filterwarnings(ODD_SERIAL)
 @given(st.integers(0, len(STORED) - 1), st.integers(0, 255))
 def test_any_damage_to_the_stored_form_is_a_value_error_or_harmless(index: int, octet: int) -> None:
+    key = AuthoritySet.parse(STORED, TD).active_x509.key.public_key()
     damaged = STORED[:index] + bytes([octet]) + STORED[index + 1 :]
     try:
         authorities = AuthoritySet.parse(damaged, TD)
     except ValueError as error:
         message = str(error)
     else:
-        assert authorities.active_x509.key.public_key() == KEY.public_key()
+        assert authorities.active_x509.key.public_key() == key
         return
     assert "PRIVATE KEY" not in message

@@ -1,35 +1,30 @@
+"""From prepared to gone: what may follow what, and when it does."""
+
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import cache
-from typing import TYPE_CHECKING, Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
 
-from agent import keys
-from agent.issuance import create_x509_authority
+from agent.authorities import AuthoritySet, JwtAuthority, Kind, State, X509Authority
+from agent.issuance import BACKDATE, create_x509_authority
 from agent.rotation import (
-    AuthoritySet,
-    JwtAuthority,
-    Kind,
-    State,
-    X509Authority,
-    due,
-    succeed,
+    Event,
+    Step,
+    activate,
+    next_steps,
+    prepare,
+    revoke,
+    taint,
+    without,
 )
-from agent.spiffe import TrustDomain
-from tests.vectors.pki import forge
-from tests.vectors.pki.forge import CA_KEY, LEAF_KEY, NOW, TD
+from tests.vectors.pki.forge import NOW, TD
 
-if TYPE_CHECKING:
-    from datetime import datetime
-
-HOUR = timedelta(hours=1)
 SECOND = timedelta(seconds=1)
+HOUR = timedelta(hours=1)
 LIFE = 24 * HOUR
 
 
@@ -37,239 +32,181 @@ LIFE = 24 * HOUR
 def _x509(start: datetime = NOW, state: State = State.ACTIVE) -> X509Authority:
     key = ec.generate_private_key(ec.SECP256R1())
     certificate = create_x509_authority(TD, key, now=start, ttl=LIFE)
-    return X509Authority(state=state, certificate=certificate, key=key)
+    return X509Authority(state=state, since=start, certificate=certificate, key=key)
 
 
 @cache
-def _jwt(kid: str = "first", start: datetime = NOW, state: State = State.ACTIVE) -> JwtAuthority:
+def _jwt(
+    kid: str = "first",
+    start: datetime = NOW,
+    state: State = State.ACTIVE,
+    life: timedelta = LIFE,
+) -> JwtAuthority:
     key = ec.generate_private_key(ec.SECP256R1())
-    return JwtAuthority(state=state, kid=kid, key=key, not_before=start, not_after=start + LIFE)
+    return JwtAuthority(
+        state=state, since=start, kid=kid, key=key, not_before=start, not_after=start + life
+    )
 
 
-FIRST = AuthoritySet(trust_domain=TD, sequence=1, x509=(_x509(),), jwt=(_jwt(),))
-STORED: dict[str, Any] = json.loads(FIRST.to_json())
+FIRST = AuthoritySet(
+    trust_domain=TD, sequence=1, longest_svid=LIFE / 6, x509=(_x509(),), jwt=(_jwt(),)
+)
+PREPARED = prepare(FIRST, _jwt("second", NOW + 12 * HOUR))
+SUCCEEDED = activate(PREPARED, Kind.JWT, NOW + 20 * HOUR)
+TAINTED = taint(SUCCEEDED, "first", NOW + 21 * HOUR)
 
 
-# --- what can exist ----------------------------------------------------------------------------
+def _states(authorities: AuthoritySet) -> list[tuple[str, State]]:
+    return [(a.kid, a.state) for a in authorities.jwt]
+
+
+def _jwt_steps(authorities: AuthoritySet, now: datetime) -> list[Step]:
+    return [step for step in next_steps(authorities, now) if step.kind is Kind.JWT]
+
+
+# --- the steps -----------------------------------------------------------------------------------
+
+
+def test_the_whole_way() -> None:
+    assert _states(PREPARED) == [("first", State.ACTIVE), ("second", State.PREPARED)]
+    assert _states(SUCCEEDED) == [("first", State.RETIRED), ("second", State.ACTIVE)]
+    assert _states(TAINTED) == [("first", State.TAINTED), ("second", State.ACTIVE)]
+    for gone in (
+        revoke(TAINTED, "first", NOW + 22 * HOUR),
+        without(TAINTED, "first", NOW + 22 * HOUR),
+        without(SUCCEEDED, "first", NOW + 22 * HOUR),
+    ):
+        assert _states(gone) == [("second", State.ACTIVE)]
+
+
+def test_each_state_knows_since_when() -> None:
+    assert [a.since for a in SUCCEEDED.jwt] == [NOW + 20 * HOUR, NOW + 20 * HOUR]
+    assert TAINTED.jwt[0].since == NOW + 21 * HOUR
+
+
+def test_the_sequence_goes_up_with_every_bundle_and_only_then() -> None:
+    gone = without(TAINTED, "first", NOW + 22 * HOUR)
+    sequences = [each.sequence for each in (FIRST, PREPARED, SUCCEEDED, TAINTED, gone)]
+    assert sequences == [1, 2, 2, 2, 3]
+
+
+def test_the_other_kind_is_not_touched() -> None:
+    assert TAINTED.x509 == FIRST.x509
+    both = activate(prepare(PREPARED, _x509(NOW + 12 * HOUR)), Kind.X509, NOW + 20 * HOUR)
+    assert _states(both) == _states(PREPARED)
+    assert [a.state for a in both.x509] == [State.RETIRED, State.ACTIVE]
+
+
+def test_what_is_prepared_is_that_whatever_it_was() -> None:
+    assert prepare(FIRST, _x509(NOW + HOUR)).x509[-1].state is State.PREPARED
+
+
+def test_one_that_was_never_active_can_be_tainted_and_revoked() -> None:
+    tainted = taint(PREPARED, "second", NOW + 13 * HOUR)
+    assert _states(tainted) == [("first", State.ACTIVE), ("second", State.TAINTED)]
+    assert _states(revoke(tainted, "second", NOW + 13 * HOUR)) == [("first", State.ACTIVE)]
 
 
 @pytest.mark.parametrize(
-    ("changes", "reason"),
+    ("step", "reason"),
     [
-        ({"x509": ()}, "0 active x509"),
-        ({"x509": (_x509(state=State.RETIRED),)}, "0 active x509"),
-        ({"x509": (_x509(), _x509(NOW + HOUR))}, "2 active x509"),
-        ({"jwt": ()}, "0 active jwt"),
-        ({"jwt": (_jwt(), _jwt("second"))}, "2 active jwt"),
-        ({"jwt": (_jwt(), _jwt(state=State.RETIRED))}, "same key ID"),
-        ({"x509": (_x509(), replace(_x509(), state=State.RETIRED))}, "same certificate"),
-        ({"jwt": (_jwt(""),)}, "needs a key ID"),
-        ({"sequence": -1}, "negative"),
-        ({"trust_domain": TrustDomain("other.example")}, "X5-09"),
+        (lambda: prepare(PREPARED, _jwt("third")), "jwt authority is prepared already"),
+        (lambda: prepare(FIRST, replace(_jwt(), since=NOW)), "same key ID"),
+        (lambda: activate(FIRST, Kind.JWT, NOW), "no jwt authority is prepared: prepare one first"),
+        (lambda: activate(PREPARED, Kind.X509, NOW), "no x509 authority is prepared"),
+        (lambda: taint(FIRST, "nobody", NOW), "no authority 'nobody'"),
+        (lambda: taint(FIRST, "first", NOW), "which is active: it still signs: prepare"),
+        (lambda: taint(TAINTED, "first", NOW), "tainted already"),
+        (lambda: revoke(FIRST, "first", NOW), "which is active: it still signs"),
+        (lambda: revoke(SUCCEEDED, "first", NOW), "which is retired: taint it first"),
+        (lambda: revoke(PREPARED, "second", NOW), "which is prepared: taint it first"),
+        (lambda: without(FIRST, "first", NOW), "cannot expire jwt authority first"),
     ],
 )
-def test_a_set_that_breaks_an_invariant_cannot_be_made(
-    changes: dict[str, Any], reason: str
-) -> None:
+def test_no_other_way_is_open(step: object, reason: str) -> None:
+    assert callable(step)
     with pytest.raises(ValueError, match=reason):
-        replace(FIRST, **changes)
+        step()
 
 
-def test_an_authority_needs_the_key_of_its_certificate() -> None:
-    with pytest.raises(ValueError, match="does not belong"):
-        replace(_x509(), key=LEAF_KEY)
+# --- when they come ------------------------------------------------------------------------------
 
 
-def test_a_jwt_authority_cannot_end_before_it_begins() -> None:
-    with pytest.raises(ValueError, match="before it begins"):
-        replace(_jwt(), not_after=NOW)
+def test_a_successor_is_prepared_at_half_of_life_and_signs_with_a_sixth_left() -> None:
+    [preparation] = _jwt_steps(FIRST, NOW)
+    assert (preparation.event, preparation.at) == (Event.PREPARE, NOW + 12 * HOUR)
+    [handover] = _jwt_steps(PREPARED, NOW + 12 * HOUR)
+    assert (handover.event, handover.at) == (Event.ACTIVATE, NOW + 20 * HOUR)
+    assert handover.authority_id == "second"
 
 
-def test_the_bundle_shows_all_authorities_and_no_private_key() -> None:
-    authorities = succeed(FIRST, _x509(NOW + HOUR), NOW + HOUR)
-    bundle = authorities.bundle()
-    assert bundle.x509_authorities == (_x509().certificate, _x509(NOW + HOUR).certificate)
-    assert dict(bundle.jwt_authorities) == {"first": _jwt().key.public_key()}
-    assert (bundle.trust_domain, bundle.sequence) == (TD, 2)
-    assert bundle.refresh_hint == timedelta(minutes=5)
-
-
-# --- when a successor is due -------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("when", "kinds"),
-    [
-        (NOW, set()),
-        (NOW + 20 * HOUR - 2 * SECOND, set()),
-        (NOW + 20 * HOUR, {Kind.X509}),
-        (NOW + 20 * HOUR + SECOND, {Kind.X509, Kind.JWT}),
-        (NOW + 30 * HOUR, {Kind.X509, Kind.JWT}),
-        (NOW - 30 * SECOND, set()),
-        (NOW - HOUR, {Kind.X509, Kind.JWT}),
-    ],
-    ids=[
-        "new",
-        "early",
-        "x509 was backdated by 10 s",
-        "last sixth",
-        "expired",
-        "clock set back a little",
-        "made by a wrong clock",
-    ],
-)
-def test_a_successor_is_due_in_the_last_sixth_of_a_life(when: datetime, kinds: set[Kind]) -> None:
-    assert due(FIRST, when) == kinds
-
-
-def test_only_the_active_authority_makes_a_successor_due() -> None:
-    later = NOW + 20 * HOUR + SECOND
-    authorities = succeed(FIRST, _x509(later), later)
-    assert due(authorities, later) == {Kind.JWT}
-
-
-# --- succession --------------------------------------------------------------------------------
-
-
-def test_a_successor_signs_and_the_former_one_stays_in_the_bundle() -> None:
-    after = succeed(FIRST, _jwt("second", NOW + HOUR), NOW + HOUR)
-    assert after.active_jwt.kid == "second"
-    assert [(a.kid, a.state) for a in after.jwt] == [
-        ("first", State.RETIRED),
-        ("second", State.ACTIVE),
+def test_the_soonest_step_of_all_comes_first() -> None:
+    # The certificate was backdated, so that its half is over a little earlier.
+    assert [(s.kind, s.event) for s in next_steps(FIRST, NOW)] == [
+        (Kind.X509, Event.PREPARE),
+        (Kind.JWT, Event.PREPARE),
     ]
-    assert (after.x509, after.sequence) == (FIRST.x509, 2)
+    assert next_steps(FIRST, NOW)[0].at == NOW + 12 * HOUR - BACKDATE / 2
 
 
-def test_a_successor_becomes_active_whatever_it_was() -> None:
-    after = succeed(FIRST, _x509(NOW + HOUR, state=State.RETIRED), NOW + HOUR)
-    assert after.active_x509.certificate == _x509(NOW + HOUR, state=State.RETIRED).certificate
-    assert after.x509[0].state is State.RETIRED
+def test_a_late_successor_is_in_the_bundle_for_a_moment_before_it_signs() -> None:
+    late = NOW + 23 * HOUR
+    [handover] = _jwt_steps(prepare(FIRST, _jwt("late", late)), late)
+    assert handover.at == late + 10 * SECOND
+    short = replace(FIRST, jwt=(_jwt("short", life=12 * SECOND),))
+    [handover] = _jwt_steps(prepare(short, _jwt("late", NOW + 11 * SECOND)), NOW + 11 * SECOND)
+    assert handover.at == NOW + 12 * SECOND, "not later than the end of the active one"
 
 
-def test_retired_authorities_leave_after_their_last_second() -> None:
-    end = NOW + LIFE
-    both = succeed(succeed(FIRST, _x509(NOW + HOUR), NOW), _jwt("second", NOW + HOUR), NOW)
-    at_the_end = succeed(both, _jwt("third", end), end)
-    assert len(at_the_end.x509) == 2
-    assert [a.kid for a in at_the_end.jwt] == ["first", "second", "third"]
-    after = succeed(both, _jwt("fourth", end), end + SECOND)
-    assert len(after.x509) == 1
-    assert [a.kid for a in after.jwt] == ["second", "fourth"]
+def test_nobody_waits_for_a_successor_when_the_active_one_has_ended() -> None:
+    late = NOW + 5 * LIFE
+    [preparation] = _jwt_steps(FIRST, late)
+    assert preparation.at <= late
+    [handover] = _jwt_steps(prepare(FIRST, _jwt("late", late)), late)
+    assert handover.at <= late
 
 
-def test_an_expired_authority_that_is_still_active_stays() -> None:
-    late = NOW + 2 * LIFE
-    after = succeed(FIRST, _jwt("second", late), late)
-    assert [a.kid for a in after.jwt] == ["second"]
-    assert after.active_x509 == FIRST.active_x509
+def test_a_successor_that_has_ended_does_not_become_active() -> None:
+    late = NOW + 5 * LIFE
+    [step] = _jwt_steps(PREPARED, late)
+    assert (step.event, step.authority_id, step.at) == (Event.EXPIRE, "second", late)
 
 
-@pytest.mark.parametrize("successor", [_x509(), _jwt("second")])
-def test_a_successor_whose_life_has_ended_is_refused(
-    successor: X509Authority | JwtAuthority,
+@pytest.mark.parametrize(
+    ("longest", "since", "leaves"),
+    [
+        (LIFE / 6, 20 * HOUR, 25 * HOUR),
+        (LIFE / 6, 3 * HOUR, 8 * HOUR),
+        (HOUR, 20 * HOUR, 22 * HOUR),
+        (9 * LIFE, 3 * HOUR, 25 * HOUR),
+    ],
+    ids=["in its last part", "before its time", "short SVIDs", "SVIDs end with their authority"],
+)
+def test_a_retired_one_leaves_when_its_last_svid_has_expired_and_an_hour_later(
+    longest: timedelta, since: timedelta, leaves: timedelta
 ) -> None:
-    with pytest.raises(ValueError, match="already ended"):
-        succeed(FIRST, successor, NOW + LIFE)
+    prepared = prepare(replace(FIRST, longest_svid=longest), _jwt("second", NOW))
+    succeeded = activate(prepared, Kind.JWT, NOW + since)
+    for authorities in (succeeded, taint(succeeded, "first", NOW + since)):
+        step = next(s for s in _jwt_steps(authorities, NOW) if s.event is Event.EXPIRE)
+        assert (step.authority_id, step.at) == ("first", NOW + leaves)
 
 
-def test_a_key_id_is_not_used_again() -> None:
-    with pytest.raises(ValueError, match="same key ID"):
-        succeed(FIRST, replace(_jwt(), key=LEAF_KEY), NOW)
+def test_one_with_a_short_life_has_a_short_margin() -> None:
+    short = replace(FIRST, jwt=(_jwt("short", life=HOUR),), longest_svid=HOUR / 6)
+    succeeded = activate(prepare(short, _jwt("second")), Kind.JWT, NOW + HOUR / 2)
+    step = next(s for s in _jwt_steps(succeeded, NOW) if s.event is Event.EXPIRE)
+    assert step.at == NOW + HOUR / 2 + HOUR / 6 + HOUR / 6
 
 
-# --- the stored form ---------------------------------------------------------------------------
-
-
-def test_what_is_stored_reads_back() -> None:
-    authorities = succeed(FIRST, _jwt("second"), NOW)
-    again = AuthoritySet.parse(authorities.to_json(), TD)
-    assert again.to_json() == authorities.to_json()
-    assert again.bundle() == authorities.bundle()
-    assert again.active_jwt.key.public_key() == _jwt("second").key.public_key()
-    assert [a.not_after for a in again.jwt] == [a.not_after for a in authorities.jwt]
-
-
-def _changed(*path: str | int, to: Any) -> bytes:
-    document = json.loads(json.dumps(STORED))
-    *parents, last = path
-    place = document
-    for step in parents:
-        place = place[step]
-    place[last] = to
-    return json.dumps(document).encode()
-
-
-def _pem(**changes: Any) -> str:
-    return forge.authority(**changes).public_bytes(Encoding.PEM).decode()
-
-
-STRANGE_KEY = keys.to_pem(LEAF_KEY).decode()
-CA_PEM = keys.to_pem(CA_KEY).decode()
-NOT_SELF_SIGNED = {"state": "active", "certificate": _pem(signer=LEAF_KEY), "private_key": CA_PEM}
-NO_AUTHORITY = {
-    "state": "active",
-    "certificate": _pem(ku=(forge.usage("crl_sign"), True)),
-    "private_key": CA_PEM,
-}
-
-
-@pytest.mark.parametrize(
-    ("data", "reason"),
-    [
-        (b"", "document: Invalid JSON"),
-        (FIRST.to_json()[:-40], "document: Invalid JSON"),
-        (b"\xff" * 10, "document: Invalid JSON"),
-        (b"[]", "document"),
-        (b"{}", "version: Field required"),
-        (_changed("version", to=2), "version: Input should be 1"),
-        (_changed("unknown", to=2), "document: Extra inputs"),
-        (_changed("trust_domain", to="other.example"), "of trust domain other.example, not of"),
-        (_changed("trust_domain", to="Not/A/Domain"), "trust domain 'Not/A/Domain'"),
-        (_changed("sequence", to=0), "sequence"),
-        (_changed("sequence", to="1"), "sequence"),
-        (_changed("x509", to=[]), "0 active x509"),
-        (_changed("x509", 0, "state", to="tainted"), "x509.0.state"),
-        (_changed("x509", 0, "certificate", to="nonsense"), "certificate .* is damaged"),
-        (_changed("x509", 0, "private_key", to="nonsense"), "not a private key"),
-        (_changed("x509", 0, "private_key", to=STRANGE_KEY), "does not belong"),
-        (_changed("x509", 0, to=NOT_SELF_SIGNED), "certificate .* is damaged"),
-        (_changed("x509", 0, to=NO_AUTHORITY), "X5-17"),
-        (_changed("x509", 0, "certificate", to=_pem(trust_domain=forge.TD)), "does not belong"),
-        (_changed("jwt", 0, "state", to="retired"), "0 active jwt"),
-        (_changed("jwt", 0, "kid", to=""), "needs a key ID"),
-        (_changed("jwt", 0, "private_key", to=None), "jwt.0.private_key"),
-        (_changed("jwt", 0, "private_key", to=STRANGE_KEY[:90]), "not a private key"),
-        (_changed("jwt", 0, "not_after", to="2026-01-01T00:00:00"), "jwt.0.not_after"),
-        (_changed("jwt", 0, "not_after", to="2020-01-01T00:00:00Z"), "before it begins"),
-    ],
-)
-def test_damage_is_refused_with_a_sentence(data: bytes, reason: str) -> None:
-    with pytest.raises(ValueError, match=reason):
-        AuthoritySet.parse(data, TD)
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        FIRST.to_json()[:-40],
-        _changed("x509", 0, "private_key", to=[STRANGE_KEY]),
-        _changed("x509", 0, "private_key", to=STRANGE_KEY[:-40]),
-        _changed("jwt", 0, "state", to=STRANGE_KEY),
-        _changed(STRANGE_KEY[30:60], to=1),
-    ],
-)
-def test_no_message_and_no_traceback_quotes_a_key(data: bytes) -> None:
-    with pytest.raises(ValueError, match=r"document|x509\.0|jwt\.0|private key") as caught:
-        AuthoritySet.parse(data, TD)
-    secrets = [line for line in data.decode().split("\\n") if len(line) > 40]
-    shown = str(caught.value)
-    assert caught.value.__suppress_context__
-    assert caught.value.__cause__ is None
-    assert not any(secret in shown for secret in secrets)
-    assert STRANGE_KEY[30:60] not in shown
-
-
-def test_a_foreign_set_of_another_trust_domain_is_not_taken_over() -> None:
-    with pytest.raises(ValueError, match=r"of trust domain example\.org, not of other\.example"):
-        AuthoritySet.parse(FIRST.to_json(), TrustDomain("other.example"))
+@pytest.mark.parametrize(("back", "is_due"), [(30 * SECOND, False), (HOUR, True)])
+def test_what_a_wrong_clock_made_is_replaced_at_once(back: timedelta, *, is_due: bool) -> None:
+    """Made in what is now the future; a clock that was set back a little means nothing."""
+    now = NOW - back
+    [preparation] = _jwt_steps(FIRST, now)
+    assert (preparation.at <= now) == is_due
+    [handover] = _jwt_steps(prepare(FIRST, _jwt("right", now)), now)
+    assert (handover.at <= now) == is_due
+    wrong = prepare(replace(FIRST, jwt=(_jwt("right", now),)), _jwt("wrong", NOW))
+    [step] = _jwt_steps(wrong, now)
+    assert (step.event is Event.EXPIRE) == is_due
