@@ -47,21 +47,32 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What one attestor said, and how long it took to say it. `failure` tells why it said less."""
+
+    attestor: str
+    findings: Findings = field(default_factory=Findings)
+    failure: str | None = None
+    seconds: float = 0.0
+    remembered: bool = False
+    """Said before, of this same process, and still good."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Attestation:
-    """What is known of a caller. `failures` maps the names of failed attestors to the reason."""
+    """What is known of a caller."""
 
     selectors: frozenset[Selector]
     program: frozenset[Selector] = frozenset()
     """Those that hold because of what program runs."""
+    reports: tuple[Report, ...] = ()
     notes: tuple[str, ...] = ()
-    failures: Mapping[str, str] = field(default_factory=dict)
+    """Why selectors are missing for good."""
 
-
-@dataclass(frozen=True, slots=True)
-class _Result:
-    name: str
-    findings: Findings = field(default_factory=Findings)
-    failure: str | None = None
+    @property
+    def failures(self) -> Mapping[str, str]:
+        """Why attestors failed, by their names."""
+        return {r.attestor: r.failure for r in self.reports if r.failure is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +80,7 @@ class _Memory:
     """What attestors found while the fingerprint was this one, and how long each result is good."""
 
     fingerprint: Fingerprint
-    results: Mapping[str, tuple[float, _Result]]
+    reports: Mapping[str, tuple[float, Report]]
 
 
 class WorkloadAttestor:
@@ -93,7 +104,7 @@ class WorkloadAttestor:
             check_credentials(before, caller.credentials)
             known = self._recall(caller, before)
             found = await self._run_all(process, frozenset(known))
-            attestation = _join([*known.values(), *found])
+            attestation = _join([*(replace(r, remembered=True) for r in known.values()), *found])
             if not program.holds or before.user_namespace != own_user_namespace():
                 attestation = _without_program(attestation)
             yield attestation
@@ -108,24 +119,24 @@ class WorkloadAttestor:
         for attestor in self._attestors:
             await attestor.close()
 
-    def _recall(self, caller: Caller, fingerprint: Fingerprint) -> dict[str, _Result]:
+    def _recall(self, caller: Caller, fingerprint: Fingerprint) -> dict[str, Report]:
         """What is still good of what was found out about this same program."""
         memory = self._memories.get(caller)
         if memory is None or memory.fingerprint != fingerprint:
             return {}
         now = asyncio.get_running_loop().time()
-        return {name: result for name, (until, result) in memory.results.items() if now < until}
+        return {name: report for name, (until, report) in memory.reports.items() if now < until}
 
-    def _remember(self, caller: Caller, fingerprint: Fingerprint, found: Sequence[_Result]) -> None:
+    def _remember(self, caller: Caller, fingerprint: Fingerprint, found: Sequence[Report]) -> None:
         now = asyncio.get_running_loop().time()
         memory = self._memories.get(caller)
-        known = {} if memory is None or memory.fingerprint != fingerprint else memory.results
+        known = {} if memory is None or memory.fingerprint != fingerprint else memory.reports
         # Not every plug-in says: then it is asked each time.
         spans = {each.name: getattr(each, "reuse_seconds", 0.0) for each in self._attestors}
-        fresh = {r.name: (now + spans[r.name], r) for r in found if r.failure is None}
+        fresh = {r.attestor: (now + spans[r.attestor], r) for r in found if r.failure is None}
         self._memories[caller] = _Memory(fingerprint, {**known, **fresh})
 
-    async def _run_all(self, process: ProcessView, known: frozenset[str]) -> list[_Result]:
+    async def _run_all(self, process: ProcessView, known: frozenset[str]) -> list[Report]:
         return await asyncio.gather(
             *(
                 self._run(attestor, process)
@@ -134,7 +145,13 @@ class WorkloadAttestor:
             )
         )
 
-    async def _run(self, attestor: Attestor, process: ProcessView) -> _Result:
+    async def _run(self, attestor: Attestor, process: ProcessView) -> Report:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        report = await self._ask(attestor, process)
+        return replace(report, seconds=loop.time() - began)
+
+    async def _ask(self, attestor: Attestor, process: ProcessView) -> Report:
         name = attestor.name
         try:
             async with asyncio.timeout(attestor.timeout):
@@ -142,28 +159,29 @@ class WorkloadAttestor:
         except PeerGoneError:
             raise
         except TimeoutError:
-            return _Result(name, failure=f"did not answer within {attestor.timeout:g} s")
+            return Report(attestor=name, failure=f"did not answer within {attestor.timeout:g} s")
         except AttestorError as error:
-            return _Result(name, failure=str(error))
+            return Report(attestor=name, failure=str(error))
         except Exception as error:  # noqa: BLE001 - a plug-in may raise anything, and must not end the call
             self._log.exception("attestor broke", attestor=name)
-            return _Result(name, failure=f"broke: {type(error).__name__}")
+            return Report(attestor=name, failure=f"broke: {type(error).__name__}")
         return self._own_selectors_only(name, findings)
 
-    def _own_selectors_only(self, name: str, findings: Findings) -> _Result:
+    def _own_selectors_only(self, name: str, findings: Findings) -> Report:
         foreign = sorted({found.type for found in findings.selectors if found.type != name})
         if foreign:
             self._log.warning("attestor claimed foreign selectors", attestor=name, types=foreign)
-            return _Result(name, failure=f"claimed selectors of other types: {', '.join(foreign)}")
-        return _Result(name, findings, "; ".join(findings.pending) or None)
+            reason = f"claimed selectors of other types: {', '.join(foreign)}"
+            return Report(attestor=name, failure=reason)
+        return Report(attestor=name, findings=findings, failure="; ".join(findings.pending) or None)
 
 
-def _join(results: Sequence[_Result]) -> Attestation:
+def _join(reports: Sequence[Report]) -> Attestation:
     return Attestation(
-        selectors=frozenset().union(*(result.findings.selectors for result in results)),
-        program=frozenset().union(*(result.findings.program for result in results)),
-        notes=tuple(note for result in results for note in result.findings.notes),
-        failures={result.name: result.failure for result in results if result.failure is not None},
+        selectors=frozenset().union(*(report.findings.selectors for report in reports)),
+        program=frozenset().union(*(report.findings.program for report in reports)),
+        reports=tuple(reports),
+        notes=tuple(note for report in reports for note in report.findings.notes),
     )
 
 

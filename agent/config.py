@@ -212,7 +212,9 @@ class Settings(_Section):
         AfterValidator(_not_the_public_one),
         _PATH,
     ] = None
-    """The administration socket, for the agent's own user only. There is none if left out."""
+    """The administration socket, for root and the agent's own user. There is none if left out."""
+    admin_socket_group: _Name = None
+    """The group, by name or number, whose members may administer the agent too."""
     entries: Annotated[tuple[_Path, ...], BeforeValidator(_some)] = (
         PurePath("/etc/vouchd/entries.d"),
     )

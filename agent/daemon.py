@@ -1,6 +1,6 @@
 """The composition root: builds every part, hands each its collaborators, starts and stops them.
 
-Start: data directory, authority, entries, attestors, gRPC server, and the public socket last, so
+Start: data directory, authority, entries, attestors, gRPC servers, and the public socket last, so
 that nobody can connect before there is somebody to answer.
 
 Stop, in this order: no new connections; streams end with UNAVAILABLE; what is still open is cut;
@@ -19,28 +19,34 @@ import signal
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
-
+from agent.administration import Administration, Site
+from agent.api.admin import AdminApi, Administrators
 from agent.api.context import Guard
-from agent.api.health import Health
-from agent.api.workload import SERVICE, Review, ServingPolicy, WorkloadApi
+from agent.api.servers import make_admin_server, make_workload_server
+from agent.api.workload import Issuers, Review, ServingPolicy, WorkloadApi
 from agent.attestation import WorkloadAttestor
 from agent.authority import Authority, AuthorityPolicy
 from agent.clock import SystemClock
-from agent.config import MAX_SOCKET_PATH
 from agent.entitlement import Entitlements
+from agent.entry_yaml import parse_entries
 from agent.errors import StartupError
 from agent.files import load_entries
 from agent.gate import Gate
+from agent.jwt_svids import JwtSvids
 from agent.keystore import Keystore
-from agent.listener import Listener, SocketFile
+from agent.listener import Listener, SocketFile, group_id
+from agent.metrics import Metrics
 from agent.peer import identify
+from agent.refusals import Refusals
+from agent.reloading import Audience, EntryReloader
+from agent.resetting import InForce, SettingsReloader, follow
+from agent.roster import Roster
 from agent.svids import Svids
+from agent.watching import FileWatch
 from attestors.api import AttestorContext, AttestorError
 from attestors.builtin import available
 
@@ -51,29 +57,45 @@ except ImportError:  # there is no wheel for this machine
     from asyncio import new_event_loop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import socket
+    from collections.abc import Callable, Sequence
+    from pathlib import PurePath
 
+    import grpc
     from structlog.typing import FilteringBoundLogger
 
     from agent.clock import Clock
     from agent.config import Settings
-    from agent.entries import LoadedEntries
+    from agent.entry_yaml import LoadedEntries
+    from agent.located import Source
+    from agent.peer import Caller
     from attestors.api import Attestor
 
-# A request is a few audiences, or one token to validate.
-MAX_REQUEST_BYTES = 64 * 1024
-# A workload holds a handful of streams; more on one connection is a mistake or an attack.
-MAX_STREAMS_PER_CONNECTION = 100
-# As often as a careful client asks whether the agent is still there.
-MIN_PING_MILLISECONDS = 10_000
 # How long the last bytes may take to reach the clients at stop.
 DRAIN_SECONDS = 1.0
+INNER = "inner.sock"
+ADMIN_INNER = "admin-inner.sock"
+ADMIN_MODE = 0o600
+ADMIN_GROUP_MODE = 0o660
 
 _PR_SET_DUMPABLE = 4
 
 
-def run(settings: Settings, log: FilteringBoundLogger, ready: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or SIGINT. `ready` is called with the socket's address.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """What the daemon needs of the process it runs in.
+
+    `reread` gives the settings as the file has them now; `relog` has the log follow them.
+    """
+
+    log: FilteringBoundLogger
+    ready: Callable[[str], None]
+    reread: Callable[[], Settings]
+    relog: Callable[[Settings], None]
+
+
+def run(settings: Settings, host: Host) -> None:
+    """Serve until SIGTERM or SIGINT. `host.ready` is called with the socket's address.
 
     Raises:
         StartupError: the daemon cannot start here.
@@ -82,88 +104,167 @@ def run(settings: Settings, log: FilteringBoundLogger, ready: Callable[[str], No
     _keep_memory_private()
     _raise_descriptor_limit()
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        runner.run(serve(settings, log, ready))
+        runner.run(serve(settings, host))
 
 
-async def serve(
-    settings: Settings, log: FilteringBoundLogger, ready: Callable[[str], None]
-) -> None:
+async def serve(settings: Settings, host: Host) -> None:
     """See `run`."""
-    stop = asyncio.Event()
+    stop, hang_up = asyncio.Event(), asyncio.Event()
     async with AsyncExitStack() as stack:
-        _handle_signals(stop, log)
-        parts = await _start(settings, log, stack)
-        ready(f"unix://{settings.socket_path}")
-        if settings.admin_socket_path is not None:
-            log.warning("admin_socket_path is set, and not served by this version")
-        for warning in parts.entries.warnings:
-            log.warning("entry is doubtful", problem=str(warning))
-        log.info(
+        _handle_signals(stop, hang_up)
+        parts = await _start(settings, host, stack)
+        host.ready(f"unix://{settings.socket_path}")
+        host.log.info(
             "serving",
             trust_domain=str(settings.trust_domain),
-            entries=len(parts.entries.entries.entries),
+            entries=parts.reloader.status.entries,
             attestors=sorted(settings.attestors),
             authority="created" if parts.authority.created else "loaded",
         )
         async with asyncio.TaskGroup() as tasks:
-            renewals = [
+            endless = [
                 tasks.create_task(parts.svids.run(), name="svid renewal"),
-                tasks.create_task(parts.authority.run(), name="authority renewal"),
+                tasks.create_task(parts.authority.run(), name="authority rotation"),
+                tasks.create_task(parts.roster.run(), name="ends of entries"),
+                tasks.create_task(_reload(parts, host, hang_up), name="reload"),
             ]
             await stop.wait()
-            for task in renewals:
+            for task in endless:
                 task.cancel()
-    log.info("stopped")
+    host.log.info("stopped")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Parts:
-    """What is still needed once everything is built."""
+    """What lives as long as the daemon. `first_watch` sees every change since the first load."""
 
-    entries: LoadedEntries
+    in_force: InForce
+    metrics: Metrics
     authority: Authority
     svids: Svids
+    jwt_svids: JwtSvids
+    attestor: WorkloadAttestor
+    entitlements: Entitlements
+    roster: Roster
+    refusals: Refusals
+    reloader: EntryReloader
+    gate: Gate
+    api: WorkloadApi
+    first_watch: FileWatch
 
 
-async def _start(settings: Settings, log: FilteringBoundLogger, stack: AsyncExitStack) -> _Parts:
+async def _start(settings: Settings, host: Host, stack: AsyncExitStack) -> _Parts:
+    parts = await _build(settings, host.log, stack)
+    data_dir = Path(settings.data_dir)
+    if settings.admin_socket_path is not None:
+        gate = _gate(settings, ADMIN_INNER, host.log)
+        admin = AdminApi(Administration(_site(parts)), _administrators(settings), gate, host.log)
+        server = make_admin_server(admin, data_dir / ADMIN_INNER)
+        await _open(gate, server, _admin_socket(settings.admin_socket_path, settings), stack)
+    guard = Guard(parts.gate, parts.refusals.note, host.log)
+    server = await make_workload_server(parts.api, guard, parts.gate, data_dir / INNER)
+    await _open(parts.gate, server, _public_socket(settings), stack)
+    return parts
+
+
+async def _build(settings: Settings, log: FilteringBoundLogger, stack: AsyncExitStack) -> _Parts:
+    clock, metrics, in_force = SystemClock(), Metrics(), InForce(settings)
+    authority = await _open_authority(settings, clock, log, stack)
+    first_watch = _watch(in_force, log)
+    entries = load_configured_entries(settings, clock)
+    for warning in entries.warnings:
+        log.warning("entry is doubtful", problem=str(warning))
+    attestor = WorkloadAttestor(make_attestors(settings, log), log)
+    stack.push_async_callback(attestor.close)
+    svids = Svids(authority, clock, settings.authority.x509_svid_ttl, _spread, log)
+    jwt_svids = JwtSvids(authority, clock, settings.authority.jwt_svid_ttl, log)
+    roster = Roster(clock)
+    authority.on_change(lambda kind: roster.wake(lambda stream: stream.kind is kind))
+    gate = _gate(settings, INNER, log)
+    entitlements = Entitlements(attestor, entries.entries, gate.prove_sender, clock, log)
+    return _Parts(
+        in_force=in_force,
+        metrics=metrics,
+        authority=authority,
+        svids=svids,
+        jwt_svids=jwt_svids,
+        attestor=attestor,
+        entitlements=entitlements,
+        roster=roster,
+        refusals=Refusals(clock),
+        reloader=EntryReloader(
+            lambda: load_configured_entries(in_force.settings, clock),
+            entitlements,
+            Audience(roster, metrics),
+            clock,
+            log,
+        ),
+        gate=gate,
+        api=WorkloadApi(
+            entitlements=entitlements,
+            issuers=Issuers(authority=authority, x509=svids, jwt=jwt_svids),
+            roster=roster,
+            clock=clock,
+            policy=_serving_policy(settings),
+            log=log,
+        ),
+        first_watch=first_watch,
+    )
+
+
+async def _open_authority(
+    settings: Settings, clock: Clock, log: FilteringBoundLogger, stack: AsyncExitStack
+) -> Authority:
     keystore = Keystore(Path(settings.data_dir))
     stack.callback(keystore.close)
-    clock = SystemClock()
-    authority = Authority.open(_policy(settings), keystore, clock, log)
-    await authority.replace_due()
-    entries = load_configured_entries(settings, clock)
-    attestor = WorkloadAttestor(_attestors(settings, log), log)
-    stack.push_async_callback(attestor.close)
-    svids = Svids(
-        authority,
-        clock,
-        settings.authority.x509_svid_ttl,
-        _spread,
-        log,
-    )
-    authority.on_change(svids.wake_all)
-    inner = Path(settings.data_dir) / "inner.sock"
-    gate = Gate(
-        asyncio.get_running_loop(),
-        str(inner),
-        log,
-        partial(identify, required=settings.require_proof),
-    )
-    api = WorkloadApi(
-        entitlements=Entitlements(attestor, entries.entries, gate.prove_sender, clock, log),
-        svids=svids,
-        authority=authority,
+    authority = Authority.open(_authority_policy(settings), keystore, clock, log)
+    stack.callback(authority.close)
+    await authority.catch_up()
+    return authority
+
+
+def _site(parts: _Parts) -> Site:
+    settings, clock = parts.in_force.settings, SystemClock()
+    return Site(
+        trust_domain=settings.trust_domain.name,
+        attestors=tuple(sorted(settings.attestors)),
+        authority=parts.authority,
+        svids=parts.svids,
+        jwt_svids=parts.jwt_svids,
+        attestor=parts.attestor,
+        entitlements=parts.entitlements,
+        roster=parts.roster,
+        refusals=parts.refusals,
+        reloader=parts.reloader,
+        metrics=parts.metrics,
         clock=clock,
-        policy=ServingPolicy(
-            default_jwt_ttl=settings.authority.jwt_svid_ttl,
-            review=Review(settings.reattest_interval, _spread),
-            allow_unauthenticated_verifiers=settings.allow_unauthenticated_verifiers,
+        parse=lambda sources: (
+            parse_configured_entries(sources, parts.in_force.settings, clock).entries
         ),
-        log=log,
+        count_connections=lambda: len(parts.gate),
     )
-    server = await _make_server(api, gate, inner, log)
-    await _open_to_public(gate, server, settings, stack)
-    return _Parts(entries=entries, authority=authority, svids=svids)
+
+
+# --- what changes while it runs ------------------------------------------------------------------
+
+
+async def _reload(parts: _Parts, host: Host, hang_up: asyncio.Event) -> None:
+    async def apply(settings: Settings) -> None:
+        # First, because it alone can fail.
+        await parts.authority.adopt(_authority_policy(settings))
+        host.relog(settings)
+        parts.svids.default_ttl = settings.authority.x509_svid_ttl
+        parts.jwt_svids.default_ttl = settings.authority.jwt_svid_ttl
+        parts.api.policy = _serving_policy(settings)
+        parts.gate.identify_peer = _identify(settings)
+
+    watches = chain([parts.first_watch], iter(lambda: _watch(parts.in_force, host.log), None))
+    settings = SettingsReloader(parts.in_force, host.reread, apply, host.log)
+    await follow(hang_up, watches, settings, parts.reloader.reload)
+
+
+def _watch(in_force: InForce, log: FilteringBoundLogger) -> FileWatch:
+    return FileWatch(tuple(map(Path, in_force.settings.entries)), log)
 
 
 def load_configured_entries(settings: Settings, clock: Clock) -> LoadedEntries:
@@ -181,6 +282,65 @@ def load_configured_entries(settings: Settings, clock: Clock) -> LoadedEntries:
     )
 
 
+def parse_configured_entries(
+    sources: Sequence[Source], settings: Settings, clock: Clock
+) -> LoadedEntries:
+    """Registration entries that are not where the settings say, by the same rules.
+
+    Raises:
+        ConfigError: with every mistake in them.
+    """
+    return parse_entries(
+        sources,
+        settings.trust_domain,
+        frozenset(settings.attestors),
+        max_svid_ttl=settings.authority.max_svid_ttl,
+        now=clock.now(),
+    )
+
+
+# --- from settings to what parts take ------------------------------------------------------------
+
+
+def _authority_policy(settings: Settings) -> AuthorityPolicy:
+    return AuthorityPolicy(
+        trust_domain=settings.trust_domain,
+        key_type=settings.authority.key_type,
+        ttl=settings.authority.x509_ca_ttl,
+    )
+
+
+def _serving_policy(settings: Settings) -> ServingPolicy:
+    return ServingPolicy(
+        review=Review(settings.reattest_interval, _spread),
+        allow_unauthenticated_verifiers=settings.allow_unauthenticated_verifiers,
+    )
+
+
+def _identify(settings: Settings) -> Callable[[socket.socket], Caller]:
+    return partial(identify, required=settings.require_proof)
+
+
+def _public_socket(settings: Settings) -> SocketFile:
+    return SocketFile(
+        path=Path(settings.socket_path),
+        mode=settings.socket_mode,
+        owner=settings.socket_owner,
+        group=settings.socket_group,
+    )
+
+
+def _admin_socket(path: PurePath, settings: Settings) -> SocketFile:
+    group = settings.admin_socket_group
+    mode = ADMIN_MODE if group is None else ADMIN_GROUP_MODE
+    return SocketFile(path=Path(path), mode=mode, group=group)
+
+
+def _administrators(settings: Settings) -> Administrators:
+    group = settings.admin_socket_group
+    return Administrators(os.geteuid(), None if group is None else group_id(group))
+
+
 def known_attestors() -> dict[str, type[Attestor]]:
     """All attestors that the configuration may name.
 
@@ -196,15 +356,12 @@ def known_attestors() -> dict[str, type[Attestor]]:
         ) from error
 
 
-def _policy(settings: Settings) -> AuthorityPolicy:
-    return AuthorityPolicy(
-        trust_domain=settings.trust_domain,
-        key_type=settings.authority.key_type,
-        ttl=settings.authority.x509_ca_ttl,
-    )
+def make_attestors(settings: Settings, log: FilteringBoundLogger) -> list[Attestor]:
+    """The attestors that are on. Whoever asks closes them.
 
-
-def _attestors(settings: Settings, log: FilteringBoundLogger) -> list[Attestor]:
+    Raises:
+        StartupError: one of them cannot start.
+    """
     known = known_attestors()
     made: list[Attestor] = []
     for name, options in settings.attestors.items():
@@ -220,17 +377,18 @@ def _spread() -> float:
     return random.uniform(-1, 1)  # noqa: S311 - spreads load, guards nothing
 
 
-async def _open_to_public(
-    gate: Gate, server: grpc.aio.Server, settings: Settings, stack: AsyncExitStack
+# --- sockets and the process ---------------------------------------------------------------------
+
+
+def _gate(settings: Settings, inner: str, log: FilteringBoundLogger) -> Gate:
+    path = str(Path(settings.data_dir) / inner)
+    return Gate(asyncio.get_running_loop(), path, log, _identify(settings))
+
+
+async def _open(
+    gate: Gate, server: grpc.aio.Server, file: SocketFile, stack: AsyncExitStack
 ) -> None:
-    listener = Listener(
-        SocketFile(
-            path=Path(settings.socket_path),
-            mode=settings.socket_mode,
-            owner=settings.socket_owner,
-            group=settings.socket_group,
-        )
-    )
+    listener = Listener(file)
 
     async def stop() -> None:
         gate.stop_accepting()
@@ -244,43 +402,11 @@ async def _open_to_public(
     gate.start(listener.socket)
 
 
-async def _make_server(
-    api: WorkloadApi, gate: Gate, inner: Path, log: FilteringBoundLogger
-) -> grpc.aio.Server:
-    if len(os.fsencode(inner)) > MAX_SOCKET_PATH:
-        raise StartupError(f"data_dir {inner.parent} is too long to hold a socket; shorten it")
-    server = grpc.aio.server(
-        options=[
-            ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
-            ("grpc.max_concurrent_streams", MAX_STREAMS_PER_CONNECTION),
-            # Idle streams are the rule here; gRPC would cut clients that ping within five minutes.
-            ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_MILLISECONDS),
-            ("grpc.keepalive_permit_without_calls", 1),
-        ]
-    )
-    server.add_generic_rpc_handlers((api.handlers(Guard(gate, log)),))
-    checks = Health(gate)
-    await checks.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
-    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
-    reflection.enable_server_reflection(
-        (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server
-    )
-    try:
-        server.add_insecure_port(f"unix:{inner}")
-    except RuntimeError as error:
-        raise StartupError(
-            f"cannot make the socket {inner}: is there room on its disk, and may it be written?"
-        ) from error
-    return server
-
-
-def _handle_signals(stop: asyncio.Event, log: FilteringBoundLogger) -> None:
+def _handle_signals(stop: asyncio.Event, hang_up: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(
-        signal.SIGHUP, log.warning, "nothing was reloaded: restart to take up changes"
-    )
+    loop.add_signal_handler(signal.SIGHUP, hang_up.set)
 
 
 def _keep_memory_private() -> None:

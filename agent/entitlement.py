@@ -1,11 +1,16 @@
-"""What a caller may have, right now: its selectors, and the registration entries they match."""
+"""What a caller may have, right now: its selectors, and the identities they earn it."""
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agent.errors import AttestationError, NoIdentityError
+from agent.explanation import judge, shown
+from agent.identities import match
+from agent.limits import RateLimit
+from agent.plain import as_plain
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -14,23 +19,37 @@ if TYPE_CHECKING:
 
     from agent.attestation import Attestation, WorkloadAttestor
     from agent.clock import Clock
-    from agent.entries import Entry, EntrySet
+    from agent.entries import EntrySet
+    from agent.explanation import Verdict
+    from agent.identities import Identity, Matches
     from agent.peer import Caller
+
+# Explanations in the log: each user may cause so many at once and one more every ten seconds, all
+# together one a second. To find the nearest of 100,000 entries takes some 50 ms.
+EXPLAINED_AT_ONCE = 5
+USER_SECONDS = 10.0
+ALL_AT_ONCE = 20
+ALL_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entitlement:
-    """The entries of one caller in their order: the first is its default identity.
+    """The identities of one caller in their order: the first is its default.
 
-    `complete` is False while an attestor fails: there may be more to have later.
+    `attestation` is what they rest on; None where nothing was asked of the caller.
     """
 
-    entries: tuple[Entry, ...]
-    complete: bool
+    identities: tuple[Identity, ...]
+    attestation: Attestation | None = None
+
+    @property
+    def complete(self) -> bool:
+        """False while an attestor fails: there may be more to have later."""
+        return self.attestation is None or not self.attestation.failures
 
 
 class Entitlements:
-    """Attests callers and matches them against the registration entries.
+    """Attests callers and matches them against the registration entries, which may be replaced.
 
     `prove_sender` returns when the caller itself has answered on its connection.
     """
@@ -43,11 +62,13 @@ class Entitlements:
         clock: Clock,
         log: FilteringBoundLogger,
     ) -> None:
+        self.entries = entries
         self._attestor = attestor
-        self._entries = entries
         self._prove_sender = prove_sender
         self._clock = clock
         self._log = log
+        self._explained_to = RateLimit(EXPLAINED_AT_ONCE, USER_SECONDS)
+        self._explained = RateLimit(ALL_AT_ONCE, ALL_SECONDS)
 
     async def of(self, caller: Caller, *, releasing: bool = True) -> Entitlement:
         """What this caller may have.
@@ -63,32 +84,36 @@ class Entitlements:
             NoIdentityError: nothing matches.
         """
         async with self._attestor.attest(caller) as attestation:
-            matched = self._entries.match(attestation.selectors, self._clock.now())
-            self._log_attested(caller, attestation, matched)
-            if releasing and any(entry.selectors & attestation.program for entry in matched):
+            matches = self.matches(caller, attestation)
+            self._log_attested(caller, attestation, matches)
+            if releasing and matches.evidence & attestation.program:
                 await self._prove_sender(caller)
-        if matched:
-            return Entitlement(entries=matched, complete=not attestation.failures)
+                # The entries may be others by now.
+                matches = self.matches(caller, attestation)
+        if matches.identities:
+            return Entitlement(identities=matches.identities, attestation=attestation)
+        self._log_denied(caller, attestation, matches)
         if attestation.failures:
             raise AttestationError("not every attestor could answer; try again")
         raise NoIdentityError("no registration entry matches the selectors of this process")
 
-    def _log_attested(
-        self, caller: Caller, attestation: Attestation, matched: tuple[Entry, ...]
-    ) -> None:
-        # Why somebody got nothing is what operators ask most, and the process may be gone by then.
-        log = self._log.debug if matched else self._log.info
-        log(
-            "caller attested",
-            pid=caller.credentials.pid,
-            uid=caller.credentials.uid,
-            gid=caller.credentials.gid,
-            proof=str(caller.proof),
-            weaknesses=list(caller.weaknesses),
-            selectors=sorted(map(str, attestation.selectors)),
-            entries=[entry.id for entry in matched],
-            notes=list(attestation.notes),
+    def matches(
+        self, caller: Caller, attestation: Attestation, entries: EntrySet | None = None
+    ) -> Matches:
+        """What a caller of whom this is known would match of the entries in force, or of others."""
+        return match(
+            self.entries if entries is None else entries,
+            attestation.selectors,
+            caller.process.name,
+            self._clock.now(),
         )
+
+    def explain(self, caller: Caller, attestation: Attestation) -> Verdict:
+        """Why this caller gets what it gets, and nothing else."""
+        matches = self.matches(caller, attestation)
+        return judge(self.entries, attestation.selectors, matches, self._clock.now())
+
+    def _log_attested(self, caller: Caller, attestation: Attestation, matches: Matches) -> None:
         if attestation.failures:
             self._log.warning(
                 "attestor failed",
@@ -96,3 +121,33 @@ class Entitlements:
                 uid=caller.credentials.uid,
                 failures=dict(attestation.failures),
             )
+        self._log.debug(
+            "caller attested",
+            pid=caller.credentials.pid,
+            uid=caller.credentials.uid,
+            gid=caller.credentials.gid,
+            proof=str(caller.proof),
+            weaknesses=list(caller.weaknesses),
+            selectors=sorted(map(shown, attestation.selectors)),
+            entries=[identity.entry_id for identity in matches.identities],
+            notes=list(attestation.notes),
+        )
+
+    def _log_denied(self, caller: Caller, attestation: Attestation, matches: Matches) -> None:
+        """Why somebody got nothing is what operators ask most, and the process may be gone then."""
+        uid, now = caller.credentials.uid, asyncio.get_running_loop().time()
+        unsaid = self._explained_to.take(uid, now)
+        if unsaid is None or self._explained.take(None, now) is None:
+            return
+        verdict = judge(self.entries, attestation.selectors, matches, self._clock.now())
+        self._log.info(
+            "no identity issued",
+            pid=caller.credentials.pid,
+            uid=uid,
+            gid=caller.credentials.gid,
+            proof=str(caller.proof),
+            weaknesses=list(caller.weaknesses),
+            notes=list(attestation.notes),
+            denials_not_logged=unsaid,
+            **as_plain(verdict),
+        )

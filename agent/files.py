@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent.config import Settings, parse_settings
-from agent.entries import LoadedEntries, parse_entries
+from agent.entry_yaml import LoadedEntries, parse_entries
 from agent.errors import ConfigError, Problem
 from agent.located import Source
 
@@ -55,13 +55,7 @@ def load_entries(
     Raises:
         ConfigError: with every mistake in all files, and every file that cannot be read.
     """
-    sources: list[Source] = []
-    problems: list[Problem] = []
-    for path in paths:
-        with _gathering(problems):
-            for file in _files(Path(path)):
-                with _gathering(problems):
-                    sources.append(_read(file))
+    sources, problems = _read_all(paths)
     try:
         with _uncollected():
             loaded = parse_entries(
@@ -72,6 +66,38 @@ def load_entries(
     if problems:
         raise ConfigError(problems)
     return loaded
+
+
+def read_entry_files(paths: Iterable[PurePath]) -> list[Source]:
+    """The content of entry files, and of the YAML files of directories by name.
+
+    Raises:
+        ConfigError: with every file that cannot be read.
+    """
+    sources, problems = _read_all(paths)
+    if problems:
+        raise ConfigError(problems)
+    return sources
+
+
+def read_file(path: Path) -> Source:
+    """The content of one file that an operator names.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    return _read(path)
+
+
+def _read_all(paths: Iterable[PurePath]) -> tuple[list[Source], list[Problem]]:
+    sources: list[Source] = []
+    problems: list[Problem] = []
+    for path in paths:
+        with _gathering(problems):
+            for file in _files(Path(path)):
+                with _gathering(problems):
+                    sources.append(_read(file))
+    return sources, problems
 
 
 @contextmanager

@@ -68,7 +68,10 @@ class _Connection:
 
 
 class Gate:
-    """Accepts connections and relays them to the server behind `inner_path`."""
+    """Accepts connections and relays them to the server behind `inner_path`.
+
+    `identify_peer`, which tells who connected, may be replaced for connections to come.
+    """
 
     def __init__(
         self,
@@ -80,7 +83,7 @@ class Gate:
         self._loop = loop
         self._inner_path = inner_path
         self._log = log
-        self._identify = identify_peer
+        self.identify_peer = identify_peer
         self._connections: dict[ConnectionToken, _Connection] = {}
         self._of_caller: dict[Caller, _Connection] = {}
         self._weaknesses: Counter[str] = Counter()
@@ -173,7 +176,7 @@ class Gate:
     def _admit(self, outer: socket.socket) -> None:
         outer.settimeout(0)
         try:
-            caller: Caller | PeerError = self._identify(outer)
+            caller: Caller | PeerError = self.identify_peer(outer)
         except PeerGoneError as error:
             self._log.info("connection dropped", reason=str(error))
             outer.close()

@@ -126,7 +126,7 @@ def _refuse_to_steal(path: Path) -> None:
 
 
 def _bind(file: SocketFile) -> tuple[socket.socket, tuple[int, int]]:
-    owner, group = _uid(file.owner), _gid(file.group)
+    owner, group = _uid(file.owner), group_id(file.group)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         file.path.unlink(missing_ok=True)  # stale, as was just found out
@@ -168,10 +168,17 @@ def _uid(owner: str | None) -> int:
         raise StartupError(f"socket_owner: there is no user {owner!r} on this host") from error
 
 
-def _gid(group: str | None) -> int:
+def group_id(group: str | None) -> int:
+    """The number of a group that is given by name or number; -1 if it is not given.
+
+    Raises:
+        StartupError: there is no such group.
+    """
     if group is None or group.isdecimal():
         return int(group or -1)
     try:
         return grp.getgrnam(group).gr_gid
     except KeyError as error:
-        raise StartupError(f"socket_group: there is no group {group!r} on this host") from error
+        raise StartupError(
+            f"socket_group or admin_socket_group: there is no group {group!r} on this host"
+        ) from error

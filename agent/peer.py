@@ -25,6 +25,7 @@ import struct
 import sys
 from dataclasses import dataclass
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -50,6 +51,7 @@ _USUAL_BYTES = 1 << 16
 # These say nothing of the peer.
 _OUR_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
+_CONNECTIONS = count()
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -76,6 +78,10 @@ class ProcessHandle:
         self._poll.register(pidfd, select.POLLIN)
         self.inode = _pidfs_inode(pidfd)
         """Unique among all processes since boot; None where there is no pidfs (below Linux 6.9)."""
+        self.name = (
+            f"connection:{next(_CONNECTIONS)}" if self.inode is None else f"process:{self.inode}"
+        )
+        """The process's among all since boot; without pidfs each connection has one of its own."""
 
     def fileno(self) -> int:
         """The pidfd, to wait on.

@@ -1,9 +1,12 @@
-"""X.509-SVIDs by registration entry: minted once, shared by all its callers, renewed in time.
+"""X.509-SVIDs by identity: minted once, shared by all who have that identity, renewed in time.
 
-* One SVID and key per entry, whoever asks and however many.
+* One SVID and key per identity, whoever asks and however many. Making one never waits, so that two
+  who ask at the same time cannot both make one.
 * Renewal comes due at half of life, spread by a tenth each way. The moment is drawn once per SVID:
   drawn at every check, the spread would collapse to its early end.
-* Only what somebody watches is renewed; the rest is forgotten when it comes due.
+* Only what somebody watches is renewed; the rest is forgotten when it comes due, or at once if it
+  was for one process alone.
+* What the clock, once it was set back, or a tainted authority makes worthless is not served.
 * A watcher is told that something changed, never what: it asks again and gets the present state, so
   that a slow reader skips what it missed instead of piling it up.
 """
@@ -12,13 +15,14 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections import defaultdict
+from collections import Counter, defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import TYPE_CHECKING, Protocol
 
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from agent import keys
@@ -28,13 +32,12 @@ from agent.keys import KeyType
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from datetime import datetime
 
-    from cryptography import x509
     from structlog.typing import FilteringBoundLogger
 
     from agent.clock import Clock
-    from agent.entries import Entry, EntryId
+    from agent.entries import EntryId
+    from agent.identities import Identity
 
 # A workload's key lives an hour; P-256 is quick to make and understood by every client.
 WORKLOAD_KEY_TYPE = KeyType.EC_P256
@@ -42,6 +45,11 @@ WORKLOAD_KEY_TYPE = KeyType.EC_P256
 # or a suspended host is noticed this soon after.
 TICK_SECONDS = 1.0
 RETRY = timedelta(seconds=10)
+# Renewed in one turn of the loop before others get theirs: a tenth of a second's work.
+BATCH = 100
+# An entry whose SPIFFE ID is filled in, or each of whose processes has a key, gives this many
+# identities at a time. They take some 3 KiB each, and a workload may be able to invent them.
+MAX_PER_ENTRY = 10_000
 
 
 class X509Signer(Protocol):
@@ -55,6 +63,10 @@ class X509Signer(Protocol):
         """
         ...
 
+    def trusts(self, authority_id: str) -> bool:
+        """Whether what this authority signed may still be handed out."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class X509Svid:
@@ -65,14 +77,16 @@ class X509Svid:
     chain_der: bytes
     key_der: bytes
     serial: int
+    authority_id: str
+    not_before: datetime
     not_after: datetime
     renew_at: datetime
 
 
 class Svids:
-    """The X.509-SVIDs of all entries.
+    """The X.509-SVIDs of all identities.
 
-    `spread` draws from [-1, 1): where in its spread a renewal falls.
+    `spread` draws from [-1, 1): where in its spread a renewal falls. `default_ttl` may be changed.
     """
 
     def __init__(
@@ -83,128 +97,187 @@ class Svids:
         spread: Callable[[], float],
         log: FilteringBoundLogger,
     ) -> None:
+        self.default_ttl = default_ttl
         self._signer = signer
         self._clock = clock
-        self._default_ttl = default_ttl
         self._spread = spread
         self._log = log
-        self._minted: dict[EntryId, X509Svid] = {}
-        self._watchers: defaultdict[EntryId, set[asyncio.Event]] = defaultdict(set)
-        self._ending: set[EntryId] = set()
-        self._everybody: set[asyncio.Event] = set()
-        self._due: list[tuple[datetime, int, Entry]] = []
+        self._minted: dict[Identity, X509Svid] = {}
+        self._per_entry: Counter[EntryId] = Counter()
+        self._watchers: defaultdict[Identity, set[asyncio.Event]] = defaultdict(set)
+        self._due: list[tuple[datetime, int, Identity]] = []
         self._order = count()
+        self._looked_at = datetime.min.replace(tzinfo=UTC)
 
-    def get(self, entry: Entry) -> X509Svid:
-        """The entry's SVID: the one that is there while it is fresh, else a new one.
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._minted)
+
+    def get(self, identity: Identity) -> X509Svid:
+        """The SVID of an identity: the one that is there while it is fresh, else a new one.
 
         Raises:
             AuthorityError: there is no valid one and none can be made now.
         """
-        svid = self._minted.get(entry.id)
+        svid = self._minted.get(identity)
         now = self._clock.now()
-        if svid is not None and now < svid.renew_at:
+        if svid is not None and now < svid.renew_at and self._is_valid(svid, now):
             return svid
         try:
-            return self._mint(entry, now)
+            return self._mint(identity, now)
         except AuthorityError as error:
-            if svid is None or svid.not_after <= now:
+            if svid is None or not self._is_valid(svid, now):
+                self._schedule(now + RETRY, identity)
                 raise
-            self._log.warning("svid not renewed", entry=entry.id, reason=str(error))
+            self._log.warning("svid not renewed", entry=identity.entry_id, reason=str(error))
             return svid
+
+    def known(self, identity: Identity) -> X509Svid | None:
+        """The SVID that is there, if there is one."""
+        return self._minted.get(identity)
 
     @contextmanager
-    def watch(self, entries: Sequence[Entry]) -> Iterator[asyncio.Event]:
-        """An event that is set when an SVID of these changed, one expired, and by `wake_all`."""
-        changed = asyncio.Event()
-        self._everybody.add(changed)
-        for entry in entries:
-            self._watchers[entry.id].add(changed)
-            self._schedule_end(entry)
+    def watch(self, identities: Sequence[Identity], changed: asyncio.Event) -> Iterator[None]:
+        """Have `changed` set when an SVID of these was renewed, or has to be."""
+        for identity in identities:
+            self._watchers[identity].add(changed)
         try:
-            yield changed
+            yield
         finally:
-            self._everybody.discard(changed)
-            for entry in entries:
-                self._watchers[entry.id].discard(changed)
-                if not self._watchers[entry.id]:
-                    del self._watchers[entry.id]
-
-    def wake_all(self) -> None:
-        """Tell every watcher, because something that concerns all of them changed."""
-        for changed in self._everybody:
-            changed.set()
+            for identity in identities:
+                self._unwatch(identity, changed)
 
     async def run(self) -> None:
         """Renew what comes due, for ever."""
         while True:
             await self._clock.sleep(TICK_SECONDS)
             try:
-                self.renew_due()
+                while self.renew_due():  # noqa: ASYNC110 - others have their turn in between
+                    await asyncio.sleep(0)
             except Exception:  # noqa: BLE001 - one defect must not end the renewal of all
                 self._log.exception("renewal broke")
 
-    def renew_due(self) -> None:
-        """Renew what is due now and watched; forget what is due and not watched."""
-        now = self._clock.now()
-        while self._due and self._due[0][0] <= now:
-            _due, _order, entry = heapq.heappop(self._due)
-            svid = self._minted.get(entry.id)
-            if svid is not None and svid.renew_at > now:
-                continue  # renewed meanwhile by one who asked
-            if entry.id not in self._watchers:
-                self._minted.pop(entry.id, None)
-                continue
-            self._renew(entry, now)
+    def renew_due(self) -> bool:
+        """Renew some of what is due now and watched; forget what is due and not watched.
 
-    def _renew(self, entry: Entry, now: datetime) -> None:
-        try:
-            if entry.expires_at is not None and entry.expires_at <= now:
-                self._minted.pop(entry.id, None)
-                self._ending.discard(entry.id)
+        Returns:
+            Whether there may be more.
+        """
+        now = self._clock.now()
+        if now < self._looked_at:
+            self._look_at_all(now)
+        self._looked_at = now
+        for _ in range(BATCH):
+            if not self._due or self._due[0][0] > now:
+                return False
+            _due, _order, identity = heapq.heappop(self._due)
+            svid = self._minted.get(identity)
+            if svid is not None and now < svid.renew_at and self._is_valid(svid, now):
+                continue  # renewed meanwhile by one who asked
+            if identity in self._watchers:
+                self._renew(identity, now)
             else:
-                self._mint(entry, now)
+                self._forget(identity)
+        return True
+
+    def _is_valid(self, svid: X509Svid, now: datetime) -> bool:
+        return svid.not_before <= now < svid.not_after and self._signer.trusts(svid.authority_id)
+
+    def _look_at_all(self, now: datetime) -> None:
+        """The clock was set back: what was made in the future verifies nowhere."""
+        self._due = [
+            (svid.renew_at if svid.not_before <= now else now, next(self._order), identity)
+            for identity, svid in self._minted.items()
+        ]
+        heapq.heapify(self._due)
+
+    def _renew(self, identity: Identity, now: datetime) -> None:
+        try:
+            if identity.expires_at is None or now < identity.expires_at:
+                self._mint(identity, now)
         except AuthorityError as error:
-            self._log.warning("svid not renewed", entry=entry.id, reason=str(error))
-            self._schedule(now + RETRY, entry)
-        for changed in self._watchers[entry.id]:
+            self._log.warning("svid not renewed", entry=identity.entry_id, reason=str(error))
+            self._schedule(now + RETRY, identity)
+        for changed in self._watchers[identity]:
             changed.set()
 
-    def _mint(self, entry: Entry, now: datetime) -> X509Svid:
+    def _mint(self, identity: Identity, now: datetime) -> X509Svid:
+        self._make_room(identity)
         key = keys.generate(WORKLOAD_KEY_TYPE)
         certificate = self._signer.sign_x509(
             X509SvidRequest(
-                spiffe_id=entry.spiffe_id,
+                spiffe_id=identity.spiffe_id,
                 public_key=key.public_key(),
-                ttl=entry.x509_svid_ttl or self._default_ttl,
-                dns_names=entry.dns_names,
-                not_after_limit=entry.expires_at,
+                ttl=identity.x509_svid_ttl or self.default_ttl,
+                dns_names=identity.dns_names,
+                not_after_limit=identity.expires_at,
             )
         )
         svid = X509Svid(
-            spiffe_id=str(entry.spiffe_id),
-            hint=entry.hint,
+            spiffe_id=str(identity.spiffe_id),
+            hint=identity.hint,
             chain_der=certificate.public_bytes(Encoding.DER),
             key_der=keys.to_pkcs8_der(key),
             serial=certificate.serial_number,
+            authority_id=_authority_id(certificate),
+            not_before=certificate.not_valid_before_utc,
             not_after=certificate.not_valid_after_utc,
-            renew_at=self._draw_renewal(entry, now, certificate.not_valid_after_utc),
+            renew_at=self._draw_renewal(identity, now, certificate.not_valid_after_utc),
         )
-        self._minted[entry.id] = svid
-        self._schedule(svid.renew_at, entry)
+        self._keep(identity, svid)
         return svid
 
-    def _draw_renewal(self, entry: Entry, now: datetime, not_after: datetime) -> datetime:
-        if entry.expires_at is not None and not_after >= entry.expires_at.replace(microsecond=0):
-            return entry.expires_at  # a renewal would not last longer
+    def _draw_renewal(self, identity: Identity, now: datetime, not_after: datetime) -> datetime:
+        limit = identity.expires_at
+        if limit is not None and not_after >= limit.replace(microsecond=0):
+            return limit  # a renewal would not last longer
         half = (not_after - now) / 2
         return now + half * (1 + self._spread() / 10)
 
-    def _schedule_end(self, entry: Entry) -> None:
-        if entry.expires_at is not None and entry.id not in self._ending:
-            self._ending.add(entry.id)
-            self._schedule(entry.expires_at, entry)
+    # --- what is kept ----------------------------------------------------------------------------
 
-    def _schedule(self, due: datetime, entry: Entry) -> None:
-        # The running number keeps the heap from comparing entries.
-        heapq.heappush(self._due, (due, next(self._order), entry))
+    def _keep(self, identity: Identity, svid: X509Svid) -> None:
+        if identity not in self._minted:
+            self._per_entry[identity.entry_id] += 1
+        self._minted[identity] = svid
+        self._schedule(svid.renew_at, identity)
+
+    def _forget(self, identity: Identity) -> None:
+        if self._minted.pop(identity, None) is not None:
+            self._per_entry[identity.entry_id] -= 1
+            self._per_entry += Counter()  # drops the zeros
+
+    def _unwatch(self, identity: Identity, changed: asyncio.Event) -> None:
+        self._watchers[identity].discard(changed)
+        if not self._watchers[identity]:
+            del self._watchers[identity]
+            if identity.holder:
+                self._forget(identity)
+
+    def _make_room(self, identity: Identity) -> None:
+        """Bound the identities of one entry; those that nobody watches make room.
+
+        Raises:
+            AuthorityError: all of them are in use.
+        """
+        if identity in self._minted or self._per_entry[identity.entry_id] < MAX_PER_ENTRY:
+            return
+        of_entry = [each for each in self._minted if each.entry_id == identity.entry_id]
+        idle = [each for each in of_entry if each not in self._watchers]
+        if not idle:
+            raise AuthorityError(
+                f"entry {identity.entry_id} gives {MAX_PER_ENTRY} identities already, all in use"
+            )
+        for each in idle:
+            self._forget(each)
+
+    def _schedule(self, due: datetime, identity: Identity) -> None:
+        # The running number keeps the heap from comparing identities.
+        heapq.heappush(self._due, (due, next(self._order), identity))
+        if len(self._due) > 2 * len(self._minted) + BATCH:  # most of them forgotten
+            self._look_at_all(datetime.max.replace(tzinfo=UTC))
+
+
+def _authority_id(certificate: x509.Certificate) -> str:
+    extension = certificate.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier)
+    return (extension.value.key_identifier or b"").hex()

@@ -5,6 +5,7 @@ Keys, tokens and environment values never get here: callers pass names, numbers 
 
 from __future__ import annotations
 
+import json
 import logging
 import queue
 import sys
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, TextIO, cast
 import structlog
 
 if TYPE_CHECKING:
-    from structlog.typing import FilteringBoundLogger, Processor
+    from structlog.typing import EventDict, FilteringBoundLogger, Processor
 
     from agent.config import LogSettings
 
@@ -68,6 +69,12 @@ class LogWriter:
 def configure_log(settings: LogSettings) -> tuple[FilteringBoundLogger, LogWriter]:
     """Set up logging for this process: its logger, and the writer to close at the end."""
     writer = LogWriter(sys.stderr)
+    adjust_log(settings, writer)
+    return cast("FilteringBoundLogger", structlog.get_logger()), writer
+
+
+def adjust_log(settings: LogSettings, writer: LogWriter) -> None:
+    """Have the log of this process follow other settings."""
     processors: list[Processor] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -76,6 +83,7 @@ def configure_log(settings: LogSettings) -> tuple[FilteringBoundLogger, LogWrite
     if settings.format == "json":
         processors.append(structlog.processors.JSONRenderer())
     else:
+        processors.append(_structures_as_json)
         processors.append(structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()))
     structlog.configure(
         processors=processors,
@@ -84,4 +92,15 @@ def configure_log(settings: LogSettings) -> tuple[FilteringBoundLogger, LogWrite
         ),
         logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", writer)),
     )
-    return cast("FilteringBoundLogger", structlog.get_logger()), writer
+
+
+def _structures_as_json(_logger: object, _method: str, event: EventDict) -> EventDict:
+    """Lists of mappings, as explanations hold them, for programs to read off the line."""
+    return {
+        key: json.dumps(value) if isinstance(value, list) and _has_mappings(value) else value
+        for key, value in event.items()
+    }
+
+
+def _has_mappings(values: list[object]) -> bool:
+    return any(isinstance(value, dict) for value in values)

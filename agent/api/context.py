@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
-    from agent.peer import Caller
+    from agent.peer import Caller, Credentials
 
 # Workload Endpoint section 3: it keeps a process from being tricked into calling on behalf of
 # somebody who can choose the request, but not its metadata.
@@ -60,11 +60,18 @@ class Guard:
     """Turns plain coroutines over (caller, request) into gRPC method handlers.
 
     Requests are decoded and responses encoded here, so that a malformed request has the status the
-    standard wants, and equal responses are equal bytes.
+    standard wants, and equal responses are equal bytes. `note_refusal` is told of each caller that
+    is refused: the name of its request, the status and the reason.
     """
 
-    def __init__(self, callers: CallerTable, log: FilteringBoundLogger) -> None:
+    def __init__(
+        self,
+        callers: CallerTable,
+        note_refusal: Callable[[Credentials, str, str, str], None],
+        log: FilteringBoundLogger,
+    ) -> None:
         self._callers = callers
+        self._note_refusal = note_refusal
         self._log = log
 
     def unary(
@@ -144,6 +151,7 @@ class Guard:
             pass  # the reason says why there is nobody to name
         else:
             fields |= {"pid": credentials.pid, "uid": credentials.uid}
+            self._note_refusal(credentials, request_type.DESCRIPTOR.name, code.name, str(error))
         self._log.info("call refused", **fields)
 
 

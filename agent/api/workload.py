@@ -17,9 +17,9 @@ import grpc
 from google.protobuf import json_format
 
 from agent.api.context import UnsupportedError
+from agent.authorities import Kind
 from agent.entitlement import Entitlement
 from agent.errors import AuthorityError, NoIdentityError, RequestError, UnavailableError
-from agent.issuance import JwtSvidRequest
 from agent.pb import workloadapi_pb2 as pb
 from agent.spiffe import SpiffeId
 from agent.validation import validate_jwt_svid
@@ -35,9 +35,10 @@ if TYPE_CHECKING:
     from agent.bundle import TrustBundle
     from agent.clock import Clock
     from agent.entitlement import Entitlements
-    from agent.entries import Entry
-    from agent.issuance import JwtSvid
+    from agent.identities import Identity
+    from agent.jwt_svids import JwtSvids
     from agent.peer import Caller
+    from agent.roster import OpenStream, Roster
     from agent.spiffe import TrustDomain
     from agent.svids import Svids, X509Svid
 
@@ -63,6 +64,20 @@ class Entitle(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class _Method:
+    """A method whose stream stays open: which authorities it shows, and whether SVIDs too."""
+
+    name: str
+    kind: Kind
+    has_svids: bool = False
+
+
+_X509_SVID = _Method("FetchX509SVID", Kind.X509, has_svids=True)
+_X509_BUNDLES = _Method("FetchX509Bundles", Kind.X509)
+_JWT_BUNDLES = _Method("FetchJWTBundles", Kind.JWT)
+
+
+@dataclass(frozen=True, slots=True)
 class Review:
     """How often the caller of an open stream is attested again, though nothing has changed.
 
@@ -84,7 +99,6 @@ class Review:
 class ServingPolicy:
     """What the operator decides about serving."""
 
-    default_jwt_ttl: timedelta
     review: Review
     allow_unauthenticated_verifiers: bool = False
 
@@ -97,33 +111,43 @@ class Authority(Protocol):
         """The trust bundle of the agent's own trust domain."""
         ...
 
-    def sign_jwt(self, request: JwtSvidRequest) -> JwtSvid:
-        """Sign.
-
-        Raises:
-            AuthorityError: it cannot, or refuses.
-        """
+    async def catch_up(self) -> None:
+        """Take the steps of its rotation that are due; they may all be, after a suspend."""
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Issuers:
+    """Where SVIDs and bundles come from."""
+
+    authority: Authority
+    x509: Svids
+    jwt: JwtSvids
+
+
 class WorkloadApi:
-    """The methods, as coroutines over a caller and a request; `handlers` dresses them for gRPC."""
+    """The methods, as coroutines over a caller and a request; `handlers` dresses them for gRPC.
+
+    `policy` may be replaced at any time.
+    """
 
     def __init__(
         self,
         *,
         entitlements: Entitlements,
-        svids: Svids,
-        authority: Authority,
+        issuers: Issuers,
+        roster: Roster,
         clock: Clock,
         policy: ServingPolicy,
         log: FilteringBoundLogger,
     ) -> None:
+        self.policy = policy
         self._entitlements = entitlements
-        self._svids = svids
-        self._authority = authority
+        self._svids = issuers.x509
+        self._jwt_svids = issuers.jwt
+        self._authority = issuers.authority
+        self._roster = roster
         self._clock = clock
-        self._policy = policy
         self._log = log
 
     def handlers(self, guard: Guard) -> grpc.GenericRpcHandler:
@@ -143,15 +167,15 @@ class WorkloadApi:
 
     def fetch_x509_svid(self, caller: Caller, _request: pb.X509SVIDRequest) -> Pushes:
         """The caller's X.509-SVIDs with their keys, and again at every renewal."""
-        return self._push(caller, self._entitlements.of, self._x509_response)
+        return self._push(_X509_SVID, caller, self._entitlements.of, self._x509_response)
 
     def fetch_x509_bundles(self, caller: Caller, _request: pb.X509BundlesRequest) -> Pushes:
         """The X.509 authorities that the caller may trust, and again at every change."""
-        return self._push(caller, self._verifier, self._x509_bundles_response)
+        return self._push(_X509_BUNDLES, caller, self._verifier, self._x509_bundles_response)
 
     def fetch_jwt_bundles(self, caller: Caller, _request: pb.JWTBundlesRequest) -> Pushes:
         """The JWT authorities that the caller may trust, and again at every change."""
-        return self._push(caller, self._verifier, self._jwt_bundles_response)
+        return self._push(_JWT_BUNDLES, caller, self._verifier, self._jwt_bundles_response)
 
     async def fetch_jwt_svid(
         self, caller: Caller, request: pb.JWTSVIDRequest
@@ -159,12 +183,13 @@ class WorkloadApi:
         """A JWT-SVID for every identity of the caller, or for the one that it asks for."""
         audience = _require_audience(request.audience)
         wanted = _parse_wanted(request.spiffe_id)
+        await self._authority.catch_up()
         entitlement = await self._entitlements.of(caller)
-        entries = [e for e in entitlement.entries if wanted is None or e.spiffe_id == wanted]
-        if not entries:
+        identities = [i for i in entitlement.identities if wanted in {None, i.spiffe_id}]
+        if not identities:
             raise NoIdentityError(f"the caller asked for {wanted}, which is none of its identities")
-        svids = self._each(entries, lambda entry: self._jwt_message(entry, audience))
-        self._log_served("jwt-svid", caller, entries)
+        svids = self._each(identities, lambda identity: self._jwt_message(identity, audience))
+        self._note_served("jwt-svid", caller, identities)
         return pb.JWTSVIDResponse(svids=_with_unique_hints(svids))
 
     async def validate_jwt_svid(
@@ -190,45 +215,52 @@ class WorkloadApi:
 
     async def _push(
         self,
+        method: _Method,
         caller: Caller,
         entitle: Entitle,
-        compose: Callable[[Caller, Sequence[Entry]], Message],
+        compose: Callable[[Caller, Sequence[Identity]], Message],
     ) -> Pushes:
         """A response at once, and after every change, for as long as the caller is entitled."""
-        while True:
-            entitlement = await entitle(caller)
-            with self._svids.watch(entitlement.entries) as changed:
-                yield compose(caller, entitlement.entries)
-                while not changed.is_set() and not await self._is_due(
-                    caller, entitlement, entitle, changed
-                ):
-                    pass
+        with self._roster.open(caller, method.name, method.kind) as stream:
+            while True:
+                # What changes from here on is seen, or makes another turn.
+                stream.changed.clear()
+                await self._authority.catch_up()
+                entitlement = stream.entitlement = await entitle(caller)
+                watched = entitlement.identities if method.has_svids else ()
+                with self._svids.watch(watched, stream.changed):
+                    yield compose(caller, entitlement.identities)
+                    while not stream.changed.is_set() and not await self._is_due(stream, entitle):
+                        pass
 
-    async def _is_due(
-        self, caller: Caller, served: Entitlement, entitle: Entitle, changed: asyncio.Event
-    ) -> bool:
+    async def _is_due(self, stream: OpenStream, entitle: Entitle) -> bool:
         """Wait for a change or for the next look at the caller: whether it is to get a message.
 
         Raises:
             PeerError, NoIdentityError: it may have nothing any more.
         """
-        await _wait(changed, self._policy.review.seconds(complete=served.complete))
-        if changed.is_set():
+        served = stream.entitlement
+        if served is None:
+            return True
+        await _wait(stream.changed, self.policy.review.seconds(complete=served.complete))
+        if stream.changed.is_set():
             return True
         try:
-            now = await entitle(caller, releasing=False)
+            now = await entitle(stream.caller, releasing=False)
         except UnavailableError:
             return False  # nobody knows; what it has it keeps, and gets nothing new
-        lost_for_now = not now.complete and set(now.entries) < set(served.entries)
-        return now.entries != served.entries and not lost_for_now
+        if now.identities == served.identities:
+            stream.entitlement = now
+            return False
+        return now.complete or not set(now.identities) < set(served.identities)
 
     async def _verifier(self, caller: Caller, *, releasing: bool = True) -> Entitlement:
         """Who has an identity may see bundles; others only if the operator allows it (Q-13)."""
         try:
             return await self._entitlements.of(caller, releasing=releasing)
         except NoIdentityError:
-            if self._policy.allow_unauthenticated_verifiers:
-                return Entitlement(entries=(), complete=True)
+            if self.policy.allow_unauthenticated_verifiers:
+                return Entitlement(identities=())
             raise
 
     # --- messages -------------------------------------------------------------------------------
@@ -237,63 +269,59 @@ class WorkloadApi:
         bundle = self._authority.bundle
         return {bundle.trust_domain: bundle}
 
-    def _x509_response(self, caller: Caller, entries: Sequence[Entry]) -> pb.X509SVIDResponse:
+    def _x509_response(self, caller: Caller, identities: Sequence[Identity]) -> pb.X509SVIDResponse:
         bundle = self._authority.bundle.x509_der()
-        svids = self._each(entries, lambda entry: _x509_message(self._svids.get(entry), bundle))
-        self._log_served("x509-svid", caller, entries)
+        svids = self._each(identities, lambda each: _x509_message(self._svids.get(each), bundle))
+        self._note_served("x509-svid", caller, identities)
         return pb.X509SVIDResponse(svids=_with_unique_hints(svids))
 
     def _x509_bundles_response(
-        self, _caller: Caller, _entries: Sequence[Entry]
+        self, _caller: Caller, _identities: Sequence[Identity]
     ) -> pb.X509BundlesResponse:
         return pb.X509BundlesResponse(
             bundles={td.id: bundle.x509_der() for td, bundle in self._bundles().items()}
         )
 
     def _jwt_bundles_response(
-        self, _caller: Caller, _entries: Sequence[Entry]
+        self, _caller: Caller, _identities: Sequence[Identity]
     ) -> pb.JWTBundlesResponse:
         return pb.JWTBundlesResponse(
             bundles={td.id: bundle.jwks() for td, bundle in self._bundles().items()}
         )
 
-    def _jwt_message(self, entry: Entry, audience: tuple[str, ...]) -> pb.JWTSVID:
-        svid = self._authority.sign_jwt(
-            JwtSvidRequest(
-                spiffe_id=entry.spiffe_id,
-                audience=audience,
-                ttl=entry.jwt_svid_ttl or self._policy.default_jwt_ttl,
-                not_after_limit=entry.expires_at,
-            )
-        )
-        return pb.JWTSVID(spiffe_id=str(entry.spiffe_id), svid=svid.token, hint=entry.hint)
+    def _jwt_message(self, identity: Identity, audience: tuple[str, ...]) -> pb.JWTSVID:
+        svid = self._jwt_svids.get(identity, audience)
+        return pb.JWTSVID(spiffe_id=str(identity.spiffe_id), svid=svid.token, hint=identity.hint)
 
-    def _each(self, entries: Sequence[Entry], make: Callable[[Entry], SvidT]) -> list[SvidT]:
-        """One message an entry. An entry that cannot be served now does not hold up the others.
+    def _each(
+        self, identities: Sequence[Identity], make: Callable[[Identity], SvidT]
+    ) -> list[SvidT]:
+        """One message an identity. One that cannot be served now does not hold up the others.
 
         Raises:
             AuthorityError: none can be served.
         """
         made: list[SvidT] = []
         failure: AuthorityError | None = None
-        for entry in entries:
+        for identity in identities:
             try:
-                made.append(make(entry))
+                made.append(make(identity))
             except AuthorityError as error:
                 failure = error
-                self._log.warning("svid not made", entry=entry.id, reason=str(error))
+                self._log.warning("svid not made", entry=identity.entry_id, reason=str(error))
         if failure is not None and not made:
             raise failure
         return made
 
-    def _log_served(self, kind: str, caller: Caller, entries: Sequence[Entry]) -> None:
+    def _note_served(self, what: str, caller: Caller, identities: Sequence[Identity]) -> None:
+        self._roster.note_served(caller, what, identities)
         self._log.info(
             "served",
-            kind=kind,
+            kind=what,
             pid=caller.credentials.pid,
             uid=caller.credentials.uid,
-            entries=[entry.id for entry in entries],
-            spiffe_ids=[str(entry.spiffe_id) for entry in entries],
+            entries=[identity.entry_id for identity in identities],
+            spiffe_ids=[str(identity.spiffe_id) for identity in identities],
         )
 
 

@@ -30,6 +30,9 @@ _COMMANDS: Mapping[str, str] = {
     "watch": "agent.cli.fetch",
     "validate": "agent.cli.fetch",
     "entries": "agent.cli.entries",
+    "status": "agent.cli.admin",
+    "explain": "agent.cli.admin",
+    "authority": "agent.cli.admin",
     "health": "agent.cli.fetch",
     "who": "agent.cli.who",
 }

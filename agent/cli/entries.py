@@ -1,28 +1,38 @@
-"""`vouchd entries`: what the files say, and what a set of selectors would match. Needs no agent."""
+"""`vouchd entries`: what the files say, what would match them, and what they would change."""
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from agent.cli.options import config_option, output_option
+from agent.api.admin_client import AdminClient
+from agent.attestation import Attestation, WorkloadAttestor
+from agent.cli.options import admin_socket_of, config_option, output_option, timeout_option
 from agent.cli.output import show
 from agent.cli.serve import configured
 from agent.clock import SystemClock
-from agent.daemon import load_configured_entries
+from agent.daemon import load_configured_entries, make_attestors
+from agent.entries import EntryId
+from agent.explanation import judge
+from agent.files import read_entry_files, read_file
+from agent.identities import match
+from agent.importing import import_entries
+from agent.observation import observe
+from agent.telemetry import configure_log
 from agent.values import format_duration
 from attestors.api import Selector
 
 if TYPE_CHECKING:
-    from datetime import datetime, timedelta
-    from pathlib import Path
+    from datetime import timedelta
 
     from agent.cli.output import Data, Format
+    from agent.config import Settings
     from agent.entries import Entry
-
-# Whoever asks why nothing matches wants the likeliest entries, not all of them.
-_NEAREST = 3
+    from agent.explanation import Missed
 
 _CLOCK = SystemClock()
 
@@ -44,47 +54,120 @@ def list_entries(config: Path, output: Format) -> None:
 @entries.command("match")
 @config_option
 @output_option
-@click.argument("selectors", nargs=-1, required=True, metavar="SELECTOR...")
+@click.option(
+    "--pid", type=click.IntRange(1), help="Those of this process, found out here and now."
+)
+@click.argument("selectors", nargs=-1, metavar="[SELECTOR...]")
 @click.pass_context
 def match_entries(
-    ctx: click.Context, config: Path, output: Format, selectors: tuple[str, ...]
+    ctx: click.Context, config: Path, output: Format, pid: int | None, selectors: tuple[str, ...]
 ) -> None:
     """Which entries a process with these selectors would match. Exit code 1 if none.
 
     For example: vouchd entries match -c agent.yaml unix:uid:1000 unix:gid:1000
+
+    With --pid the selectors are those of a process, as the attestors of FILE find them. It needs no
+    agent, so that it answers for files that are not deployed yet.
     """
-    try:
-        facts = frozenset(map(Selector.parse, selectors))
-    except ValueError as error:
-        raise click.UsageError(f"{error}, such as unix:uid:1000", ctx) from None
+    if bool(selectors) == (pid is not None):
+        raise click.UsageError("give either selectors, such as unix:uid:1000, or --pid", ctx)
+    settings = configured(config)
+    loaded = load_configured_entries(settings, _CLOCK).entries
+    found = _parse(ctx, selectors) if pid is None else _attest(settings, pid)
     now = _CLOCK.now()
-    loaded = load_configured_entries(configured(config), _CLOCK).entries
-    matched = loaded.match(facts, now)
-    others = [entry for entry in loaded.entries if entry not in matched]
+    verdict = judge(loaded, found.selectors, match(loaded, found.selectors, "", now), now)
+    by_id = {entry.id: entry for entry in loaded.entries}
     answer: dict[str, Data] = {
-        "matched": [_entry_data(entry) for entry in matched],
-        "nearest": [_why_not(entry, facts, now) for entry in _nearest(others, facts)],
+        "selectors": verdict.selectors,
+        "matched": [
+            {**_entry_data(by_id[EntryId(each.entry_id)]), "spiffe_id": each.spiffe_id}
+            for each in verdict.matched
+        ],
+        "nearest": [_why_not(missed) for missed in verdict.missed],
+        "notes": found.notes,
+        "failures": dict(found.failures),
     }
     show(answer, output, now)
-    if not matched:
+    if not verdict.matched:
         click.echo("vouchd: no entry matches these selectors; see what is missing above", err=True)
         ctx.exit(1)
 
 
-def _nearest(others: list[Entry], facts: frozenset[Selector]) -> list[Entry]:
-    """Those of which something holds, the fewest missing first; else the first."""
-    related = [entry for entry in others if entry.selectors & facts]
-    return sorted(related or others, key=lambda entry: len(entry.selectors - facts))[:_NEAREST]
+@entries.command("diff")
+@click.option(
+    "-c",
+    "--config",
+    required=True,
+    metavar="NEW",
+    type=click.Path(path_type=Path),
+    help="A configuration that names other entries than the agent has in force.",
+)
+@click.option(
+    "--admin-socket",
+    metavar="PATH",
+    type=click.Path(path_type=Path),
+    help="The agent's administration socket [default: the one that NEW names].",
+)
+@timeout_option
+@output_option
+def diff_entries(config: Path, admin_socket: Path | None, timeout: float, output: Format) -> None:
+    """Which connected processes would gain or lose what, if the entries of NEW were in force."""
+    settings = configured(config)
+    load_configured_entries(settings, _CLOCK)  # whose mistakes have files and lines of this host
+    sources = read_entry_files(settings.entries)
+    with AdminClient(admin_socket or admin_socket_of(config), timeout) as client:
+        show(client.diff_entries(sources), output, _CLOCK.now())
 
 
-def _why_not(entry: Entry, facts: frozenset[Selector], now: datetime) -> dict[str, Data]:
-    expired = entry.expires_at is not None and entry.expires_at <= now
+@entries.command("import")
+@config_option
+@click.argument("file", type=click.Path(path_type=Path))
+def import_foreign_entries(config: Path, file: Path) -> None:
+    """Turn entries of SPIRE into entries of this agent, on stdout.
+
+    FILE is the output of `spire-server entry show -output json`, or ClusterStaticEntry YAML. What
+    has no counterpart is named on stderr, one sentence each.
+    """
+    settings = configured(config)
+    imported = import_entries(read_file(file), settings.trust_domain, frozenset(settings.attestors))
+    click.echo(imported.text, nl=False)
+    for sentence in imported.dropped:
+        click.echo(f"vouchd: {sentence}", err=True)
+
+
+def _parse(ctx: click.Context, selectors: tuple[str, ...]) -> Attestation:
+    try:
+        return Attestation(selectors=frozenset(map(Selector.parse, selectors)))
+    except ValueError as error:
+        raise click.UsageError(f"{error}, such as unix:uid:1000", ctx) from None
+
+
+def _attest(settings: Settings, pid: int) -> Attestation:
+    """What the configured attestors find out about a process, here and without an agent."""
+
+    async def attest() -> Attestation:
+        log, writer = configure_log(settings.log)
+        attestor = WorkloadAttestor(make_attestors(settings, log), log)
+        try:
+            with closing(observe(pid)) as caller:
+                async with attestor.attest(caller) as attestation:
+                    return attestation
+        finally:
+            await attestor.close()
+            writer.close()
+
+    return asyncio.run(attest())
+
+
+def _why_not(missed: Missed) -> dict[str, Data]:
     return {
-        "id": entry.id,
-        "spiffe_id": str(entry.spiffe_id),
-        "missing_selectors": sorted(map(str, entry.selectors - facts)),
-        "expired_at": entry.expires_at if expired else None,
-        "origin": entry.origin,
+        "id": missed.entry_id,
+        "spiffe_id": missed.spiffe_id,
+        "missing_selectors": [each.wanted for each in missed.lacking],
+        "found_instead": [found for each in missed.lacking for found in each.found],
+        "no_spiffe_id": missed.no_spiffe_id,
+        "expired_at": missed.expired_at,
+        "origin": missed.origin,
     }
 
 
@@ -99,6 +182,7 @@ def _entry_data(entry: Entry) -> dict[str, Data]:
         "hint": entry.hint,
         "federates_with": [domain.name for domain in entry.federates_with],
         "expires_at": entry.expires_at,
+        "share": str(entry.share),
         "origin": entry.origin,
     }
 

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 DEFAULT_SOCKET = Path("/run/vouchd/agent.sock")
+DEFAULT_ADMIN_SOCKET = Path("/run/vouchd/admin.sock")
 ENDPOINT_VARIABLE = "SPIFFE_ENDPOINT_SOCKET"
 
+_CONFIG = "agent.cli.options.config"
 _UNITS = {"s": 1.0, "m": 60.0}
 
 _F = TypeVar("_F", bound="Callable[..., Any]")
@@ -74,6 +76,56 @@ def _find_socket(ctx: click.Context, _param: click.Parameter, value: str | None)
     except ValueError as error:
         origin = "--socket" if value is not None else ENDPOINT_VARIABLE
         raise click.UsageError(f"{origin}: {error}", ctx) from None
+
+
+def admin_socket_option(command: _F) -> _F:
+    """`--admin-socket PATH` or `-c FILE`; the command's parameter is `admin_socket`."""
+    command = click.option(
+        "-c",
+        "--config",
+        metavar="FILE",
+        type=click.Path(path_type=Path),
+        is_eager=True,
+        expose_value=False,
+        callback=_remember_config,
+        help="The agent's configuration, to take the socket's path from.",
+    )(command)
+    return click.option(
+        "--admin-socket",
+        metavar="PATH",
+        type=click.Path(path_type=Path),
+        callback=_find_admin_socket,
+        help=f"The agent's administration socket [default: {DEFAULT_ADMIN_SOCKET}].",
+    )(command)
+
+
+def _remember_config(ctx: click.Context, _param: click.Parameter, value: Path | None) -> None:
+    ctx.meta[_CONFIG] = value
+
+
+def _find_admin_socket(ctx: click.Context, _param: click.Parameter, value: Path | None) -> Path:
+    config: Path | None = ctx.meta.get(_CONFIG)
+    if value is not None or config is None:
+        return value or DEFAULT_ADMIN_SOCKET
+    return admin_socket_of(config)
+
+
+def admin_socket_of(config: Path) -> Path:
+    """The administration socket that a configuration file names.
+
+    Raises:
+        ConfigError: with every mistake in the file.
+        UsageError: it names none.
+    """
+    # Here, because the daemon's modules take longer to load than most commands run.
+    from agent.cli.serve import configured  # noqa: PLC0415
+
+    path = configured(config).admin_socket_path
+    if path is None:
+        raise click.UsageError(
+            f"{config} sets no admin_socket_path: set one, and restart the agent"
+        )
+    return Path(path)
 
 
 def timeout_option(command: _F) -> _F:

@@ -12,7 +12,7 @@ from agent.cli.output import Format, show
 from agent.clock import SystemClock
 from agent.errors import ConfigError, Problem, Severity
 from agent.files import load_settings
-from agent.telemetry import configure_log
+from agent.telemetry import adjust_log, configure_log
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,8 +29,14 @@ def run(config: Path) -> None:
     """
     settings = configured(config)
     log, writer = configure_log(settings.log)
+    host = daemon.Host(
+        log=log,
+        ready=lambda address: writer.write(f"vouchd ready on {address}\n"),
+        reread=lambda: configured(config),
+        relog=lambda changed: adjust_log(changed.log, writer),
+    )
     try:
-        daemon.run(settings, log, lambda address: writer.write(f"vouchd ready on {address}\n"))
+        daemon.run(settings, host)
     finally:
         writer.close()
 

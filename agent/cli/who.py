@@ -7,9 +7,6 @@ does not is not sent.
 
 from __future__ import annotations
 
-import grp
-import os
-import pwd
 import select
 import signal
 from contextlib import closing, suppress
@@ -17,25 +14,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-import psutil
 
 from agent.cli.options import output_option
 from agent.cli.output import Format, show, to_json, to_text
 from agent.clock import SystemClock
 from agent.errors import PeerError
 from agent.listener import Listener, SocketFile
+from agent.observation import facts_of
 from agent.peer import identify
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
 
     from agent.cli.output import Data
-    from agent.peer import Caller, ProcessView
 
 # Anybody may ask who they are; that is the point.
 _SOCKET_MODE = 0o666
-_NAMESPACES = ("user", "pid", "mnt", "cgroup")
 _INPUT_BYTES = 64 * 1024
 
 _CLOCK = SystemClock()
@@ -76,72 +70,13 @@ def describe(connection: socket.socket) -> dict[str, Data]:
     """Everything the kernel says of the process that connected, or why it would be refused."""
     try:
         with closing(identify(connection)) as caller:
-            return _describe(caller)
+            return facts_of(caller)
     except PeerError as error:
         return {"refused": str(error)}
 
 
 def _socket_file(path: Path) -> SocketFile:
     return SocketFile(path=path.absolute(), mode=_SOCKET_MODE)
-
-
-def _describe(caller: Caller) -> dict[str, Data]:
-    credentials = caller.credentials
-    with caller.open_proc() as view:
-        report: dict[str, Data] = {
-            "pid": credentials.pid,
-            "uid": credentials.uid,
-            "user": _name(lambda: pwd.getpwuid(credentials.uid).pw_name),
-            "gid": credentials.gid,
-            "group": _group(credentials.gid),
-            "supplementary_gids": credentials.groups,
-            "supplementary_groups": [_group(gid) for gid in credentials.groups],
-            "proof": str(caller.proof),
-            "weaknesses": caller.weaknesses,
-            "pidfd_inode": caller.process.inode,
-            "command": _read(lambda: os.fsdecode(view.read("comm")).rstrip("\n")),
-            "executable": _read(lambda: view.readlink("exe")),
-            "executable_file": _read(lambda: _file_id(view)),
-            "namespaces": _read(lambda: [view.readlink(f"ns/{kind}") for kind in _NAMESPACES]),
-            "cgroup": _read(lambda: os.fsdecode(view.read("cgroup")).splitlines()),
-            "display_only_read_by_pid": {"process_tree": _tree(credentials.pid)},
-        }
-    if not caller.process.is_alive():
-        # What was read may be of nobody; the agent would drop it too.
-        return {"refused": f"the process {credentials.pid} exited while it was looked at"}
-    return report
-
-
-def _file_id(view: ProcessView) -> str:
-    status = view.stat("exe")
-    return f"device {os.major(status.st_dev)}:{os.minor(status.st_dev)} inode {status.st_ino}"
-
-
-def _read(find: Callable[[], str | list[str]]) -> str | list[str]:
-    try:
-        return find()
-    except OSError as error:
-        return f"not readable: {error.strerror}"
-
-
-def _group(gid: int) -> str:
-    return _name(lambda: grp.getgrgid(gid).gr_name)
-
-
-def _name(find: Callable[[], str]) -> str:
-    try:
-        return find()
-    except KeyError:
-        return "(no name)"
-
-
-def _tree(pid: int) -> list[str]:
-    """The process and its ancestors, the nearest first."""
-    try:
-        process = psutil.Process(pid)  # noqa: TID251 - for people to look at, and marked as such
-        return [f"{each.pid} {each.name()}" for each in (process, *process.parents())]
-    except psutil.Error:
-        return []
 
 
 def _answer(connection: socket.socket, report: dict[str, Data], output: Format) -> None:

@@ -8,7 +8,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agent.config import parse_settings
-from agent.entries import Entry, EntryId, EntrySet, parse_entries
+from agent.entries import Entry, EntryId, EntrySet
+from agent.entry_yaml import parse_entries
 from agent.errors import ConfigError
 from agent.located import Source
 from agent.spiffe import SpiffeId, TrustDomain

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import structlog
 from pydantic import BaseModel
 
+from agent.entries import EntryId
+from agent.identities import Identity
+from agent.spiffe import SpiffeId, TrustDomain
 from attestors.api import AttestorContext, Findings, Options, Selector
 
 if TYPE_CHECKING:
@@ -21,6 +24,12 @@ if TYPE_CHECKING:
     from attestors.api import WorkloadRef
 
 START = dt.datetime(2026, 1, 1, 12, 0, 0, tzinfo=dt.UTC)
+
+
+def identity(name: str = "a", **fields: Any) -> Identity:
+    """An identity of example.org whose entry has the same name."""
+    path = SpiffeId(TrustDomain("example.org"), f"/{name}")
+    return Identity(**{"entry_id": EntryId(name), "spiffe_id": path, **fields})
 
 
 class FakeClock:

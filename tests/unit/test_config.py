@@ -24,7 +24,7 @@ from agent.config import (
     Settings,
     parse_settings,
 )
-from agent.entries import EntriesFile, EntryConfig
+from agent.entry_yaml import EntriesFile, EntryConfig
 from agent.errors import ConfigError
 from agent.files import load_entries, load_settings
 from agent.keys import KeyType

@@ -104,7 +104,7 @@ async def stream(
             yield response
 
     context, lines = Context(*metadata), Lines()
-    guard = Guard(table or Table(), lines.log)
+    guard = Guard(table or Table(), lambda *_refusal: None, lines.log)
     handler = cast("Any", guard.stream(pb.JWTBundlesRequest, answer))
     with pytest.raises(Aborted):
         await handler.unary_stream(raw, cast("ServicerContext", context))
@@ -172,7 +172,9 @@ async def test_unary_methods_fail_alike() -> None:
         raise AuthorityError("no key")
 
     context = Context(HEADER)
-    handler = cast("Any", Guard(Table(), Lines().log).unary(pb.JWTSVIDRequest, answer))
+    handler = cast(
+        "Any", Guard(Table(), lambda *_refusal: None, Lines().log).unary(pb.JWTSVIDRequest, answer)
+    )
     with pytest.raises(Aborted):
         await handler.unary_unary(b"", context)
     assert (context.code, context.details) == (Code.UNAVAILABLE, "no key")

@@ -63,7 +63,7 @@ class Site:
 
 async def test_who_gets_it_for_its_program_must_answer(me: Caller) -> None:
     site = Site(WHO, WHAT)
-    assert len((await site.entitlements.of(me)).entries) == 2
+    assert len((await site.entitlements.of(me)).identities) == 2
     assert site.proved == [me]
 
 
@@ -76,11 +76,11 @@ async def test_and_gets_nothing_without(me: Caller) -> None:
 
 async def test_who_gets_it_for_its_user_need_not(me: Caller) -> None:
     site = Site(WHO)
-    assert len((await site.entitlements.of(me)).entries) == 1
+    assert len((await site.entitlements.of(me)).identities) == 1
     assert site.proved == []
 
 
 async def test_nor_must_anybody_as_long_as_nothing_is_given_out(me: Caller) -> None:
     site = Site(WHAT)
-    assert len((await site.entitlements.of(me, releasing=False)).entries) == 1
+    assert len((await site.entitlements.of(me, releasing=False)).identities) == 1
     assert site.proved == []

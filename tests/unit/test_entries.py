@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.entries import Entry, EntryConfig, EntryId, EntrySet, parse_entries
+from agent.entries import Entry, EntryId, EntrySet
+from agent.entry_yaml import EntryConfig, parse_entries
 from agent.errors import ConfigError, Severity
 from agent.located import Source
 from agent.spiffe import SpiffeId, TrustDomain

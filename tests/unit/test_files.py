@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from agent import files
-from agent.entries import LoadedEntries, parse_entries
+from agent.entry_yaml import LoadedEntries, parse_entries
 from agent.errors import ConfigError
 from agent.files import load_entries, load_settings
 from agent.spiffe import TrustDomain

@@ -169,7 +169,7 @@ async def test_a_refused_peer_is_connected_but_never_named(site: Site) -> None:
     def refuse(_sock: socket.socket) -> Caller:
         raise PeerError("cannot be named")
 
-    site.gate._identify = refuse
+    site.gate.identify_peer = refuse
     _, writer, name = await site.connected()
     with pytest.raises(PeerError, match="cannot be named"):
         site.gate.caller(name)
@@ -181,7 +181,7 @@ async def test_a_peer_that_is_gone_is_dropped_at_once(site: Site) -> None:
     def gone(_sock: socket.socket) -> Caller:
         raise PeerGoneError("exited")
 
-    site.gate._identify = gone
+    site.gate.identify_peer = gone
     reader, writer = await site.connect()
     assert await reader.read() == b""
     assert site.lines.of("connection dropped")[0]["reason"] == "exited"

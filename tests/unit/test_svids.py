@@ -5,43 +5,24 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 from collections.abc import Iterator
-from typing import Any
+from contextlib import contextmanager
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from agent import keys
-from agent.entries import Entry, EntryId
+from agent import keys, svids
 from agent.errors import AuthorityError
+from agent.identities import Identity
 from agent.issuance import X509Issuer, X509SvidRequest, create_x509_authority
 from agent.keys import KeyType
 from agent.spiffe import SpiffeId, TrustDomain
 from agent.svids import Svids
-from attestors.api import Selector
-from tests.support.fakes import START, FakeClock, Lines
+from tests.support.fakes import START, FakeClock, Lines, identity
 
 TD = TrustDomain("example.org")
 TTL = dt.timedelta(hours=1)
 MINUTE = dt.timedelta(minutes=1)
-
-
-def entry(name: str = "a", **fields: Any) -> Entry:
-    nothing: dict[str, Any] = {
-        "x509_svid_ttl": None,
-        "jwt_svid_ttl": None,
-        "dns_names": (),
-        "hint": "",
-        "federates_with": (),
-        "expires_at": None,
-        "origin": "entries.yaml:1",
-    }
-    return Entry(
-        id=EntryId(name),
-        spiffe_id=SpiffeId(TD, f"/{name}"),
-        selectors=frozenset({Selector("unix", "uid:1")}),
-        **{**nothing, **fields},
-    )
 
 
 class Signer:
@@ -53,6 +34,7 @@ class Signer:
         ca = create_x509_authority(TD, key, now=START, ttl=dt.timedelta(days=30))
         self._issuer = X509Issuer(ca, key, TD)
         self.failure: AuthorityError | None = None
+        self.tainted = False
         self.signed: list[X509SvidRequest] = []
 
     def sign_x509(self, request: X509SvidRequest) -> x509.Certificate:
@@ -60,6 +42,10 @@ class Signer:
             raise self.failure
         self.signed.append(request)
         return self._issuer.issue(self._issuer.prepare(request, self._clock.now()))
+
+    def trusts(self, authority_id: str) -> bool:
+        assert len(authority_id) == 40
+        return not self.tainted
 
 
 class World:
@@ -84,16 +70,23 @@ def world() -> World:
     return World()
 
 
+@contextmanager
+def watching(world: World, identities: list[Identity]) -> Iterator[asyncio.Event]:
+    changed = asyncio.Event()
+    with world.svids.watch(identities, changed):
+        yield changed
+
+
 def test_all_callers_of_an_entry_share_one_svid(world: World) -> None:
-    first = world.svids.get(entry())
-    assert world.svids.get(entry()) is first
-    assert world.svids.get(entry("b")) is not first
+    first = world.svids.get(identity())
+    assert world.svids.get(identity()) is first
+    assert world.svids.get(identity("b")) is not first
     assert len(world.signer.signed) == 2
 
 
 def test_it_is_what_the_entry_says(world: World) -> None:
     svid = world.svids.get(
-        entry(hint="internal", dns_names=("a.internal",), x509_svid_ttl=10 * MINUTE)
+        identity(hint="internal", dns_names=("a.internal",), x509_svid_ttl=10 * MINUTE)
     )
     [certificate] = [x509.load_der_x509_certificate(svid.chain_der)]
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -107,19 +100,19 @@ def test_it_is_what_the_entry_says(world: World) -> None:
 
 
 def test_an_entry_without_a_ttl_gets_the_default(world: World) -> None:
-    assert world.svids.get(entry()).not_after == START + TTL
+    assert world.svids.get(identity()).not_after == START + TTL
 
 
 @pytest.mark.parametrize(("luck", "minutes"), [(-1.0, 27), (0.0, 30), (0.999, 32.997)])
 def test_renewal_is_due_around_half_of_life(world: World, luck: float, minutes: float) -> None:
     world.luck = iter([luck])
     due = START + dt.timedelta(minutes=minutes)
-    assert abs(world.svids.get(entry()).renew_at - due) < dt.timedelta(seconds=1)
+    assert abs(world.svids.get(identity()).renew_at - due) < dt.timedelta(seconds=1)
 
 
 def test_ten_thousand_minted_at_once_do_not_renew_at_once(world: World) -> None:
     world.luck = iter(i / 5000 - 1 for i in range(10_000))
-    due = [world.svids._draw_renewal(entry(), START, START + TTL) for _ in range(10_000)]
+    due = [world.svids._draw_renewal(identity(), START, START + TTL) for _ in range(10_000)]
     per_second = max(
         sum(moment <= each < moment + dt.timedelta(seconds=1) for each in due[::37])
         for moment in due[::97]
@@ -129,27 +122,27 @@ def test_ten_thousand_minted_at_once_do_not_renew_at_once(world: World) -> None:
 
 
 async def test_a_watched_svid_is_renewed_and_its_watcher_told(world: World) -> None:
-    first = world.svids.get(entry())
-    with world.svids.watch([entry()]) as changed:
+    first = world.svids.get(identity())
+    with watching(world, [identity()]) as changed:
         world.at(29 * MINUTE)
         assert not changed.is_set()
         world.at(31 * MINUTE)
         assert changed.is_set()
-        second = world.svids.get(entry())
+        second = world.svids.get(identity())
     assert second is not first
     assert second.key_der != first.key_der, "a new key with every SVID"
     assert second.serial != first.serial
 
 
 async def test_others_are_not_told(world: World) -> None:
-    world.svids.get(entry("a"))
-    with world.svids.watch([entry("b")]) as changed:
+    world.svids.get(identity("a"))
+    with watching(world, [identity("b")]) as changed:
         world.at(31 * MINUTE)
         assert not changed.is_set()
 
 
 async def test_what_nobody_watches_is_forgotten_not_renewed(world: World) -> None:
-    world.svids.get(entry())
+    world.svids.get(identity())
     world.at(31 * MINUTE)
     assert len(world.signer.signed) == 1
     assert not world.svids._minted
@@ -157,22 +150,22 @@ async def test_what_nobody_watches_is_forgotten_not_renewed(world: World) -> Non
 
 
 async def test_one_who_asks_after_the_time_gets_a_new_one(world: World) -> None:
-    first = world.svids.get(entry())
+    first = world.svids.get(identity())
     world.clock.set(START + 40 * MINUTE)
-    assert world.svids.get(entry()) is not first
+    assert world.svids.get(identity()) is not first
 
 
 async def test_after_a_suspend_past_expiry_the_first_answer_is_valid(world: World) -> None:
-    world.svids.get(entry())
+    world.svids.get(identity())
     world.clock.set(START + dt.timedelta(days=3))
-    assert world.svids.get(entry()).not_after > world.clock.now()
+    assert world.svids.get(identity()).not_after > world.clock.now()
 
 
 async def test_the_renewal_loop_runs_on_the_clock(world: World) -> None:
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(world.svids.run())
-        world.svids.get(entry())
-        with world.svids.watch([entry()]) as changed:
+        world.svids.get(identity())
+        with watching(world, [identity()]) as changed:
             await world.clock.advance(31 * MINUTE)
             assert changed.is_set()
         running.cancel()
@@ -181,7 +174,7 @@ async def test_the_renewal_loop_runs_on_the_clock(world: World) -> None:
 async def test_a_defect_in_one_renewal_does_not_end_the_loop(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail() -> None:
+    def fail() -> bool:
         raise ZeroDivisionError
 
     monkeypatch.setattr(world.svids, "renew_due", fail)
@@ -194,21 +187,21 @@ async def test_a_defect_in_one_renewal_does_not_end_the_loop(
 
 
 async def test_while_signing_fails_the_old_one_is_served_until_it_expires(world: World) -> None:
-    first = world.svids.get(entry())
+    first = world.svids.get(identity())
     world.signer.failure = AuthorityError("no key")
-    with world.svids.watch([entry()]):
+    with watching(world, [identity()]):
         world.at(31 * MINUTE)
-        assert world.svids.get(entry()) is first
+        assert world.svids.get(identity()) is first
         assert world.lines.of("svid not renewed")[0]["reason"] == "no key"
         world.clock.set(START + 61 * MINUTE)
         with pytest.raises(AuthorityError):
-            world.svids.get(entry())
+            world.svids.get(identity())
 
 
 async def test_a_failed_renewal_is_tried_again_soon(world: World) -> None:
-    world.svids.get(entry())
+    world.svids.get(identity())
     world.signer.failure = AuthorityError("no key")
-    with world.svids.watch([entry()]) as changed:
+    with watching(world, [identity()]) as changed:
         world.at(31 * MINUTE)
         world.signer.failure = None
         changed.clear()
@@ -217,44 +210,111 @@ async def test_a_failed_renewal_is_tried_again_soon(world: World) -> None:
         assert len(world.signer.signed) == 2
 
 
-async def test_an_svid_never_outlives_its_entry(world: World) -> None:
-    ending = entry(expires_at=START + 20 * MINUTE)
+async def test_an_svid_never_outlives_its_identity(world: World) -> None:
+    ending = identity(expires_at=START + 20 * MINUTE)
     svid = world.svids.get(ending)
     assert svid.not_after == START + 20 * MINUTE
-    with world.svids.watch([ending]) as changed:
+    with watching(world, [ending]) as changed:
         world.at(15 * MINUTE)
         assert not changed.is_set(), "a renewal would not last longer"
         world.at(20 * MINUTE)
         assert changed.is_set()
     assert len(world.signer.signed) == 1
-    assert not world.svids._minted
-
-
-async def test_those_who_watch_without_an_svid_are_told_of_the_end_too(world: World) -> None:
-    with world.svids.watch([entry(expires_at=START + 20 * MINUTE)]) as changed:
-        world.at(19 * MINUTE)
-        assert not changed.is_set()
-        world.at(20 * MINUTE)
-        assert changed.is_set()
-    assert not world.signer.signed
-
-
-async def test_coming_and_going_does_not_pile_up_ends(world: World) -> None:
-    for _ in range(100):
-        with world.svids.watch([entry(expires_at=START + 20 * MINUTE)]):
-            pass
-    assert len(world.svids._due) == 1
-
-
-async def test_wake_all_wakes_also_those_without_entries(world: World) -> None:
-    with world.svids.watch([]) as one, world.svids.watch([entry()]) as other:
-        world.svids.wake_all()
-        assert one.is_set()
-        assert other.is_set()
 
 
 async def test_watching_leaves_nothing_behind(world: World) -> None:
-    with world.svids.watch([entry()]), world.svids.watch([entry()]):
+    with watching(world, [identity()]), watching(world, [identity()]):
         pass
     assert not world.svids._watchers
-    assert not world.svids._everybody
+
+
+async def test_one_that_could_not_be_made_is_tried_again_while_somebody_waits(world: World) -> None:
+    world.signer.failure = AuthorityError("no key")
+    with watching(world, [identity()]) as changed:
+        with pytest.raises(AuthorityError):
+            world.svids.get(identity())
+        world.signer.failure = None
+        world.at(dt.timedelta(seconds=11))
+        assert changed.is_set()
+    assert len(world.signer.signed) == 1
+
+
+async def test_what_a_tainted_authority_signed_is_not_handed_out(world: World) -> None:
+    first = world.svids.get(identity())
+    world.signer.tainted = True
+    second = world.svids.get(identity())
+    assert second is not first
+    world.signer.failure = AuthorityError("no key")
+    with pytest.raises(AuthorityError):
+        world.svids.get(identity())
+
+
+async def test_a_clock_that_is_set_back_renews_what_was_made_in_the_future(world: World) -> None:
+    world.clock.set(START + 60 * MINUTE)
+    world.svids.get(identity())
+    with watching(world, [identity()]) as changed:
+        world.at(60 * MINUTE)
+        assert not changed.is_set()
+        world.at(30 * MINUTE)
+        assert changed.is_set()
+        assert world.svids.get(identity()).not_before <= world.clock.now()
+    assert len(world.signer.signed) == 2
+
+
+async def test_one_who_asks_after_the_clock_was_set_back_gets_a_new_one(world: World) -> None:
+    world.clock.set(START + 60 * MINUTE)
+    first = world.svids.get(identity())
+    world.clock.set(START + 30 * MINUTE)
+    assert world.svids.get(identity()) is not first
+
+
+async def test_each_process_has_its_own_if_the_entry_says_so(world: World) -> None:
+    one, other = identity(holder="process:1"), identity(holder="process:2")
+    with watching(world, [one]), watching(world, [other]):
+        first, second = world.svids.get(one), world.svids.get(other)
+        assert first.key_der != second.key_der
+        assert first.spiffe_id == second.spiffe_id
+        assert world.svids.get(one) is first
+    assert len(world.svids) == 0, "nobody else can ever have them"
+
+
+async def test_coming_and_going_piles_nothing_up(world: World) -> None:
+    for number in range(500):
+        mine = identity(holder=f"process:{number}")
+        with watching(world, [mine]):
+            world.svids.get(mine)
+    assert not world.svids._minted
+    assert len(world.svids._due) < 200
+
+
+async def test_the_identities_of_an_entry_have_a_bound(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(svids, "MAX_PER_ENTRY", 3)
+    of_one = [identity(spiffe_id=SpiffeId(TD, f"/user/{n}")) for n in range(5)]
+    with watching(world, of_one[:3]):
+        for each in of_one[:3]:
+            world.svids.get(each)
+        with pytest.raises(AuthorityError, match="entry a gives 3 identities already, all in use"):
+            world.svids.get(of_one[3])
+        world.svids.get(identity("b"))
+    world.svids.get(of_one[3])
+    assert len(world.svids) == 2, "those that nobody watched made room"
+
+
+async def test_thousands_are_renewed_without_holding_up_everybody_else(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(svids, "BATCH", 10)
+    many = [identity(f"n{n}") for n in range(35)]
+    with watching(world, many):
+        for each in many:
+            world.svids.get(each)
+        world.clock.set(START + 40 * MINUTE)
+        assert [world.svids.renew_due() for _ in range(4)] == [True, True, True, False]
+        assert len(world.signer.signed) == 70
+
+
+def test_what_is_there_can_be_looked_at_without_making_it(world: World) -> None:
+    assert world.svids.known(identity()) is None
+    assert world.svids.get(identity()) is world.svids.known(identity())

@@ -12,10 +12,10 @@ from typing import Any, cast
 import pytest
 
 from agent.api import workload
-from agent.api.workload import Review, ServingPolicy, WorkloadApi
+from agent.api.workload import Issuers, Review, ServingPolicy, WorkloadApi
+from agent.attestation import Attestation, Report
 from agent.authority import Authority, AuthorityPolicy
 from agent.entitlement import Entitlement
-from agent.entries import Entry, EntryId
 from agent.errors import (
     AttestationError,
     AuthorityError,
@@ -24,40 +24,40 @@ from agent.errors import (
     RequestError,
     VouchdError,
 )
+from agent.identities import Identity
+from agent.jwt_svids import JwtSvids
 from agent.keys import KeyType
 from agent.keystore import Keystore
 from agent.pb import workloadapi_pb2 as pb
 from agent.peer import Caller
-from agent.spiffe import SpiffeId, TrustDomain
+from agent.roster import Roster
+from agent.spiffe import TrustDomain
 from agent.svids import Svids
-from attestors.api import Selector
-from tests.support.fakes import FakeClock, Lines
+from tests.support.fakes import FakeClock, Lines, identity
 
 TD = TrustDomain("example.org")
-CALLER = cast("Caller", SimpleNamespace(credentials=SimpleNamespace(pid=1, uid=2)))
+
+
+class Somebody(SimpleNamespace):
+    """As much of a caller as the API looks at."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return id(self)
+
+
+CALLER = cast("Caller", Somebody(credentials=SimpleNamespace(pid=1, uid=2)))
 HOUR = dt.timedelta(hours=1)
 
 
-def entry(name: str, hint: str = "") -> Entry:
-    return Entry(
-        id=EntryId(name),
-        spiffe_id=SpiffeId(TD, f"/{name}"),
-        selectors=frozenset({Selector("unix", "uid:1")}),
-        x509_svid_ttl=None,
-        jwt_svid_ttl=None,
-        dns_names=(),
-        hint=hint,
-        federates_with=(),
-        expires_at=None,
-        origin="entries.yaml:1",
-    )
+def hinted(name: str, hint: str = "") -> Identity:
+    return identity(name, hint=hint)
 
 
 class Site:
     """The API with real SVIDs and a real authority, and a caller who may have `entries`."""
 
     def __init__(self, keystore: Keystore, *, open_verifiers: bool = False) -> None:
-        self.entries: tuple[Entry, ...] | VouchdError = (entry("a"),)
+        self.identities: tuple[Identity, ...] | VouchdError = (identity("a"),)
         self.complete = True
         self.asked: list[bool] = []
         self.clock = FakeClock()
@@ -67,14 +67,18 @@ class Site:
         )
         self.authority = Authority.open(policy, keystore, self.clock, self.lines.log)
         self.svids = Svids(self.authority, self.clock, HOUR, lambda: 0.0, self.lines.log)
-        self.authority.on_change(self.svids.wake_all)
+        self.roster = Roster(self.clock)
+        self.authority.on_change(lambda kind: self.roster.wake(lambda s: s.kind is kind))
         self.api = WorkloadApi(
             entitlements=cast("Any", self),
-            svids=self.svids,
-            authority=self.authority,
+            issuers=Issuers(
+                authority=self.authority,
+                x509=self.svids,
+                jwt=JwtSvids(self.authority, self.clock, HOUR, self.lines.log),
+            ),
+            roster=self.roster,
             clock=self.clock,
             policy=ServingPolicy(
-                default_jwt_ttl=HOUR,
                 review=Review(dt.timedelta(milliseconds=10), lambda: 0.0),
                 allow_unauthenticated_verifiers=open_verifiers,
             ),
@@ -84,9 +88,11 @@ class Site:
     async def of(self, caller: Caller, *, releasing: bool = True) -> Entitlement:
         assert caller is CALLER
         self.asked.append(releasing)
-        if isinstance(self.entries, VouchdError):
-            raise self.entries
-        return Entitlement(entries=self.entries, complete=self.complete)
+        if isinstance(self.identities, VouchdError):
+            raise self.identities
+        failed = () if self.complete else (Report(attestor="fake", failure="it is down"),)
+        known = Attestation(selectors=frozenset(), reports=failed)
+        return Entitlement(identities=self.identities, attestation=known)
 
 
 @pytest.fixture
@@ -97,8 +103,10 @@ def keystore(tmp_path: Path) -> Iterator[Keystore]:
 
 
 @pytest.fixture
-def site(keystore: Keystore) -> Site:
-    return Site(keystore)
+def site(keystore: Keystore) -> Iterator[Site]:
+    site = Site(keystore)
+    yield site
+    site.authority.close()
 
 
 async def first_x509(site: Site) -> pb.X509SVIDResponse:
@@ -114,7 +122,7 @@ def jwt_request(*audience: str, spiffe_id: str = "") -> pb.JWTSVIDRequest:
 
 
 async def test_all_identities_in_the_order_of_the_entries(site: Site) -> None:
-    site.entries = (entry("c"), entry("a"), entry("b"))
+    site.identities = (identity("c"), identity("a"), identity("b"))
     ids = ["spiffe://example.org/c", "spiffe://example.org/a", "spiffe://example.org/b"]
     assert [svid.spiffe_id for svid in (await first_x509(site)).svids] == ids
     tokens = await site.api.fetch_jwt_svid(CALLER, jwt_request())
@@ -122,7 +130,13 @@ async def test_all_identities_in_the_order_of_the_entries(site: Site) -> None:
 
 
 async def test_of_several_with_one_hint_the_first_keeps_it(site: Site) -> None:
-    site.entries = (entry("a", "x"), entry("b", "x"), entry("c", "y"), entry("d"), entry("e"))
+    site.identities = (
+        hinted("a", "x"),
+        hinted("b", "x"),
+        hinted("c", "y"),
+        identity("d"),
+        identity("e"),
+    )
     hints = ["x", "", "y", "", ""]
     assert [svid.hint for svid in (await first_x509(site)).svids] == hints
     tokens = await site.api.fetch_jwt_svid(CALLER, jwt_request())
@@ -130,7 +144,7 @@ async def test_of_several_with_one_hint_the_first_keeps_it(site: Site) -> None:
 
 
 async def test_one_identity_by_name(site: Site) -> None:
-    site.entries = (entry("a"), entry("b"))
+    site.identities = (identity("a"), identity("b"))
     request = jwt_request(spiffe_id="spiffe://example.org/b")
     [svid] = (await site.api.fetch_jwt_svid(CALLER, request)).svids
     assert svid.spiffe_id == "spiffe://example.org/b"
@@ -156,7 +170,7 @@ async def test_one_who_asks_for_the_identity_of_another_gets_none(site: Site) ->
 async def test_what_is_malformed_is_said_before_anybody_is_attested(
     site: Site, request_: pb.JWTSVIDRequest
 ) -> None:
-    site.entries = AssertionError("attested")  # type: ignore[assignment]
+    site.identities = AssertionError("attested")  # type: ignore[assignment]
     with pytest.raises(RequestError):
         await site.api.fetch_jwt_svid(CALLER, request_)
 
@@ -194,7 +208,7 @@ async def test_an_expired_token_is_not(site: Site) -> None:
 async def test_an_entry_that_cannot_be_served_does_not_hold_up_the_others(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    site.entries = (entry("a"), entry("b"))
+    site.identities = (identity("a"), identity("b"))
     sign = site.authority.sign_x509
 
     def sign_some(request: Any) -> Any:
@@ -206,7 +220,7 @@ async def test_an_entry_that_cannot_be_served_does_not_hold_up_the_others(
     [svid] = (await first_x509(site)).svids
     assert svid.spiffe_id == "spiffe://example.org/b"
     assert site.lines.of("svid not made")[0]["entry"] == "a"
-    site.entries = (entry("a"),)
+    site.identities = (identity("a"),)
     with pytest.raises(AuthorityError, match="not this one"):
         await first_x509(site)
 
@@ -227,7 +241,7 @@ async def test_a_new_authority_is_pushed_to_those_who_watch_bundles(site: Site) 
     jwt = site.api.fetch_jwt_bundles(CALLER, pb.JWTBundlesRequest())
     before = [await anext(x509), await anext(jwt)]
     site.clock.set(site.clock.now() + 21 * HOUR)
-    await site.authority.replace_due()
+    await site.authority.catch_up()
     after = [await anext(x509), await anext(jwt)]
     assert before[0] != after[0]
     assert before[1] != after[1]
@@ -238,8 +252,8 @@ async def test_a_new_authority_is_pushed_to_those_who_watch_bundles(site: Site) 
 async def test_before_every_push_the_caller_is_asked_about_again(site: Site) -> None:
     stream = site.api.fetch_x509_svid(CALLER, pb.X509SVIDRequest())
     await anext(stream)
-    site.entries = NoIdentityError("gone")
-    site.svids.wake_all()
+    site.identities = NoIdentityError("gone")
+    site.roster.wake(lambda _stream: True)
     with pytest.raises(NoIdentityError):
         await anext(stream)
 
@@ -251,7 +265,7 @@ async def test_while_an_attestor_fails_a_stream_asks_again(
     site.complete = False
     stream = site.api.fetch_x509_svid(CALLER, pb.X509SVIDRequest())
     await anext(stream)
-    site.complete, site.entries = True, (entry("a"), entry("b"))
+    site.complete, site.identities = True, (identity("a"), identity("b"))
     response = await anext(stream)
     assert isinstance(response, pb.X509SVIDResponse)
     assert len(response.svids) == 2
@@ -263,7 +277,7 @@ async def test_an_identity_that_is_lost_ends_the_stream_though_nothing_is_pushed
 ) -> None:
     stream = site.api.fetch_x509_svid(CALLER, pb.X509SVIDRequest())
     await anext(stream)
-    site.entries = PeerError("it changed")
+    site.identities = PeerError("it changed")
     with pytest.raises(PeerError):
         await anext(stream)
     assert site.asked == [True, False]
@@ -272,7 +286,7 @@ async def test_an_identity_that_is_lost_ends_the_stream_though_nothing_is_pushed
 async def test_one_that_is_gained_is_pushed(site: Site) -> None:
     stream = site.api.fetch_x509_svid(CALLER, pb.X509SVIDRequest())
     await anext(stream)
-    site.entries = (entry("a"), entry("b"))
+    site.identities = (identity("a"), identity("b"))
     response = await anext(stream)
     await stream.aclose()
     assert isinstance(response, pb.X509SVIDResponse)
@@ -295,13 +309,13 @@ async def test_while_nobody_knows_a_stream_keeps_what_it_has(
     site: Site, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
     monkeypatch.setattr(workload, "RETRY_SECONDS", 0.01)
-    site.entries = (entry("a"), entry("b"))
+    site.identities = (identity("a"), identity("b"))
     stream = site.api.fetch_x509_svid(CALLER, pb.X509SVIDRequest())
     await anext(stream)
     if failing == "everything":
-        site.entries = AttestationError("the engine is down")
+        site.identities = AttestationError("the engine is down")
     else:
-        site.complete, site.entries = False, (entry("a"),)
+        site.complete, site.identities = False, (identity("a"),)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.1):
             await anext(stream)
@@ -322,7 +336,7 @@ def bundle_streams(site: Site) -> list[AsyncGenerator[Any, None]]:
 
 
 async def test_bundles_are_for_those_with_an_identity(site: Site) -> None:
-    site.entries = NoIdentityError("none")
+    site.identities = NoIdentityError("none")
     for stream in bundle_streams(site):
         with pytest.raises(NoIdentityError):
             await anext(stream)
@@ -335,7 +349,7 @@ async def test_bundles_are_for_those_with_an_identity(site: Site) -> None:
 async def test_unless_the_operator_lets_everybody_verify(keystore: Keystore) -> None:
     site = Site(keystore, open_verifiers=True)
     token = (await site.api.fetch_jwt_svid(CALLER, jwt_request())).svids[0].svid
-    site.entries = NoIdentityError("none")
+    site.identities = NoIdentityError("none")
     for stream in bundle_streams(site):
         response = await anext(stream)
         assert list(response.bundles) == ["spiffe://example.org"]
@@ -344,6 +358,7 @@ async def test_unless_the_operator_lets_everybody_verify(keystore: Keystore) -> 
     assert (await site.api.validate_jwt_svid(CALLER, request)).spiffe_id
     with pytest.raises(NoIdentityError):
         await first_x509(site)
+    site.authority.close()
 
 
 async def test_wit_is_not_served(site: Site) -> None:

@@ -1,0 +1,88 @@
+"""The two gRPC servers, each behind a gate, on a private socket of its own."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from agent.api import admin
+from agent.api.health import Health
+from agent.api.workload import SERVICE
+from agent.config import MAX_SOCKET_PATH
+from agent.errors import StartupError
+from agent.files import MAX_FILE_BYTES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from agent.api.admin import AdminApi
+    from agent.api.context import Guard
+    from agent.api.workload import WorkloadApi
+    from agent.gate import Gate
+
+# A request is a few audiences, or one token to validate.
+MAX_REQUEST_BYTES = 64 * 1024
+# A workload holds a handful of streams; more on one connection is a mistake or an attack.
+MAX_STREAMS_PER_CONNECTION = 100
+# As often as a careful client asks whether the agent is still there.
+MIN_PING_MILLISECONDS = 10_000
+
+
+async def make_workload_server(
+    api: WorkloadApi, guard: Guard, gate: Gate, inner: Path
+) -> grpc.aio.Server:
+    """The Workload API, health and reflection.
+
+    Raises:
+        StartupError: the socket cannot be made.
+    """
+    server = _make(MAX_REQUEST_BYTES)
+    server.add_generic_rpc_handlers((api.handlers(guard),))
+    checks = Health(gate)
+    await checks.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    reflection.enable_server_reflection(
+        (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server
+    )
+    _bind(server, inner)
+    return server
+
+
+def make_admin_server(api: AdminApi, inner: Path) -> grpc.aio.Server:
+    """The administration, whose callers may send whole entry files, and reflection.
+
+    Raises:
+        StartupError: the socket cannot be made.
+    """
+    server = _make(MAX_FILE_BYTES)
+    server.add_generic_rpc_handlers((api.handlers(),))
+    reflection.enable_server_reflection((admin.SERVICE, reflection.SERVICE_NAME), server)
+    _bind(server, inner)
+    return server
+
+
+def _make(max_request_bytes: int) -> grpc.aio.Server:
+    return grpc.aio.server(
+        options=[
+            ("grpc.max_receive_message_length", max_request_bytes),
+            ("grpc.max_concurrent_streams", MAX_STREAMS_PER_CONNECTION),
+            # Idle streams are the rule here; gRPC would cut clients that ping within five minutes.
+            ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_MILLISECONDS),
+            ("grpc.keepalive_permit_without_calls", 1),
+        ]
+    )
+
+
+def _bind(server: grpc.aio.Server, inner: Path) -> None:
+    if len(os.fsencode(inner)) > MAX_SOCKET_PATH:
+        raise StartupError(f"data_dir {inner.parent} is too long to hold a socket; shorten it")
+    try:
+        server.add_insecure_port(f"unix:{inner}")
+    except RuntimeError as error:
+        raise StartupError(
+            f"cannot make the socket {inner}: is there room on its disk, and may it be written?"
+        ) from error

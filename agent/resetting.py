@@ -1,0 +1,110 @@
+"""The settings in force, and what SIGHUP changes of them.
+
+What can change while the agent runs is taken up as a whole, after all of the file was found to be
+in order. What cannot is named in the log, and stays as it is until a restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from agent.errors import ConfigError, VouchdError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+    from structlog.typing import FilteringBoundLogger
+
+    from agent.config import Settings
+    from agent.watching import FileWatch
+
+# Everything else is built into sockets, keys and attestors that are there since the start.
+CHANGEABLE = frozenset(
+    {
+        "entries",
+        "require_proof",
+        "reattest_interval",
+        "allow_unauthenticated_verifiers",
+        "authority",
+        "log",
+    }
+)
+
+
+@dataclass(slots=True)
+class InForce:
+    """Holds the settings that are in force."""
+
+    settings: Settings
+
+
+class SettingsReloader:
+    """Takes up changed settings, and then the entries, be they changed or not.
+
+    `apply` hands new settings to those who live by them.
+    """
+
+    def __init__(
+        self,
+        in_force: InForce,
+        reread: Callable[[], Settings],
+        apply: Callable[[Settings], Awaitable[None]],
+        log: FilteringBoundLogger,
+    ) -> None:
+        self._in_force = in_force
+        self._reread = reread
+        self._apply = apply
+        self._log = log
+
+    async def reload(self) -> None:
+        """Read the file again, and take up what can change."""
+        try:
+            wanted = await asyncio.to_thread(self._reread)
+        except ConfigError as error:
+            for problem in error.problems:
+                self._log.error("settings not reloaded", problem=str(problem))
+            return
+        current = self._in_force.settings
+        changed = {name for name in type(wanted).model_fields if _differs(name, wanted, current)}
+        for name in sorted(changed - CHANGEABLE):
+            self._log.warning("setting needs a restart to change", setting=name)
+        taken_up = {name: getattr(wanted, name) for name in changed & CHANGEABLE}
+        settings = current.model_copy(update=taken_up)
+        try:
+            await self._apply(settings)
+        except VouchdError as error:
+            self._log.error("settings not reloaded", reason=str(error))
+            return
+        self._in_force.settings = settings
+        self._log.info("settings reloaded", changed=sorted(taken_up))
+
+
+def _differs(name: str, one: Settings, other: Settings) -> bool:
+    return bool(getattr(one, name) != getattr(other, name))
+
+
+async def follow(
+    hang_up: asyncio.Event,
+    watches: Iterator[FileWatch],
+    settings: SettingsReloader,
+    reload_entries: Callable[[], Awaitable[None]],
+) -> None:
+    """Reload the entries when their files change, and everything at each `hang_up`, for ever.
+
+    Each hang-up takes the next of the watches, because the entries may be in other files then.
+    """
+    for watch in watches:
+        async with asyncio.TaskGroup() as tasks:
+            watching = tasks.create_task(_watch(watch, reload_entries))
+            await hang_up.wait()
+            hang_up.clear()
+            watching.cancel()
+        await settings.reload()
+        await reload_entries()
+
+
+async def _watch(watch: FileWatch, reload_entries: Callable[[], Awaitable[None]]) -> None:
+    async for _ in watch.changes():
+        await reload_entries()

@@ -1,0 +1,109 @@
+"""Who is served: the open streams, and what each caller was given last.
+
+A stream is told that something which concerns it has changed, never what: it then finds out anew
+what its caller may have.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from datetime import datetime
+
+    from agent.authorities import Kind
+    from agent.clock import Clock
+    from agent.entitlement import Entitlement
+    from agent.identities import Identity
+    from agent.peer import Caller
+
+# How often it is looked whether an entry has come to its end.
+TICK_SECONDS = 1.0
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class OpenStream:
+    """A stream of SVIDs or bundles. `entitlement` is None while its caller is being attested."""
+
+    caller: Caller
+    method: str
+    kind: Kind
+    since: datetime
+    entitlement: Entitlement | None = None
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def has_ended_entry(self, now: datetime) -> bool:
+        """Whether something that it shows has come to its end."""
+        identities = self.entitlement.identities if self.entitlement else ()
+        return any(each.expires_at is not None and each.expires_at <= now for each in identities)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """What a caller was given."""
+
+    at: datetime
+    method: str
+    identities: tuple[Identity, ...]
+
+
+class Roster:
+    """All open streams, and by caller what was served last by each method."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._streams: set[OpenStream] = set()
+        self._served: WeakKeyDictionary[Caller, dict[str, Served]] = WeakKeyDictionary()
+
+    @property
+    def streams(self) -> tuple[OpenStream, ...]:
+        """Those that are open now, the oldest first."""
+        return tuple(sorted(self._streams, key=lambda stream: stream.since))
+
+    @contextmanager
+    def open(self, caller: Caller, method: str, kind: Kind) -> Iterator[OpenStream]:
+        """Be a stream of this method, which shows authorities of this kind."""
+        stream = OpenStream(caller=caller, method=method, kind=kind, since=self._clock.now())
+        self._streams.add(stream)
+        try:
+            yield stream
+        finally:
+            self._streams.discard(stream)
+
+    def note_served(self, caller: Caller, method: str, identities: Sequence[Identity]) -> None:
+        """Remember what a caller is given now."""
+        self._served.setdefault(caller, {})[method] = Served(
+            at=self._clock.now(), method=method, identities=tuple(identities)
+        )
+
+    def served(self, caller: Caller) -> tuple[Served, ...]:
+        """What a caller was given last, by each method that it called."""
+        return tuple(self._served.get(caller, {}).values())
+
+    def callers(self) -> tuple[Caller, ...]:
+        """Everybody who was given something, or is about to be, and is still connected."""
+        known = dict.fromkeys((*(s.caller for s in self.streams), *self._served))
+        return tuple(caller for caller in known if caller.process.is_alive())
+
+    def latest(self) -> tuple[OpenStream, ...]:
+        """Of each caller the stream that it opened last."""
+        return tuple({stream.caller: stream for stream in self.streams}.values())
+
+    def wake(self, concerns: Callable[[OpenStream], bool]) -> int:
+        """Tell the streams that something concerns; how many these are."""
+        concerned = [stream for stream in self._streams if concerns(stream)]
+        for stream in concerned:
+            stream.changed.set()
+        return len(concerned)
+
+    async def run(self) -> None:
+        """Tell streams when an entry that they show has come to its end, for ever."""
+        while True:
+            await self._clock.sleep(TICK_SECONDS)
+            now = self._clock.now()
+            self.wake(lambda stream: stream.has_ended_entry(now))  # noqa: B023 - called at once

@@ -1,0 +1,302 @@
+"""Changes of operators' entry files: notices them, and says when they have settled.
+
+* The kernel tells of changes in directories (inotify). What matters lies in several of them: the
+  files, every symbolic link on the way to them, and whatever exists of a way that ends early.
+* A change may make any of these another directory. So every burst ends the watch, and the next
+  one begins before the burst is reported: whoever reads the files then misses nothing.
+* What the kernel does not tell (network file systems, mounts, a renamed parent) is found by a
+  glance every two seconds. Where nothing can be watched, the glance is all there is.
+* Files are reported when nobody writes them any more, and git has finished its work.
+
+A report means "read everything again". That nothing changed after all is possible and harmless.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import os
+import signal
+import stat
+import threading
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from watchfiles._rust_notify import RustNotify, WatchfilesRustInternalError
+
+from agent.files import SUFFIXES
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+
+    from structlog.typing import FilteringBoundLogger
+
+# A burst is over when nothing more happened for this long. Also how often the watch's thread looks
+# up, so that half of it would cost twice the idle CPU.
+STEP_SECONDS = 0.02
+# The longest burst, should there be no end to them.
+LONGEST_BURST_SECONDS = 1.0
+GLANCE_SECONDS = 2.0
+RETRY_SECONDS = 5.0
+# How long files may be at work before somebody is told, and how often they are looked at from then.
+PATIENCE_SECONDS = 5.0
+SLOW_POLL_SECONDS = 1.0
+# As many as the kernel follows (path_resolution(7)).
+MAX_LINKS = 40
+
+
+class FileWatch:
+    """Watches entry files, and directories of them, whether they exist yet or not.
+
+    Make it before the files are first read: a change from then on is reported.
+    """
+
+    def __init__(self, paths: Sequence[Path], log: FilteringBoundLogger) -> None:
+        self._paths = tuple(path.absolute() for path in paths)
+        self._log = log
+        self._first = _look(self._paths)
+        self._told = False
+
+    async def changes(self) -> AsyncIterator[None]:
+        """Yield once per burst of changes when it has settled, for ever."""
+        seen, changed = self._first, False
+        while True:
+            await self._settle()
+            view = _look(self._paths)
+            watcher = self._watch(view)
+            with closing(watcher) if watcher else nullcontext():
+                if changed or view != seen:
+                    yield
+                seen = view
+                changed = await self._next_burst(watcher, view)
+
+    def _watch(self, view: _View) -> RustNotify | None:
+        """Begin to watch, or say why that is impossible."""
+        directories = [str(each) for each in view.directories if os.access(each, os.R_OK)]
+        try:
+            # The last three: poll every so many ms, no; and neither descend nor hide refusals.
+            return RustNotify(directories, False, False, 0, False, False)  # noqa: FBT003
+        except (OSError, WatchfilesRustInternalError) as error:
+            if _look(self._paths) == view:  # else a directory went meanwhile, and we look again
+                self._warn(error)
+            return None
+
+    def _warn(self, error: Exception) -> None:
+        if not self._told:
+            self._log.warning(
+                "entry files cannot be watched",
+                reason=str(error),
+                advice=f"they are looked at every {RETRY_SECONDS:g} s; SIGHUP reloads them at once",
+            )
+        self._told = True
+
+    async def _next_burst(self, watcher: RustNotify | None, view: _View) -> bool:
+        """Wait for the end of a burst, or until it is time to try again. Was there one?"""
+        try:
+            if watcher is not None:
+                await self._watched_burst(watcher, view)
+                return True
+        except (OSError, WatchfilesRustInternalError) as error:
+            self._warn(error)
+        await asyncio.sleep(RETRY_SECONDS if self._told else STEP_SECONDS)
+        return False
+
+    async def _watched_burst(self, watcher: RustNotify, view: _View) -> None:
+        # The first glance is for what happened after the look and before the watch began.
+        glance = STEP_SECONDS
+        while True:
+            found = await _wait(watcher, glance)
+            self._told = False
+            if any(map(view.concerns, found)) or (not found and _look(self._paths) != view):
+                return
+            glance = GLANCE_SECONDS
+
+    async def _settle(self) -> None:
+        """Return when the files are settled; if they were not at first, then for a step."""
+        now = asyncio.get_running_loop().time
+        patient_until = now() + PATIENCE_SECONDS
+        told = at_work = False
+        while (reason := unsettled(self._paths)) or at_work:
+            at_work = reason is not None
+            patient = now() < patient_until
+            if at_work and not patient and not told:
+                self._log.warning("entries not reloaded yet", reason=reason)
+                told = True
+            await asyncio.sleep(STEP_SECONDS if patient or not at_work else SLOW_POLL_SECONDS)
+
+
+def watched_directories(paths: Iterable[Path]) -> frozenset[Path]:
+    """The existing directories in which a change may be one of what `paths` mean."""
+    return _look(path.absolute() for path in paths).directories
+
+
+def unsettled(paths: Sequence[Path]) -> str | None:
+    """Why these files should not be read just now, in plain words; None if they may be.
+
+    A writer is seen by root, by the files' owner and on file systems with leases; git by everybody.
+    """
+    ways = [way for path in paths for way in _ways(path.absolute())]
+    for place in {place for way in ways for place in _places(way)}:
+        if (lock := _git_lock(place)) and _status(lock):
+            return f"git is at work: {lock} exists"
+    for path in paths:
+        for file in _sources(path):
+            if _is_being_written(file):
+                return f"{file} is open for writing"
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """What was to be seen at one moment."""
+
+    directories: frozenset[Path]
+    names: frozenset[Path]
+    """Links, places where they lead, and all directories above: whatever may move the files."""
+    files: Mapping[Path, tuple[int, ...]]
+    """Of each file and directory what differs if its content does."""
+
+    def concerns(self, place: str) -> bool:
+        path = Path(place)
+        return path in self.names or _is_source(path)
+
+
+def _look(paths: Iterable[Path]) -> _View:
+    directories: set[Path] = set()
+    names: set[Path] = set()
+    files: dict[Path, tuple[int, ...]] = {}
+    for path in paths:
+        for way in _ways(path):
+            *links, end = _places(way)
+            directories |= {link.parent for link in links} | {_nearest_directory(end)}
+            names |= {above for place in (*links, end) for above in (place, *place.parents)}
+        files |= {each: _identity(each) for each in (path, *_sources(path))}
+    return _View(frozenset(directories), frozenset(names), files)
+
+
+def _ways(path: Path) -> Iterator[Path]:
+    """The path, and the files inside it that lie somewhere else."""
+    yield path
+    yield from (each for each in _sources(path) if _target(each))
+
+
+def _places(path: Path) -> Iterator[Path]:
+    """Where each symbolic link on the way lies; then where the way ends, whether that exists."""
+    ahead = [*reversed(path.parts)]
+    here = Path("/")
+    links = 0
+    while ahead:
+        name = ahead.pop()
+        here = here.parent if name == ".." else here / name
+        if (target := _target(here)) and links < MAX_LINKS:
+            yield here
+            links += 1
+            here = here.parent
+            ahead += reversed(target.parts)
+    yield here
+
+
+def _target(path: Path) -> Path | None:
+    try:
+        return path.readlink()
+    except OSError:
+        return None
+
+
+def _nearest_directory(path: Path) -> Path:
+    return next(each for each in (path, *path.parents) if _is_directory(each))
+
+
+def _sources(path: Path) -> list[Path]:
+    """The files that are read for this path, as `agent.files` chooses them."""
+    try:
+        return [each for each in path.iterdir() if _is_source(each)]
+    except OSError:
+        return [path]
+
+
+def _is_source(path: Path) -> bool:
+    return path.suffix in SUFFIXES and not path.name.startswith(".")
+
+
+def _is_directory(path: Path) -> bool:
+    status = _status(path)
+    return status is not None and stat.S_ISDIR(status.st_mode)
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    status = _status(path)
+    if status is None:
+        return ()
+    if stat.S_ISDIR(status.st_mode):
+        return (status.st_dev, status.st_ino)
+    return (status.st_dev, status.st_ino, status.st_size, status.st_ctime_ns)
+
+
+def _status(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except OSError:
+        return None
+
+
+async def _wait(watcher: RustNotify, seconds: float) -> list[str]:
+    """Wait for a burst, at most so long. Returns the paths that changed."""
+    stop = threading.Event()
+    longest, step, timeout = map(_ms, (LONGEST_BURST_SECONDS, STEP_SECONDS, seconds))
+    try:
+        found = await asyncio.to_thread(watcher.watch, longest, step, timeout, stop)
+    finally:
+        stop.set()  # else a cancelled thread would go on
+    return [] if isinstance(found, str) else [path for _, path in found]
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)
+
+
+def _is_being_written(path: Path) -> bool:
+    """Whether a process has the file open for writing: then the kernel refuses a lease for reading.
+
+    If it refuses for another reason, or the file cannot be opened, nobody can tell.
+    """
+    status = _status(path)
+    if status is None or not stat.S_ISREG(status.st_mode):
+        return False
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        # Who opens the file in this moment is let in by the unlocking, and we get a signal. It
+        # must be one that is ignored: SIGIO, which it is by default, would end the process.
+        fcntl.fcntl(file, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError as error:
+        return error.errno == errno.EAGAIN
+    finally:
+        os.close(file)
+    return False
+
+
+def _git_lock(place: Path) -> Path | None:
+    """The file that git keeps while it changes the work tree around `place`, if that is in one."""
+    for above in (place, *place.parents):
+        inside = above / ".git"
+        if _is_directory(inside):
+            return inside / "index.lock"
+        if _status(inside):
+            return above / _pointed_to(inside) / "index.lock"
+    return None
+
+
+def _pointed_to(file: Path) -> str:
+    """The directory of a work tree that is not the repository's first (gitrepository-layout(5))."""
+    try:
+        return file.read_text(encoding="utf-8").removeprefix("gitdir:").strip()
+    except (OSError, UnicodeError):
+        return ""
