@@ -22,6 +22,7 @@ A failed attestor is not an answer. Its selectors are missing, which can only re
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -146,10 +147,9 @@ class WorkloadAttestor:
         )
 
     async def _run(self, attestor: Attestor, process: ProcessView) -> Report:
-        loop = asyncio.get_running_loop()
-        began = loop.time()
+        began = time.perf_counter()
         report = await self._ask(attestor, process)
-        return replace(report, seconds=loop.time() - began)
+        return replace(report, seconds=time.perf_counter() - began)
 
     async def _ask(self, attestor: Attestor, process: ProcessView) -> Report:
         name = attestor.name

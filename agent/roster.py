@@ -105,5 +105,9 @@ class Roster:
         """Tell streams when an entry that they show has come to its end, for ever."""
         while True:
             await self._clock.sleep(TICK_SECONDS)
-            now = self._clock.now()
-            self.wake(lambda stream: stream.has_ended_entry(now))  # noqa: B023 - called at once
+            self.wake_ended()
+
+    def wake_ended(self) -> None:
+        """Tell the streams that show an entry which has come to its end."""
+        now = self._clock.now()
+        self.wake(lambda stream: stream.has_ended_entry(now))

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
+    _Found = Path | os.DirEntry[str]
+
 # A burst is over when nothing more happened for this long. Also how often the watch's thread looks
 # up, so that half of it would cost twice the idle CPU.
 STEP_SECONDS = 0.02
@@ -77,8 +79,14 @@ class FileWatch:
         """Begin to watch, or say why that is impossible."""
         directories = [str(each) for each in view.directories if os.access(each, os.R_OK)]
         try:
-            # The last three: poll every so many ms, no; and neither descend nor hide refusals.
-            return RustNotify(directories, False, False, 0, False, False)  # noqa: FBT003
+            return RustNotify(
+                directories,
+                debug=False,
+                force_polling=False,
+                poll_delay_ms=_ms(GLANCE_SECONDS),
+                recursive=False,
+                ignore_permission_denied=False,  # it would hide exhausted limits as well
+            )
         except (OSError, WatchfilesRustInternalError) as error:
             if _look(self._paths) == view:  # else a directory went meanwhile, and we look again
                 self._warn(error)
@@ -138,14 +146,15 @@ def unsettled(paths: Sequence[Path]) -> str | None:
 
     A writer is seen by root, by the files' owner and on file systems with leases; git by everybody.
     """
-    ways = [way for path in paths for way in _ways(path.absolute())]
-    for place in {place for way in ways for place in _places(way)}:
-        if (lock := _git_lock(place)) and _status(lock):
-            return f"git is at work: {lock} exists"
-    for path in paths:
-        for file in _sources(path):
+    for path in map(Path.absolute, paths):
+        inside = _inside(path)
+        for place in {place for way in _ways(path, inside) for place in _places(way)}:
+            if (lock := _git_lock(place)) and _status(lock):
+                return f"git is at work: {lock} exists"
+        files: list[_Found] = [path, *inside]
+        for file in files:
             if _is_being_written(file):
-                return f"{file} is open for writing"
+                return f"{os.fspath(file)} is open for writing"
     return None
 
 
@@ -156,31 +165,46 @@ class _View:
     directories: frozenset[Path]
     names: frozenset[Path]
     """Links, places where they lead, and all directories above: whatever may move the files."""
-    files: Mapping[Path, tuple[int, ...]]
+    files: Mapping[str, tuple[int, ...]]
     """Of each file and directory what differs if its content does."""
 
     def concerns(self, place: str) -> bool:
         path = Path(place)
-        return path in self.names or _is_source(path)
+        return path in self.names or _is_source(path.name)
 
 
 def _look(paths: Iterable[Path]) -> _View:
     directories: set[Path] = set()
     names: set[Path] = set()
-    files: dict[Path, tuple[int, ...]] = {}
+    files: dict[str, tuple[int, ...]] = {}
     for path in paths:
-        for way in _ways(path):
+        inside = _inside(path)
+        for way in _ways(path, inside):
             *links, end = _places(way)
             directories |= {link.parent for link in links} | {_nearest_directory(end)}
             names |= {above for place in (*links, end) for above in (place, *place.parents)}
-        files |= {each: _identity(each) for each in (path, *_sources(path))}
+        files |= {each.path: _identity(each) for each in inside}
+        files[str(path)] = _identity(path)
     return _View(frozenset(directories), frozenset(names), files)
 
 
-def _ways(path: Path) -> Iterator[Path]:
+def _inside(path: Path) -> list[os.DirEntry[str]]:
+    """The files that are read if this is a directory, as `agent.files` chooses them."""
+    try:
+        with os.scandir(path) as inside:
+            return [each for each in inside if _is_source(each.name)]
+    except OSError:
+        return []
+
+
+def _is_source(name: str) -> bool:
+    return name.endswith(tuple(SUFFIXES)) and not name.startswith(".")
+
+
+def _ways(path: Path, inside: Iterable[os.DirEntry[str]]) -> Iterator[Path]:
     """The path, and the files inside it that lie somewhere else."""
     yield path
-    yield from (each for each in _sources(path) if _target(each))
+    yield from (Path(each) for each in inside if each.is_symlink())
 
 
 def _places(path: Path) -> Iterator[Path]:
@@ -210,24 +234,12 @@ def _nearest_directory(path: Path) -> Path:
     return next(each for each in (path, *path.parents) if _is_directory(each))
 
 
-def _sources(path: Path) -> list[Path]:
-    """The files that are read for this path, as `agent.files` chooses them."""
-    try:
-        return [each for each in path.iterdir() if _is_source(each)]
-    except OSError:
-        return [path]
-
-
-def _is_source(path: Path) -> bool:
-    return path.suffix in SUFFIXES and not path.name.startswith(".")
-
-
 def _is_directory(path: Path) -> bool:
     status = _status(path)
     return status is not None and stat.S_ISDIR(status.st_mode)
 
 
-def _identity(path: Path) -> tuple[int, ...]:
+def _identity(path: _Found) -> tuple[int, ...]:
     status = _status(path)
     if status is None:
         return ()
@@ -236,7 +248,7 @@ def _identity(path: Path) -> tuple[int, ...]:
     return (status.st_dev, status.st_ino, status.st_size, status.st_ctime_ns)
 
 
-def _status(path: Path) -> os.stat_result | None:
+def _status(path: _Found) -> os.stat_result | None:
     try:
         return path.stat()
     except OSError:
@@ -258,7 +270,7 @@ def _ms(seconds: float) -> int:
     return round(seconds * 1000)
 
 
-def _is_being_written(path: Path) -> bool:
+def _is_being_written(path: _Found) -> bool:
     """Whether a process has the file open for writing: then the kernel refuses a lease for reading.
 
     If it refuses for another reason, or the file cannot be opened, nobody can tell.

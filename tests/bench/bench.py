@@ -140,6 +140,11 @@ def main() -> None:
             assert baseline.stdout is not None
             baseline.stdout.readline()
             whole = compare(agent, f"unix:{socket}", baseline.pid)
+            # In a process of its own: its clients would share this one's threads.
+            edits = subprocess.check_output(
+                [sys.executable, REPOSITORY / "tests/bench/reload.py"],
+                env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+            )
             call = whole[0]["agent_us"]
             assert isinstance(call, float)
             show(
@@ -148,6 +153,7 @@ def main() -> None:
                     "what the checks of a caller cost, of a call on an open connection": (
                         checks.measure(call)
                     ),
+                    "edits of entry files": json.loads(edits),
                 }
             )
         finally:

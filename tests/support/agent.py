@@ -48,12 +48,13 @@ class RunningAgent:
         self.directory = Path(tempfile.mkdtemp(prefix="vouchd-", dir="/tmp"))
         self.directory.chmod(0o755)
         self.socket = self.directory / "agent.sock"
+        self.admin_socket = self.directory / "admin.sock"
         self.config = self.directory / "agent.yaml"
         self.entries = self.directory / "entries.yaml"
         self.entries.write_text(entries)
         self.config.write_text(
             f"trust_domain: {TRUST_DOMAIN}\ndata_dir: data\nsocket_path: agent.sock\n"
-            f"entries: [entries.yaml]\n{config}\n"
+            f"admin_socket_path: admin.sock\nentries: [{self.entries.name}]\n{config}\n"
         )
         self._env = {**os.environ, **(env or {})}
         self._prefix = prefix
@@ -119,6 +120,10 @@ class RunningAgent:
             line = found()
         assert line is not None, f"the agent did not say {text!r}:\n{self.log}"
         return line
+
+    def hang_up(self) -> None:
+        """Tell it to reload."""
+        self._process.send_signal(signal.SIGHUP)
 
     def stop(self) -> int:
         """Stop it as an operator does; the exit status. Again is harmless."""

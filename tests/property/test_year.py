@@ -1,0 +1,427 @@
+"""A year of an agent: edits, restarts, suspends, clocks that are set, rotations; and open streams.
+
+The parts are the real ones, but for time, attestors, and the way of a message over the wire. After
+every step it is looked whether each stream shows exactly what its caller matches now. What arrives
+is verified at the moment when it arrives, with what the same message says of the authorities.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import shutil
+import socket
+import tempfile
+from contextlib import suppress
+from datetime import datetime, timedelta
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+from cryptography import x509
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from pydantic import BaseModel
+
+from agent.api.workload import Issuers, Review, ServingPolicy, WorkloadApi
+from agent.attestation import WorkloadAttestor
+from agent.authorities import AuthoritySet, Kind, State
+from agent.authority import FILE, Authority, AuthorityPolicy
+from agent.bundle import TrustBundle
+from agent.entitlement import Entitlements
+from agent.entries import Entry, EntryId, EntrySet, Share
+from agent.entry_yaml import LoadedEntries
+from agent.errors import NoIdentityError, VouchdError
+from agent.identities import Identity, match
+from agent.jwt_svids import JwtSvids
+from agent.keys import KeyType
+from agent.keystore import Keystore
+from agent.metrics import Metrics
+from agent.pb import workloadapi_pb2 as pb
+from agent.peer import Caller, identify
+from agent.reloading import Audience, EntryReloader
+from agent.roster import Roster
+from agent.spiffe import SpiffeId, TrustDomain
+from agent.svids import Svids
+from agent.templates import SpiffeIdTemplate
+from agent.validation import validate_jwt_svid, validate_x509_svid
+from attestors.api import Findings, Options, Selector, WorkloadRef
+from tests.support.fakes import FakeClock, Lines
+
+TD = TrustDomain("example.org")
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+YEAR = 365 * DAY
+POLICY = AuthorityPolicy(trust_domain=TD, key_type=KeyType.EC_P256, ttl=7 * DAY)
+LONGEST = POLICY.longest_svid
+FACTS = [Selector("fake", f"fact:{n}") for n in range(12)]
+ENTRIES, CALLERS = 50, 4
+# How often the agent's loops come around here; they do so each second in a real one.
+TICK = timedelta(hours=1)
+SETTLING_TURNS = 5000
+
+
+class ByDescriptor:
+    """An attestor who was told what is true of each caller."""
+
+    name: ClassVar[str] = "fake"
+    Options: ClassVar[type[BaseModel]] = Options
+    timeout: ClassVar[float] = 60.0
+    reuse_seconds: ClassVar[float] = 0.0
+
+    def __init__(self, known: dict[int, frozenset[Selector]]) -> None:
+        self._known = known
+
+    async def attest(self, workload: WorkloadRef) -> Findings:
+        return Findings(self._known[workload.pidfd])
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+class Client:
+    """A workload with one stream, which it opens again whenever it ends."""
+
+    def __init__(self, caller: Caller, clock: FakeClock) -> None:
+        self.caller = caller
+        self._clock = clock
+        self.shown: list[pb.X509SVID] | None = None
+        self.messages = 0
+        self.task: asyncio.Task[None] | None = None
+
+    async def read(self, api: WorkloadApi) -> None:
+        self.shown = None
+        try:
+            async for message in api.fetch_x509_svid(self.caller, pb.X509SVIDRequest()):
+                assert isinstance(message, pb.X509SVIDResponse)
+                self.messages += 1
+                self.shown = list(message.svids)
+                self.verify()
+        except NoIdentityError:
+            self.shown = []
+
+    def verify(self) -> None:
+        """What is shown is valid now, by what the same message says of the authorities."""
+        for svid in self.shown or ():
+            begins, ends = verified(svid.x509_svid, svid.bundle, svid.spiffe_id, self._clock.now())
+            assert begins <= self._clock.now() <= ends
+
+
+@lru_cache(10_000)
+def _split(der: bytes) -> tuple[x509.Certificate, ...]:
+    """Concatenated certificates, as bundles are."""
+    if not der:
+        return ()
+    length = int.from_bytes(der[2:4], "big") + 4
+    return (x509.load_der_x509_certificate(der[:length]), *_split(der[length:]))
+
+
+_VERIFIED: dict[tuple[bytes, bytes, str], tuple[datetime, datetime]] = {}
+
+
+def verified(
+    leaf: bytes, bundle: bytes, spiffe_id: str, now: datetime
+) -> tuple[datetime, datetime]:
+    """From when until when a certificate, that was once verified in full, is valid."""
+    key = leaf, bundle, spiffe_id
+    if key not in _VERIFIED:
+        certificate = x509.load_der_x509_certificate(leaf)
+        authorities = TrustBundle(
+            trust_domain=TD,
+            x509_authorities=_split(bundle),
+            jwt_authorities={},
+            sequence=1,
+            refresh_hint=HOUR,
+        )
+        assert str(validate_x509_svid([certificate], authorities, now)) == spiffe_id
+        _VERIFIED[key] = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    return _VERIFIED[key]
+
+
+class Agent:
+    """The parts of a running agent, on one data directory."""
+
+    def __init__(
+        self,
+        data: Path,
+        entries: EntrySet,
+        clock: FakeClock,
+        known: dict[int, frozenset[Selector]],
+        luck: random.Random,
+    ) -> None:
+        self.lines = Lines()
+        log = self.lines.log
+        self.keystore = Keystore(data)
+        self.authority = Authority.open(POLICY, self.keystore, clock, log)
+        self.svids = Svids(self.authority, clock, LONGEST, lambda: luck.uniform(-1, 1), log)
+        self.jwt_svids = JwtSvids(self.authority, clock, 2 * HOUR, log)
+        self.roster = Roster(clock)
+        self.authority.on_change(lambda kind: self.roster.wake(lambda s: s.kind is kind))
+        attestor = WorkloadAttestor([ByDescriptor(known)], log)
+        self.entitlements = Entitlements(attestor, entries, _proved, clock, log)
+        self.wanted = entries
+        self.reloader = EntryReloader(
+            lambda: LoadedEntries(entries=self.wanted),
+            self.entitlements,
+            Audience(self.roster, Metrics()),
+            clock,
+            log,
+        )
+        self.api = WorkloadApi(
+            entitlements=self.entitlements,
+            issuers=Issuers(authority=self.authority, x509=self.svids, jwt=self.jwt_svids),
+            roster=self.roster,
+            clock=clock,
+            policy=ServingPolicy(review=Review(DAY, lambda: 0.0)),
+            log=log,
+        )
+
+    async def tick(self) -> None:
+        await self.authority.catch_up()
+        while self.svids.renew_due():
+            pass
+        self.roster.wake_ended()
+
+    def close(self) -> None:
+        self.authority.close()
+        self.keystore.close()
+
+
+async def _proved(_caller: Caller) -> None:
+    return
+
+
+class Year(RuleBasedStateMachine):
+    """See the module's docstring."""
+
+    @initialize(seed=st.integers(0, 2**32))
+    def begin(self, seed: int) -> None:
+        self.luck = random.Random(seed)  # noqa: S311 - a test
+        self.loop = asyncio.new_event_loop()
+        self.data = Path(tempfile.mkdtemp(prefix="vouchd-year-"))
+        self.clock = FakeClock()
+        self.elapsed = timedelta()
+        self.entries = {f"e{n}": self.draw_entry(f"e{n}") for n in range(ENTRIES)}
+        self.known: dict[int, frozenset[Selector]] = {}
+        self.sockets = [socket.socketpair() for _ in range(CALLERS)]
+        self.clients = [Client(identify(near), self.clock) for near, _ in self.sockets]
+        for client in self.clients:
+            facts = frozenset(self.luck.sample(FACTS, self.luck.randint(1, 5)))
+            mine = Selector("fake", f"name:c{client.caller.process.fileno()}")
+            self.known[client.caller.process.fileno()] = facts | {mine}
+        self.start()
+
+    def start(self) -> None:
+        self.agent = Agent(self.data / "data", self.entry_set(), self.clock, self.known, self.luck)
+        self.do(self.agent.tick())
+
+    def entry_set(self) -> EntrySet:
+        return EntrySet(tuple(self.entries.values()))
+
+    def draw_entry(self, name: str) -> Entry:
+        luck = self.luck
+        is_template = luck.random() < 0.1
+        path = "/t/{fake:name}" if is_template else f"/{name}"
+        ends = self.clock.now() + luck.uniform(1, 2000) * HOUR if luck.random() < 0.3 else None
+        return Entry(
+            id=EntryId(name),
+            spiffe_id=SpiffeIdTemplate(TD, path) if is_template else SpiffeId(TD, path),
+            selectors=frozenset(luck.sample(FACTS, luck.randint(1, 2))),
+            x509_svid_ttl=luck.choice([None, None, 14 * HOUR, LONGEST]),
+            hint=luck.choice(["", "", "x"]),
+            share=luck.choice([Share.ENTRY, Share.ENTRY, Share.PROCESS]),
+            expires_at=ends,
+        )
+
+    # --- the loop --------------------------------------------------------------------------------
+
+    def do(self, work: Any) -> Any:
+        done = self.loop.run_until_complete(work)
+        self.loop.run_until_complete(self.settle())
+        return done
+
+    async def settle(self) -> None:
+        """Let every stream come to rest; a client whose stream has ended opens it again."""
+        for client in self.clients:
+            if client.task is None:
+                client.task = asyncio.create_task(client.read(self.agent.api))  # noqa: TID251 - a test
+        for _ in range(SETTLING_TURNS):
+            await asyncio.sleep(0)
+            if all(map(self.is_at_rest, self.clients)):
+                return
+        raise AssertionError("the streams do not come to rest")
+
+    def is_at_rest(self, client: Client) -> bool:
+        assert client.task is not None
+        if client.task.done():
+            client.task.result()
+            return True
+        streams = [s for s in self.agent.roster.streams if s.caller is client.caller]
+        return bool(
+            client.shown is not None
+            and streams
+            and not any(s.changed.is_set() or s.entitlement is None for s in streams)
+        )
+
+    def reconnect(self) -> None:
+        """Clients whose streams have ended try again."""
+        for client in self.clients:
+            if client.task is not None and client.task.done():
+                client.task = None
+        self.do(asyncio.sleep(0))
+
+    # --- what happens ----------------------------------------------------------------------------
+
+    @rule(hours=st.integers(1, 300))
+    def time_passes(self, hours: int) -> None:
+        end = self.clock.now() + hours * HOUR
+        while self.clock.now() < end:
+            self.clock.set(min(end, self.clock.now() + TICK))
+            self.do(self.agent.tick())
+        self.elapsed += hours * HOUR
+        self.reconnect()
+
+    @rule(hours=st.integers(1, 500))
+    def the_host_is_suspended(self, hours: int) -> None:
+        self.clock.set(self.clock.now() + hours * HOUR)
+        self.elapsed += hours * HOUR
+        for client in self.clients[:2]:  # who happen to call before any loop has come around
+            self.hang_up(client)
+        self.do(asyncio.sleep(0))
+        self.do(self.agent.tick())
+        self.reconnect()
+
+    @rule(minutes=st.integers(1, 60 * 48))
+    def the_clock_is_set_back(self, minutes: int) -> None:
+        self.clock.set(self.clock.now() - timedelta(minutes=minutes))
+        self.do(self.agent.tick())
+        self.reconnect()
+
+    @rule(count=st.integers(1, 10))
+    def entries_are_edited(self, count: int) -> None:
+        before = [(client.messages, self.identities(client)) for client in self.clients]
+        for name in self.luck.sample([f"e{n}" for n in range(ENTRIES)], count):
+            if self.luck.random() < 0.4:
+                self.entries.pop(name, None)
+            else:
+                self.entries[name] = self.draw_entry(name)
+        self.agent.wanted = self.entry_set()
+        self.do(self.agent.reloader.reload())
+        for client, (messages, identities) in zip(self.clients, before, strict=True):
+            is_touched = identities != self.identities(client)
+            assert client.messages == messages or is_touched
+        self.reconnect()
+
+    @rule(kind=st.sampled_from(Kind))
+    def an_operator_rotates(self, kind: Kind) -> None:
+        with suppress(VouchdError):
+            self.do(self.agent.authority.prepare(kind))
+        self.do(self.agent.authority.activate(kind))
+        self.do(self.agent.tick())
+
+    @rule(kind=st.sampled_from(Kind), revoked=st.booleans())
+    def an_operator_taints(self, kind: Kind, revoked: bool) -> None:  # noqa: FBT001 - hypothesis
+        retired = [a for a in self.agent.authority.authorities.of(kind) if a.state is State.RETIRED]
+        for each in retired:
+            self.do(self.agent.authority.taint(each.id))
+            for client in self.clients:
+                for svid in client.shown or ():
+                    leaf = x509.load_der_x509_certificate(svid.x509_svid)
+                    key = leaf.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier)
+                    assert (key.value.key_identifier or b"").hex() != each.id
+            if revoked:
+                self.do(self.agent.authority.revoke(each.id))
+
+    @rule()
+    def the_agent_is_restarted(self) -> None:
+        before = self.agent.authority.bundle.document()
+        self.stop()
+        self.agent.close()
+        self.agent = Agent(self.data / "data", self.entry_set(), self.clock, self.known, self.luck)
+        assert self.agent.authority.bundle.document() == before
+        self.do(self.agent.tick())
+
+    @precondition(lambda self: self.clients)
+    @rule(number=st.integers(0, CALLERS - 1))
+    def a_client_opens_its_stream_again(self, number: int) -> None:
+        self.hang_up(self.clients[number])
+        self.do(asyncio.sleep(0))
+
+    def hang_up(self, client: Client) -> None:
+        if client.task is not None:
+            client.task.cancel()
+            with suppress(asyncio.CancelledError):
+                self.loop.run_until_complete(client.task)
+            client.task = None
+
+    def stop(self) -> None:
+        for client in self.clients:
+            self.hang_up(client)
+
+    # --- what holds ------------------------------------------------------------------------------
+
+    def identities(self, client: Client) -> tuple[Identity, ...]:
+        caller = client.caller
+        known = self.known[caller.process.fileno()]
+        return match(self.entry_set(), known, caller.process.name, self.clock.now()).identities
+
+    def expected(self, client: Client) -> list[str]:
+        return [str(identity.spiffe_id) for identity in self.identities(client)]
+
+    @invariant()
+    def each_stream_shows_what_its_caller_matches(self) -> None:
+        for client in self.clients:
+            assert client.shown is not None
+            assert [svid.spiffe_id for svid in client.shown] == self.expected(client)
+            client.verify()
+
+    @invariant()
+    def each_stream_shows_the_bundle_of_now(self) -> None:
+        bundle = self.agent.authority.bundle.x509_der()
+        for client in self.clients:
+            assert all(svid.bundle == bundle for svid in client.shown or ())
+
+    @invariant()
+    def the_keys_on_disk_are_those_in_use(self) -> None:
+        stored = self.agent.keystore.read(FILE)
+        assert stored is not None
+        assert AuthoritySet.parse(stored, TD).to_json() == stored
+        assert self.agent.authority.authorities.to_json() == stored
+
+    @invariant()
+    def tokens_are_valid(self) -> None:
+        client = self.clients[0]
+        if not self.expected(client):
+            return
+        request = pb.JWTSVIDRequest(audience=["a"])
+        answer = self.do(self.agent.api.fetch_jwt_svid(client.caller, request))
+        for svid in answer.svids:
+            bundle = self.agent.authority.bundle
+            valid = validate_jwt_svid(svid.svid, "a", {TD: bundle}, self.clock.now())
+            assert str(valid.spiffe_id) == svid.spiffe_id
+            assert valid.expires_at > self.clock.now()
+
+    def teardown(self) -> None:
+        if not hasattr(self, "agent"):
+            return
+        try:
+            while self.elapsed < YEAR:
+                self.time_passes(self.luck.randint(24, 400))
+                self.entries_are_edited(5)
+                self.each_stream_shows_what_its_caller_matches()
+                self.each_stream_shows_the_bundle_of_now()
+                self.the_keys_on_disk_are_those_in_use()
+        finally:
+            self.stop()
+            self.agent.close()
+            for client in self.clients:
+                client.caller.close()
+            for pair in self.sockets:
+                for each in pair:
+                    each.close()
+            self.loop.close()
+            shutil.rmtree(self.data)
+
+
+TestYear = Year.TestCase
+TestYear.settings = settings(max_examples=2, stateful_step_count=25, deadline=None)

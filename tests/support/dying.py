@@ -1,0 +1,45 @@
+"""An agent that is killed at a chosen moment of writing its state.
+
+    python -m tests.support.dying N run -c FILE
+
+N counts the moments just before and just after each fsync and each rename, from 1.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from itertools import count
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+from agent.cli import main
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_moments = count(1)
+_last = int(sys.argv.pop(1))
+
+
+def _dying(call: Callable[P, T]) -> Callable[P, T]:
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+        _pass()
+        result = call(*args, **kwargs)
+        _pass()
+        return result
+
+    return wrapper
+
+
+def _pass() -> None:
+    if next(_moments) == _last:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+os.fsync = _dying(os.fsync)
+os.rename = _dying(os.rename)
+main()
