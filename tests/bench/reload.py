@@ -195,7 +195,9 @@ async def _large_file(agent: RunningAgent) -> list[dict[str, object]]:
                 call = channel.unary_stream(
                     METHOD, request_serializer=bytes, response_deserializer=bytes
                 )(b"", metadata=METADATA)
-                served = await call.read()
+                message: object = await call.read()
+                assert isinstance(message, bytes)
+                served = message
                 call.cancel()
                 pauses.append(time.monotonic() - asked)
             loads.append(time.monotonic() - began)

@@ -65,7 +65,7 @@ class RawClient:
             [
                 (":method", "POST"),
                 (":scheme", "http"),
-                (":path", f"/SpiffeWorkloadAPI/{method}"),
+                (":path", method if method.startswith("/") else f"/SpiffeWorkloadAPI/{method}"),
                 (":authority", "localhost"),
                 ("content-type", "application/grpc"),
                 ("te", "trailers"),
