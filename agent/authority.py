@@ -14,20 +14,19 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from agent import keys, rotation
 from agent.authorities import AuthoritySet, JwtAuthority, Kind, State, X509Authority
 from agent.errors import RequestError
-from agent.issuance import JwtIssuer, X509Issuer, create_x509_authority, new_kid
+from agent.issuance import MIN_LIFE, JwtIssuer, X509Issuer, create_x509_authority, new_kid
 from agent.keystore import KeystoreError
-from agent.rotation import LAST_PART, Event
+from agent.rotation import CLOCK_STEP, LAST_PART, Event
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from datetime import timedelta
+    from datetime import datetime, timedelta
 
     from cryptography import x509
     from structlog.typing import FilteringBoundLogger
@@ -46,7 +45,6 @@ T = TypeVar("T")
 FILE = "authority.json"
 # How often it is asked whether a step is due; that is a matter of hours.
 TICK_SECONDS = 10.0
-_EARLIEST = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,6 +196,18 @@ class Authority:
                 self._failure = str(error)
                 self._log.error("authority not replaced", reason=str(error))
 
+    async def be_able_to_sign(self) -> None:
+        """Return at once, unless an active authority is of no use, as after a suspend.
+
+        Then it is replaced first, if that is possible at all. What can wait is left to `run`: an
+        RSA key takes seconds to make.
+        """
+        now = self._clock.now()
+        active = (self.authorities.active_x509, self.authorities.active_jwt)
+        usable = all(a.not_before - CLOCK_STEP <= now < a.not_after - MIN_LIFE for a in active)
+        if not usable and not self._failure:
+            await self.catch_up()
+
     async def prepare(self, kind: Kind) -> str:
         """Make a successor now; its ID.
 
@@ -247,8 +257,6 @@ class Authority:
 
     def _due(self) -> Step | None:
         now = self._clock.now()
-        if self._signers.is_quiet(now):
-            return None
         step = rotation.next_steps(self.authorities, now)[0]
         return step if step.at <= now else None
 
@@ -332,18 +340,10 @@ class _Signers:
                 jwt_authority.not_after,
                 authorities.trust_domain,
             )
-        self._asked_at = self._quiet_until = _EARLIEST
 
     def trust(self, kind: Kind) -> tuple[tuple[str, bool], ...]:
         """Which authorities of a kind are in the bundle, and whether what they signed counts."""
         return tuple((a.id, a.id in self.trusted) for a in self.authorities.of(kind))
-
-    def is_quiet(self, now: datetime) -> bool:
-        """Whether nothing is due, which is asked before every response."""
-        if not self._asked_at <= now < self._quiet_until:
-            self._asked_at = now
-            self._quiet_until = rotation.next_steps(self.authorities, now)[0].at
-        return now < self._quiet_until
 
 
 def _states(authorities: AuthoritySet, kind: Kind) -> dict[str, State]:

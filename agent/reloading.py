@@ -76,6 +76,8 @@ class EntryReloader:
                 loaded = await asyncio.to_thread(self._load)
             except ConfigError as error:
                 self._refuse(error.problems)
+            except Exception:  # noqa: BLE001 - one defect must not end what follows the files
+                self._log.exception("reload broke")
             else:
                 self._replace(loaded)
             self._show_in_metrics()

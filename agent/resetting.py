@@ -66,6 +66,9 @@ class SettingsReloader:
             for problem in error.problems:
                 self._log.error("settings not reloaded", problem=str(problem))
             return
+        except VouchdError as error:
+            self._log.error("settings not reloaded", reason=str(error))
+            return
         current = self._in_force.settings
         changed = {name for name in type(wanted).model_fields if _differs(name, wanted, current)}
         for name in sorted(changed - CHANGEABLE):

@@ -32,7 +32,10 @@ class AdminClient:
     def __init__(self, path: Path, timeout: float) -> None:
         self._path = path
         self._timeout = timeout
-        self._channel = grpc.insecure_channel(f"unix:{path}")
+        # A host has as many callers as it has.
+        self._channel = grpc.insecure_channel(
+            f"unix:{path}", options=[("grpc.max_receive_message_length", -1)]
+        )
 
     def __enter__(self) -> Self:
         return self

@@ -111,8 +111,8 @@ class Authority(Protocol):
         """The trust bundle of the agent's own trust domain."""
         ...
 
-    async def catch_up(self) -> None:
-        """Take the steps of its rotation that are due; they may all be, after a suspend."""
+    async def be_able_to_sign(self) -> None:
+        """Replace first what has ended, as all may have after a suspend."""
         ...
 
 
@@ -183,7 +183,7 @@ class WorkloadApi:
         """A JWT-SVID for every identity of the caller, or for the one that it asks for."""
         audience = _require_audience(request.audience)
         wanted = _parse_wanted(request.spiffe_id)
-        await self._authority.catch_up()
+        await self._authority.be_able_to_sign()
         entitlement = await self._entitlements.of(caller)
         identities = [i for i in entitlement.identities if wanted in {None, i.spiffe_id}]
         if not identities:
@@ -225,7 +225,7 @@ class WorkloadApi:
             while True:
                 # What changes from here on is seen, or makes another turn.
                 stream.changed.clear()
-                await self._authority.catch_up()
+                await self._authority.be_able_to_sign()
                 entitlement = stream.entitlement = await entitle(caller)
                 watched = entitlement.identities if method.has_svids else ()
                 with self._svids.watch(watched, stream.changed):

@@ -364,3 +364,39 @@ def test_a_start_with_longer_lives_is_remembered(open_authority: Open, keystore:
     stored = keystore.read(FILE)
     assert stored is not None
     assert AuthoritySet.parse(stored, TD).longest_svid == DAY
+
+
+# --- before each response ------------------------------------------------------------------------
+
+
+async def test_nobody_waits_for_a_step_that_can_wait(
+    open_authority: Open, clock: FakeClock
+) -> None:
+    authority = open_authority()
+    clock.set(START + 21 * HOUR)
+    await authority.be_able_to_sign()
+    assert states(authority, Kind.X509) == ["active"]
+    clock.set(START + 24 * HOUR - dt.timedelta(seconds=1))
+    await authority.be_able_to_sign()
+    authority.sign_x509(x509_request())
+
+
+async def test_a_broken_disk_is_not_tried_again_by_every_caller(
+    open_authority: Open, clock: FakeClock, keystore: Keystore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = open_authority()
+    tried: list[str] = []
+
+    def fail(name: str, _content: bytes) -> None:
+        tried.append(name)
+        raise KeystoreError("No space left on device")
+
+    monkeypatch.setattr(keystore, "write", fail)
+    clock.set(START + 30 * HOUR)
+    for _ in range(5):
+        await authority.be_able_to_sign()
+    assert len(tried) == 1
+    monkeypatch.undo()
+    await authority.catch_up()
+    await authority.be_able_to_sign()
+    authority.sign_x509(x509_request())

@@ -182,6 +182,7 @@ def test_the_example_entries_load_without_a_warning() -> None:
         "root",
         "first-user",
         "first-user-openssl",
+        "staff",
     ]
     assert loaded.warnings == ()
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 
 from agent.attestation import WorkloadAttestor
-from agent.entitlement import Entitlements
+from agent.entitlement import EXPLAINED_AT_ONCE, Entitlements
 from agent.entries import Entry, EntryId, EntrySet
-from agent.errors import UnansweredError
+from agent.errors import NoIdentityError, UnansweredError
 from agent.peer import Caller, identify
-from agent.spiffe import SpiffeId
+from agent.spiffe import SpiffeId, TrustDomain
+from agent.templates import SpiffeIdTemplate
 from attestors.api import Findings, Selector, WorkloadRef
 from tests.support.fakes import FakeAttestor, FakeClock, Lines
 
-WHO, WHAT = Selector("fake", "who"), Selector("fake", "what")
+WHO, WHAT = Selector("fake", "who"), Selector("fake", "what:x")
 
 
 async def find(_workload: WorkloadRef) -> Findings:
@@ -36,27 +38,30 @@ class Site:
     """Entries of one selector each, and who was asked to prove that it speaks."""
 
     def __init__(self, *selectors: Selector) -> None:
+        self.lines = Lines()
         self.proved: list[Caller] = []
         self.error: Exception | None = None
+        self.while_proving: Callable[[], object] = lambda: None
         self.entitlements = Entitlements(
             WorkloadAttestor([FakeAttestor(find)], Lines().log),
             EntrySet(
                 tuple(
                     Entry(
-                        id=EntryId(selector.value),
-                        spiffe_id=SpiffeId.parse(f"spiffe://example.org/{selector.value}"),
+                        id=EntryId(selector.value.replace(":", "-")),
+                        spiffe_id=SpiffeId(TrustDomain("example.org"), f"/{number}"),
                         selectors=frozenset({selector}),
                     )
-                    for selector in selectors
+                    for number, selector in enumerate(selectors)
                 )
             ),
             self._prove,
             FakeClock(),
-            Lines().log,
+            self.lines.log,
         )
 
     async def _prove(self, caller: Caller) -> None:
         self.proved.append(caller)
+        self.while_proving()
         if self.error is not None:
             raise self.error
 
@@ -84,3 +89,45 @@ async def test_nor_must_anybody_as_long_as_nothing_is_given_out(me: Caller) -> N
     site = Site(WHAT)
     assert len((await site.entitlements.of(me, releasing=False)).identities) == 1
     assert site.proved == []
+
+
+async def test_who_gets_a_name_from_its_program_must_answer_too(me: Caller) -> None:
+    """The entry wants nothing of the program; the ID that it gives is made of it."""
+    site = Site(WHO)
+    template = SpiffeIdTemplate(TrustDomain("example.org"), "/program/{fake:what}")
+    [entry] = site.entitlements.entries.entries
+    site.entitlements.entries = EntrySet((replace(entry, spiffe_id=template),))
+    [identity] = (await site.entitlements.of(me)).identities
+    assert identity.spiffe_id.path == "/program/x"
+    assert site.proved == [me]
+
+
+async def test_entries_that_change_while_somebody_answers_count_at_once(me: Caller) -> None:
+    site = Site(WHO, WHAT)
+    [who, _what] = site.entitlements.entries.entries
+
+    def take_away() -> None:
+        site.entitlements.entries = EntrySet((who,))
+
+    site.while_proving = take_away
+    [identity] = (await site.entitlements.of(me)).identities
+    assert identity.entry_id == who.id
+
+
+async def test_what_is_found_out_is_kept_with_what_it_earns(me: Caller) -> None:
+    entitlement = await Site(WHO).entitlements.of(me)
+    assert entitlement.attestation is not None
+    assert WHO in entitlement.attestation.selectors
+    assert entitlement.complete
+
+
+async def test_a_denial_says_why_in_the_log_but_not_without_end(me: Caller) -> None:
+    site = Site(Selector("fake", "other"))
+    for _ in range(20):
+        with pytest.raises(NoIdentityError):
+            await site.entitlements.of(me)
+    lines = site.lines.of("no identity issued")
+    assert len(lines) == EXPLAINED_AT_ONCE
+    [missed] = lines[0]["missed"]
+    assert missed["lacking"] == [{"wanted": "fake:other", "found": []}]
+    assert lines[0]["pid"] == me.credentials.pid

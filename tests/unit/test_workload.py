@@ -10,10 +10,12 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from cryptography import x509
 
 from agent.api import workload
 from agent.api.workload import Issuers, Review, ServingPolicy, WorkloadApi
 from agent.attestation import Attestation, Report
+from agent.authorities import Kind
 from agent.authority import Authority, AuthorityPolicy
 from agent.entitlement import Entitlement
 from agent.errors import (
@@ -33,6 +35,7 @@ from agent.peer import Caller
 from agent.roster import Roster
 from agent.spiffe import TrustDomain
 from agent.svids import Svids
+from attestors.api import Selector
 from tests.support.fakes import FakeClock, Lines, identity
 
 TD = TrustDomain("example.org")
@@ -60,6 +63,7 @@ class Site:
         self.identities: tuple[Identity, ...] | VouchdError = (identity("a"),)
         self.complete = True
         self.asked: list[bool] = []
+        self.selectors: frozenset[Selector] = frozenset()
         self.clock = FakeClock()
         self.lines = Lines()
         policy = AuthorityPolicy(
@@ -91,7 +95,7 @@ class Site:
         if isinstance(self.identities, VouchdError):
             raise self.identities
         failed = () if self.complete else (Report(attestor="fake", failure="it is down"),)
-        known = Attestation(selectors=frozenset(), reports=failed)
+        known = Attestation(selectors=self.selectors, reports=failed)
         return Entitlement(identities=self.identities, attestation=known)
 
 
@@ -364,3 +368,46 @@ async def test_unless_the_operator_lets_everybody_verify(keystore: Keystore) -> 
 async def test_wit_is_not_served(site: Site) -> None:
     with pytest.raises(VouchdError, match="WIT"):
         site.api.fetch_wit(CALLER, pb.WITSVIDRequest())
+
+
+async def test_what_was_found_out_last_is_what_a_reload_goes_by(site: Site) -> None:
+    stream = site.api.fetch_x509_svid(CALLER, pb.X509SVIDRequest())
+    await anext(stream)
+    [opened] = site.roster.streams
+    site.selectors = frozenset({Selector("unix", "uid:1")})
+    asked = len(site.asked)
+    async with asyncio.TaskGroup() as tasks:
+        reading = tasks.create_task(anext(stream))
+        while len(site.asked) < asked + 2:
+            await asyncio.sleep(0.01)
+        assert opened.entitlement is not None
+        assert opened.entitlement.attestation is not None
+        assert opened.entitlement.attestation.selectors == site.selectors
+        reading.cancel()
+    await stream.aclose()
+
+
+async def test_after_a_suspend_past_everything_the_first_answer_is_valid(site: Site) -> None:
+    stream = site.api.fetch_x509_svid(CALLER, pb.X509SVIDRequest())
+    await anext(stream)
+    await stream.aclose()
+    site.clock.set(site.clock.now() + 100 * HOUR)
+    [svid] = (await first_x509(site)).svids
+    leaf = x509.load_der_x509_certificate(svid.x509_svid)
+    assert leaf.not_valid_before_utc <= site.clock.now() < leaf.not_valid_after_utc
+    token = (await site.api.fetch_jwt_svid(CALLER, jwt_request())).svids[0].svid
+    request = pb.ValidateJWTSVIDRequest(audience="a", svid=token)
+    assert (await site.api.validate_jwt_svid(CALLER, request)).spiffe_id
+
+
+async def test_a_step_of_the_jwt_key_is_no_news_to_streams_of_certificates(site: Site) -> None:
+    x509_stream = site.api.fetch_x509_svid(CALLER, pb.X509SVIDRequest())
+    await anext(x509_stream)
+    asked = len(site.asked)
+    await site.authority.prepare(Kind.JWT)
+    [stream] = site.roster.streams
+    assert not stream.changed.is_set()
+    await site.authority.prepare(Kind.X509)
+    assert stream.changed.is_set()
+    assert len(site.asked) == asked
+    await x509_stream.aclose()
