@@ -35,6 +35,8 @@ FIRST_PART = 2
 # For verifiers who learn of a new authority a little later than the workloads of this host: while
 # the active one still lives, a successor that has only just been prepared has to wait this long.
 PROPAGATION = timedelta(seconds=10)
+# With less of its life left nothing can be signed (issuance.MIN_LIFE): nobody waits any longer.
+LAST_MOMENT = timedelta(seconds=2)
 # For verifiers whose clocks are behind ours: a retired authority stays for so much longer.
 MARGIN = timedelta(hours=1)
 # An authority that was made further in the future than this was made by a wrong clock, and peers
@@ -178,7 +180,7 @@ def _handover(active: Authority, prepared: Authority, now: datetime) -> datetime
         return now
     last_part = (active.not_after - active.not_before) / LAST_PART
     known_by = prepared.since + min(PROPAGATION, last_part / 2)
-    return min(max(active.not_after - last_part, known_by), active.not_after)
+    return min(max(active.not_after - last_part, known_by), active.not_after - LAST_MOMENT)
 
 
 def _leaves_at(former: Authority, longest_svid: timedelta) -> datetime:
