@@ -178,7 +178,8 @@ def _parse_instant(value: object) -> datetime:
     try:
         instant = datetime.fromisoformat(text)
         if instant.tzinfo is not None:
-            return instant.astimezone(UTC)
+            # Certificates count in whole seconds, and none of an entry outlives it.
+            return instant.astimezone(UTC).replace(microsecond=0)
     except (ValueError, OverflowError):
         raise ValueError(f"{text!r} is not a date and time: {advice}") from None
     raise ValueError(f"{text!r} does not say in which time zone: {advice}")

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from agent.identities import Identity
     from agent.peer import Caller
 
-# How often it is looked whether an entry has come to its end.
+# How often it is looked whether an entry has come to its end, at least and at most: in between just
+# then. Streams come and go meanwhile, and the clock may be set.
 TICK_SECONDS = 1.0
+SHORTEST_TICK_SECONDS = 0.05
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -37,10 +39,11 @@ class OpenStream:
     entitlement: Entitlement | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def has_ended_entry(self, now: datetime) -> bool:
-        """Whether something that it shows has come to its end."""
+    @property
+    def next_end(self) -> datetime | None:
+        """When the first of the entries that it shows comes to its end; None if none does."""
         identities = self.entitlement.identities if self.entitlement else ()
-        return any(each.expires_at is not None and each.expires_at <= now for each in identities)
+        return min((i.expires_at for i in identities if i.expires_at is not None), default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,10 +107,17 @@ class Roster:
     async def run(self) -> None:
         """Tell streams when an entry that they show has come to its end, for ever."""
         while True:
-            await self._clock.sleep(TICK_SECONDS)
+            await self._clock.sleep(self._seconds_to_next_end())
             self.wake_ended()
+
+    def _seconds_to_next_end(self) -> float:
+        ends = [end for stream in self._streams if (end := stream.next_end) is not None]
+        if not ends:
+            return TICK_SECONDS
+        left = (min(ends) - self._clock.now()).total_seconds()
+        return min(max(left, SHORTEST_TICK_SECONDS), TICK_SECONDS)
 
     def wake_ended(self) -> None:
         """Tell the streams that show an entry which has come to its end."""
         now = self._clock.now()
-        self.wake(lambda stream: stream.has_ended_entry(now))
+        self.wake(lambda stream: stream.next_end is not None and stream.next_end <= now)

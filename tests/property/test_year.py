@@ -222,7 +222,8 @@ class Year(RuleBasedStateMachine):
         luck = self.luck
         is_template = luck.random() < 0.1
         path = "/t/{fake:name}" if is_template else f"/{name}"
-        ends = self.clock.now() + luck.uniform(1, 2000) * HOUR if luck.random() < 0.3 else None
+        hours = luck.randint(1, 2000)
+        ends = self.clock.now() + hours * HOUR if luck.random() < 0.3 else None
         return Entry(
             id=EntryId(name),
             spiffe_id=SpiffeIdTemplate(TD, path) if is_template else SpiffeId(TD, path),

@@ -166,5 +166,5 @@ def test_its_options_are_checked_with_line_and_column(
         check=False,
     )
     assert checked.returncode == 2
-    assert f"{agent.config}:7:10: " in checked.stdout + checked.stderr
+    assert f"{agent.config}:8:10: " in checked.stdout + checked.stderr
     assert "floor" in checked.stdout + checked.stderr
