@@ -117,15 +117,15 @@ async def serve(settings: Settings, host: Host) -> None:
         host.log.info(
             "serving",
             trust_domain=str(settings.trust_domain),
-            entries=parts.reloader.status.entries,
+            entries=parts.site.reloader.status.entries,
             attestors=sorted(settings.attestors),
-            authority="created" if parts.authority.created else "loaded",
+            authority="created" if parts.site.authority.created else "loaded",
         )
         async with asyncio.TaskGroup() as tasks:
             endless = [
-                tasks.create_task(parts.svids.run(), name="svid renewal"),
-                tasks.create_task(parts.authority.run(), name="authority rotation"),
-                tasks.create_task(parts.roster.run(), name="ends of entries"),
+                tasks.create_task(parts.site.svids.run(), name="svid renewal"),
+                tasks.create_task(parts.site.authority.run(), name="authority rotation"),
+                tasks.create_task(parts.site.roster.run(), name="ends of entries"),
                 tasks.create_task(_reload(parts, host, hang_up), name="reload"),
             ]
             await stop.wait()
@@ -139,15 +139,7 @@ class _Parts:
     """What lives as long as the daemon. `first_watch` sees every change since the first load."""
 
     in_force: InForce
-    metrics: Metrics
-    authority: Authority
-    svids: Svids
-    jwt_svids: JwtSvids
-    attestor: WorkloadAttestor
-    entitlements: Entitlements
-    roster: Roster
-    refusals: Refusals
-    reloader: EntryReloader
+    site: Site
     gate: Gate
     api: WorkloadApi
     first_watch: FileWatch
@@ -158,17 +150,17 @@ async def _start(settings: Settings, host: Host, stack: AsyncExitStack) -> _Part
     data_dir = Path(settings.data_dir)
     if settings.admin_socket_path is not None:
         gate = _gate(settings, ADMIN_INNER, host.log)
-        admin = AdminApi(Administration(_site(parts)), _administrators(settings), gate, host.log)
+        admin = AdminApi(Administration(parts.site), _administrators(settings), gate, host.log)
         server = make_admin_server(admin, data_dir / ADMIN_INNER)
         await _open(gate, server, _admin_socket(settings.admin_socket_path, settings), stack)
-    guard = Guard(parts.gate, parts.refusals.note, host.log)
+    guard = Guard(parts.gate, parts.site.refusals.note, host.log)
     server = await make_workload_server(parts.api, guard, parts.gate, data_dir / INNER)
     await _open(parts.gate, server, _public_socket(settings), stack)
     return parts
 
 
 async def _build(settings: Settings, log: FilteringBoundLogger, stack: AsyncExitStack) -> _Parts:
-    clock, metrics, in_force = SystemClock(), Metrics(), InForce(settings)
+    clock, in_force = SystemClock(), InForce(settings)
     authority = await _open_authority(settings, clock, log, stack)
     first_watch = _watch(in_force, log)
     entries = load_configured_entries(settings, clock)
@@ -176,18 +168,16 @@ async def _build(settings: Settings, log: FilteringBoundLogger, stack: AsyncExit
         log.warning("entry is doubtful", problem=str(warning))
     attestor = WorkloadAttestor(make_attestors(settings, log), log)
     stack.push_async_callback(attestor.close)
-    svids = Svids(authority, clock, settings.authority.x509_svid_ttl, _spread, log)
-    jwt_svids = JwtSvids(authority, clock, settings.authority.jwt_svid_ttl, log)
-    roster = Roster(clock)
-    authority.on_change(lambda kind: roster.wake(lambda stream: stream.kind is kind))
     gate = _gate(settings, INNER, log)
+    roster, metrics = Roster(clock), Metrics()
+    authority.on_change(lambda kind: roster.wake(lambda stream: stream.kind is kind))
     entitlements = Entitlements(attestor, entries.entries, gate.prove_sender, clock, log)
-    return _Parts(
-        in_force=in_force,
-        metrics=metrics,
+    site = Site(
+        trust_domain=settings.trust_domain.name,
+        attestors=tuple(sorted(settings.attestors)),
         authority=authority,
-        svids=svids,
-        jwt_svids=jwt_svids,
+        svids=Svids(authority, clock, settings.authority.x509_svid_ttl, _spread, log),
+        jwt_svids=JwtSvids(authority, clock, settings.authority.jwt_svid_ttl, log),
         attestor=attestor,
         entitlements=entitlements,
         roster=roster,
@@ -199,16 +189,23 @@ async def _build(settings: Settings, log: FilteringBoundLogger, stack: AsyncExit
             clock,
             log,
         ),
-        gate=gate,
-        api=WorkloadApi(
-            entitlements=entitlements,
-            issuers=Issuers(authority=authority, x509=svids, jwt=jwt_svids),
-            roster=roster,
-            clock=clock,
-            policy=_serving_policy(settings),
-            log=log,
-        ),
-        first_watch=first_watch,
+        metrics=metrics,
+        clock=clock,
+        parse=lambda sources: parse_configured_entries(sources, in_force.settings, clock).entries,
+        count_connections=lambda: len(gate),
+    )
+    api = _workload_api(site, settings, log)
+    return _Parts(in_force=in_force, site=site, gate=gate, api=api, first_watch=first_watch)
+
+
+def _workload_api(site: Site, settings: Settings, log: FilteringBoundLogger) -> WorkloadApi:
+    return WorkloadApi(
+        entitlements=site.entitlements,
+        issuers=Issuers(authority=site.authority, x509=site.svids, jwt=site.jwt_svids),
+        roster=site.roster,
+        clock=site.clock,
+        policy=_serving_policy(settings),
+        log=log,
     )
 
 
@@ -223,44 +220,22 @@ async def _open_authority(
     return authority
 
 
-def _site(parts: _Parts) -> Site:
-    settings, clock = parts.in_force.settings, SystemClock()
-    return Site(
-        trust_domain=settings.trust_domain.name,
-        attestors=tuple(sorted(settings.attestors)),
-        authority=parts.authority,
-        svids=parts.svids,
-        jwt_svids=parts.jwt_svids,
-        attestor=parts.attestor,
-        entitlements=parts.entitlements,
-        roster=parts.roster,
-        refusals=parts.refusals,
-        reloader=parts.reloader,
-        metrics=parts.metrics,
-        clock=clock,
-        parse=lambda sources: (
-            parse_configured_entries(sources, parts.in_force.settings, clock).entries
-        ),
-        count_connections=lambda: len(parts.gate),
-    )
-
-
 # --- what changes while it runs ------------------------------------------------------------------
 
 
 async def _reload(parts: _Parts, host: Host, hang_up: asyncio.Event) -> None:
     async def apply(settings: Settings) -> None:
         # First, because it alone can fail.
-        await parts.authority.adopt(_authority_policy(settings))
+        await parts.site.authority.adopt(_authority_policy(settings))
         host.relog(settings)
-        parts.svids.default_ttl = settings.authority.x509_svid_ttl
-        parts.jwt_svids.default_ttl = settings.authority.jwt_svid_ttl
+        parts.site.svids.default_ttl = settings.authority.x509_svid_ttl
+        parts.site.jwt_svids.default_ttl = settings.authority.jwt_svid_ttl
         parts.api.policy = _serving_policy(settings)
         parts.gate.identify_peer = _identify(settings)
 
     watches = chain([parts.first_watch], iter(lambda: _watch(parts.in_force, host.log), None))
     settings = SettingsReloader(parts.in_force, host.reread, apply, host.log)
-    await follow(hang_up, watches, settings, parts.reloader.reload)
+    await follow(hang_up, watches, settings, parts.site.reloader.reload)
 
 
 def _watch(in_force: InForce, log: FilteringBoundLogger) -> FileWatch:

@@ -111,10 +111,8 @@ class EntryReloader:
     def _concerns(self, stream: OpenStream) -> bool:
         """Whether the caller of a stream matches something else than it was served."""
         served = stream.entitlement
-        if served is None:
-            return True  # it is just being attested, and matched with who knows which entries
-        if served.attestation is None:
-            return False
+        if served is None or served.attestation is None:
+            return False  # it is just being attested, and will be matched with the new ones
         matches = self._entitlements.matches(stream.caller, served.attestation)
         return matches.identities != served.identities
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from rich.console import Console
@@ -25,8 +25,15 @@ _REFRESH_SECONDS = 1.0
 
 _CLOCK = SystemClock()
 
+_F = TypeVar("_F", bound="Callable[..., Any]")
 
-def watch_option(command: Callable[..., None]) -> Callable[..., None]:
+
+def agent_options(command: _F) -> _F:
+    """What every command here takes: `--admin-socket` or `-c`, `--timeout`, `--output`."""
+    return admin_socket_option(timeout_option(output_option(command)))
+
+
+def watch_option(command: _F) -> _F:
     """`--watch`; the command's parameter is `watch`."""
     return click.option("--watch", is_flag=True, help="Show it again every second, until Ctrl-C.")(
         command
@@ -34,9 +41,7 @@ def watch_option(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @click.command()
-@admin_socket_option
-@timeout_option
-@output_option
+@agent_options
 @watch_option
 @click.option("--metrics", is_flag=True, help="The metrics in the Prometheus text format instead.")
 def status(
@@ -51,9 +56,7 @@ def status(
 
 
 @click.command()
-@admin_socket_option
-@timeout_option
-@output_option
+@agent_options
 @watch_option
 @click.argument("pid", type=click.IntRange(1))
 @click.pass_context
@@ -89,9 +92,7 @@ def authority() -> None:
 
 
 @authority.command("show")
-@admin_socket_option
-@timeout_option
-@output_option
+@agent_options
 def show_authorities(admin_socket: Path, timeout: float, output: Format) -> None:
     """Show all authorities, their states and what happens to them next."""
     with AdminClient(admin_socket, timeout) as client:
@@ -102,9 +103,7 @@ _KIND = click.argument("kind", type=click.Choice([*map(str, Kind)]))
 
 
 @authority.command("prepare")
-@admin_socket_option
-@timeout_option
-@output_option
+@agent_options
 @_KIND
 def prepare_authority(admin_socket: Path, timeout: float, output: Format, kind: str) -> None:
     """Make a successor now. It is in the bundle from then on, and does not sign yet."""
@@ -113,9 +112,7 @@ def prepare_authority(admin_socket: Path, timeout: float, output: Format, kind: 
 
 
 @authority.command("activate")
-@admin_socket_option
-@timeout_option
-@output_option
+@agent_options
 @_KIND
 def activate_authority(admin_socket: Path, timeout: float, output: Format, kind: str) -> None:
     """Have the prepared authority sign now; the active one is retired and stays in the bundle."""
@@ -127,9 +124,7 @@ _ID = click.argument("authority_id", metavar="ID")
 
 
 @authority.command("taint")
-@admin_socket_option
-@timeout_option
-@output_option
+@agent_options
 @_ID
 def taint_authority(admin_socket: Path, timeout: float, output: Format, authority_id: str) -> None:
     """Replace at once every SVID that this authority signed. It stays in the bundle."""
@@ -138,9 +133,7 @@ def taint_authority(admin_socket: Path, timeout: float, output: Format, authorit
 
 
 @authority.command("revoke")
-@admin_socket_option
-@timeout_option
-@output_option
+@agent_options
 @_ID
 def revoke_authority(admin_socket: Path, timeout: float, output: Format, authority_id: str) -> None:
     """Take a tainted authority out of the bundle: nothing that it signed is valid any more."""

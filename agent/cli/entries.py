@@ -11,9 +11,9 @@ import click
 
 from agent.api.admin_client import AdminClient
 from agent.attestation import Attestation, WorkloadAttestor
-from agent.cli.options import admin_socket_of, config_option, output_option, timeout_option
+from agent.cli.configured import admin_socket_of, configured
+from agent.cli.options import config_option, output_option, timeout_option
 from agent.cli.output import show
-from agent.cli.serve import configured
 from agent.clock import SystemClock
 from agent.daemon import load_configured_entries, make_attestors
 from agent.entries import EntryId

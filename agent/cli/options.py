@@ -107,25 +107,10 @@ def _find_admin_socket(ctx: click.Context, _param: click.Parameter, value: Path 
     config: Path | None = ctx.meta.get(_CONFIG)
     if value is not None or config is None:
         return value or DEFAULT_ADMIN_SOCKET
-    return admin_socket_of(config)
-
-
-def admin_socket_of(config: Path) -> Path:
-    """The administration socket that a configuration file names.
-
-    Raises:
-        ConfigError: with every mistake in the file.
-        UsageError: it names none.
-    """
     # Here, because the daemon's modules take longer to load than most commands run.
-    from agent.cli.serve import configured  # noqa: PLC0415
+    from agent.cli.configured import admin_socket_of  # noqa: PLC0415
 
-    path = configured(config).admin_socket_path
-    if path is None:
-        raise click.UsageError(
-            f"{config} sets no admin_socket_path: set one, and restart the agent"
-        )
-    return Path(path)
+    return admin_socket_of(config)
 
 
 def timeout_option(command: _F) -> _F:

@@ -7,17 +7,15 @@ from typing import TYPE_CHECKING
 import click
 
 from agent import daemon
+from agent.cli.configured import configured
 from agent.cli.options import config_option, output_option
 from agent.cli.output import Format, show
 from agent.clock import SystemClock
 from agent.errors import ConfigError, Problem, Severity
-from agent.files import load_settings
 from agent.telemetry import adjust_log, configure_log
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from agent.config import Settings
 
 
 @click.command()
@@ -65,15 +63,6 @@ def check(ctx: click.Context, config: Path, output: Format) -> None:
             click.echo(line)
     if any(problem.severity is Severity.ERROR for problem in problems):
         ctx.exit(2)
-
-
-def configured(config: Path) -> Settings:
-    """The settings of a configuration file.
-
-    Raises:
-        ConfigError: with every mistake in it.
-    """
-    return load_settings(config, {n: kind.Options for n, kind in daemon.known_attestors().items()})
 
 
 def _summary(origins: list[str]) -> str:

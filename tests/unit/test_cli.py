@@ -52,7 +52,7 @@ def test_a_defect_is_one_sentence_and_no_traceback(
     def broken(*_: object) -> None:
         raise ZeroDivisionError("of the test")
 
-    monkeypatch.setattr("agent.cli.serve.load_settings", broken)
+    monkeypatch.setattr("agent.cli.configured.load_settings", broken)
     code, out, err = run(capsys, "check", "-c", config)
     assert (code, out) == (1, "")
     assert err.startswith("vouchd: this is a defect of vouchd (ZeroDivisionError: of the test);")
@@ -65,7 +65,7 @@ def test_ctrl_c_is_quiet_and_has_the_code_of_shells(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("agent.cli.serve.load_settings", interrupted)
+    monkeypatch.setattr("agent.cli.configured.load_settings", interrupted)
     code, out, err = run(capsys, "check", "-c", config)
     assert (code, out.strip(), err.strip()) == (130, "", "")
 

@@ -123,3 +123,4 @@ def test_callers_cannot_fill_the_memory(world: World, monkeypatch: pytest.Monkey
         assert world.svids.get(identity(), ("a",)) is first, "it is in use, and stays"
         world.svids.get(identity(), (audience,))
     assert len(world.svids) == 3
+    assert world.svids.get(identity(), ("a",)) is first
