@@ -46,7 +46,9 @@ class SpiffeIdTemplate:
     def __post_init__(self) -> None:
         names = tuple(dict.fromkeys(_PLACEHOLDER.findall(self.path)))
         if not names:
-            raise ValueError(f"path {self.path!r} has no placeholder such as {{unix:user}}")
+            raise ValueError(
+                f"path {self.path!r} has no whole placeholder: write it like /user/{{unix:user}}"
+            )
         for name in names:
             try:
                 Selector.parse(name)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.entries import Entry, EntryId, EntrySet
+from agent.entries import Entry, EntryId, EntrySet, Share
 from agent.entry_yaml import EntryConfig, parse_entries
 from agent.errors import ConfigError, Severity
 from agent.located import Source
@@ -177,6 +177,28 @@ def test_what_is_probably_not_meant_is_a_warning(line: str, warnings: list[str])
     ]
     assert len(entry.dns_names) == len(set(entry.dns_names))
     assert len(entry.federates_with) == len(set(entry.federates_with))
+
+
+def test_a_template_may_be_a_full_id_and_earns_a_warning_if_nobody_fills_it_in() -> None:
+    (entry,), found = _load(
+        "entries:\n"
+        "  - spiffe_id: spiffe://example.org/{unix:user}/{unxi:uid}\n"
+        "    share: process\n"
+        "    selectors: [unix:uid:1]\n"
+    )
+    assert str(entry.spiffe_id) == "spiffe://example.org/{unix:user}/{unxi:uid}"
+    assert entry.share is Share.PROCESS
+    assert found == [
+        "0.yaml:2:16: warning: no attestor that is on produces 'unxi' selectors to fill in;"
+        " did you mean 'unix'?"
+    ]
+
+
+def test_an_end_is_at_a_whole_second() -> None:
+    (entry,), _ = _load(
+        "entries: [{spiffe_id: /a, selectors: [unix:uid:1], expires_at: '2027-01-01T00:00:00.9Z'}]"
+    )
+    assert entry.expires_at == datetime(2027, 1, 1, tzinfo=UTC)
 
 
 def test_without_a_time_nothing_is_said_of_expiry() -> None:

@@ -6,11 +6,13 @@ import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import jwt
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from agent.api.admin_client import AdminClient
+from agent.api.client import WorkloadClient
 from agent.errors import NoIdentityError
 from tests.conftest import AgentFactory
 from tests.support.agent import PATIENCE_SECONDS, RunningAgent
@@ -155,7 +157,7 @@ def test_hanging_up_reloads_what_can_change_and_says_what_cannot(
     before = agent.config.read_text()
     agent.config.write_text(
         before.replace("example.org", "other.test") + "log: {level: debug}\n"
-        "authority: {x509_svid_ttl: 30m}\n"
+        "authority: {x509_svid_ttl: 30m, jwt_svid_ttl: 2m, x509_ca_ttl: 12h}\n"
     )
     agent.hang_up()
     line = agent.wait_for_log("setting needs a restart to change")
@@ -165,7 +167,17 @@ def test_hanging_up_reloads_what_can_change_and_says_what_cannot(
     with Stream(agent.socket) as stream:
         [svid] = stream.next().svids
     assert svid.spiffe_id == "spiffe://example.org/one"
+    leaf = x509.load_der_x509_certificate(svid.chain_der)
+    lives = leaf.not_valid_after_utc - leaf.not_valid_before_utc
+    assert timedelta(minutes=30) <= lives < timedelta(minutes=31)
+    with WorkloadClient(agent.socket, PATIENCE_SECONDS) as workload:
+        [token] = workload.fetch_jwt_svids(("a",), "")
+    claims = jwt.decode(token.token, options={"verify_signature": False})
+    assert claims["exp"] - claims["iat"] == 120
     agent.wait_for_log("caller attested")
+    with AdminClient(agent.admin_socket, PATIENCE_SECONDS) as admin:
+        made = admin.prepare_authority("jwt")
+    assert made["not_after"] - made["since"] < timedelta(hours=12, seconds=1)
     agent.config.write_text(before + "reattest_intervall: 5s\n")
     agent.hang_up()
     assert "agent.yaml:7:1: unknown key" in agent.wait_for_log("settings not reloaded")

@@ -61,12 +61,12 @@ def test_a_value_that_does_not_fit_gives_no_identity(
 @pytest.mark.parametrize(
     ("path", "reason"),
     [
-        ("/plain", "no placeholder"),
+        ("/plain", "no whole placeholder"),
         ("/{}", "does not name selectors: write it like {unix:user}"),
         ("/{user}", "does not name selectors"),
         ("/{unix:}", "does not name selectors"),
         ("/{a b:c}", "does not name selectors"),
-        ("/{unix:user", "no placeholder"),
+        ("/{unix:user", "no whole placeholder"),
         ("/{unix:user}}", "path segment"),
         ("/{{unix:user}}", "path segment"),
         ("/{unix:user}/", "trailing '/'"),

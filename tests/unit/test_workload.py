@@ -253,6 +253,18 @@ async def test_a_new_authority_is_pushed_to_those_who_watch_bundles(site: Site) 
     await jwt.aclose()
 
 
+async def test_a_change_is_looked_at_once(site: Site) -> None:
+    site.api.policy = ServingPolicy(review=Review(HOUR, lambda: 0.0))
+    stream = site.api.fetch_x509_svid(CALLER, pb.X509SVIDRequest())
+    await anext(stream)
+    site.roster.wake(lambda _stream: True)
+    await anext(stream)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await anext(stream)
+    assert len(site.asked) == 2
+
+
 async def test_before_every_push_the_caller_is_asked_about_again(site: Site) -> None:
     stream = site.api.fetch_x509_svid(CALLER, pb.X509SVIDRequest())
     await anext(stream)
