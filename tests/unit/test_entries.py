@@ -188,10 +188,9 @@ def test_a_template_may_be_a_full_id_and_earns_a_warning_if_nobody_fills_it_in()
     )
     assert str(entry.spiffe_id) == "spiffe://example.org/{unix:user}/{unxi:uid}"
     assert entry.share is Share.PROCESS
-    assert found == [
-        "0.yaml:2:16: warning: no attestor that is on produces 'unxi' selectors to fill in;"
-        " did you mean 'unix'?"
-    ]
+    [warning] = found
+    assert warning.startswith("0.yaml:2:16: warning: no attestor that is on produces 'unxi'")
+    assert warning.endswith("selectors to fill in; did you mean 'unix'?")
 
 
 def test_an_end_is_at_a_whole_second() -> None:
