@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from agent.errors import AttestationError, NoIdentityError
@@ -14,6 +14,7 @@ from agent.plain import as_plain
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from datetime import datetime
 
     from structlog.typing import FilteringBoundLogger
 
@@ -41,6 +42,12 @@ class Entitlement:
 
     identities: tuple[Identity, ...]
     attestation: Attestation | None = None
+    ends_at: datetime | None = field(init=False)
+    """When the first of its entries comes to its end; None if none does."""
+
+    def __post_init__(self) -> None:
+        ends = [each.expires_at for each in self.identities if each.expires_at is not None]
+        object.__setattr__(self, "ends_at", min(ends, default=None))
 
     @property
     def complete(self) -> bool:

@@ -40,10 +40,9 @@ class OpenStream:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
-    def next_end(self) -> datetime | None:
+    def ends_at(self) -> datetime | None:
         """When the first of the entries that it shows comes to its end; None if none does."""
-        identities = self.entitlement.identities if self.entitlement else ()
-        return min((i.expires_at for i in identities if i.expires_at is not None), default=None)
+        return self.entitlement.ends_at if self.entitlement else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +110,7 @@ class Roster:
             self.wake_ended()
 
     def _seconds_to_next_end(self) -> float:
-        ends = [end for stream in self._streams if (end := stream.next_end) is not None]
+        ends = [end for stream in self._streams if (end := stream.ends_at) is not None]
         if not ends:
             return TICK_SECONDS
         left = (min(ends) - self._clock.now()).total_seconds()
@@ -120,4 +119,4 @@ class Roster:
     def wake_ended(self) -> None:
         """Tell the streams that show an entry which has come to its end."""
         now = self._clock.now()
-        self.wake(lambda stream: stream.next_end is not None and stream.next_end <= now)
+        self.wake(lambda stream: stream.ends_at is not None and stream.ends_at <= now)

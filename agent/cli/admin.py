@@ -16,9 +16,10 @@ from agent.authorities import Kind
 from agent.cli.options import admin_socket_option, output_option, timeout_option
 from agent.cli.output import Format, show, to_text
 from agent.clock import SystemClock
+from agent.errors import UnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 _REFRESH_SECONDS = 1.0
@@ -142,22 +143,28 @@ def revoke_authority(admin_socket: Path, timeout: float, output: Format, authori
 
 
 def _show(ask: Callable[[], dict[str, Any]], output: Format, *, repeat: bool) -> dict[str, Any]:
-    """Show an answer, once or every second; the last one."""
+    """Show an answer, once or every second; the first one."""
     answer = ask()
     if not repeat:
         show(answer, output, _CLOCK.now())
         return answer
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    pause = threading.Event()
     with suppress(KeyboardInterrupt):
         if output is Format.JSON:
-            while True:
-                show(answer, output, _CLOCK.now())
-                pause.wait(_REFRESH_SECONDS)
-                answer = ask()
+            for each in _answers(ask):
+                show(each, output, _CLOCK.now())
         with Live(console=Console(highlight=False), auto_refresh=False, screen=True) as live:
-            while True:
-                live.update(to_text(answer, _CLOCK.now()), refresh=True)
-                pause.wait(_REFRESH_SECONDS)
-                answer = ask()
+            for each in _answers(ask):
+                live.update(to_text(each, _CLOCK.now()), refresh=True)
     return answer
+
+
+def _answers(ask: Callable[[], dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """An answer every second, for ever. An agent that restarts meanwhile is waited for."""
+    pause = threading.Event()
+    while True:
+        try:
+            yield ask()
+        except UnavailableError as error:
+            yield {"no_answer": str(error)}
+        pause.wait(_REFRESH_SECONDS)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import stat
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +17,8 @@ from cryptography import x509
 from agent.api.admin_client import AdminClient
 from agent.errors import RequestError
 from tests.conftest import AgentFactory
-from tests.support.agent import PATIENCE_SECONDS, RunningAgent
-from tests.support.cli import Outcome, vouchd
+from tests.support.agent import PATIENCE_SECONDS, REPOSITORY, RunningAgent
+from tests.support.cli import Outcome, command, vouchd
 from tests.support.streams import Stream, issuer_of
 
 UID, GID = os.getuid(), os.getgid()
@@ -70,6 +73,29 @@ def test_status_reads_well(agent: RunningAgent) -> None:
     assert outcome.code == 0
     assert "trust domain  example.org" in outcome.stdout
     assert "next step     prepare successor" in outcome.stdout
+
+
+def test_watching_survives_a_restart_and_ends_quietly(agent_factory: AgentFactory) -> None:
+    agent = agent_factory(ENTRIES)
+    watch = subprocess.Popen(
+        command("status", "--watch", "--output", "json", "--admin-socket", agent.admin_socket),
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert watch.stdout is not None
+    assert watch.stderr is not None
+    with watch.stdout, watch.stderr:
+        lines = map(json.loads, watch.stdout)
+        assert next(lines)["trust_domain"] == "example.org"
+        agent.stop()
+        assert any("no_answer" in line for line in lines)
+        agent.start()
+        assert any("trust_domain" in line for line in lines)
+        watch.send_signal(signal.SIGTERM)
+        assert watch.wait(PATIENCE_SECONDS) == 0
+        assert watch.stderr.read() == ""
 
 
 def test_metrics_are_text_for_prometheus(agent: RunningAgent) -> None:
