@@ -9,6 +9,7 @@ from __future__ import annotations
 import grp
 import os
 import pwd
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -72,8 +73,8 @@ def facts_of(caller: Caller) -> dict[str, Any]:
             "command": _read(lambda: os.fsdecode(view.read("comm")).rstrip("\n")),
             "executable": _read(lambda: view.readlink("exe")),
             "executable_file": _read(lambda: _file_id(view)),
-            "namespaces": _read(lambda: [view.readlink(f"ns/{kind}") for kind in _NAMESPACES]),
-            "cgroup": _read(lambda: os.fsdecode(view.read("cgroup")).splitlines()),
+            "namespaces": [_read(partial(view.readlink, f"ns/{kind}")) for kind in _NAMESPACES],
+            "cgroup": _read(lambda: os.fsdecode(view.read("cgroup"))).splitlines(),
             "display_only_read_by_pid": {"process_tree": _tree(credentials.pid)},
         }
     if not caller.process.is_alive():
@@ -86,7 +87,7 @@ def _file_id(view: ProcessView) -> str:
     return f"device {os.major(status.st_dev)}:{os.minor(status.st_dev)} inode {status.st_ino}"
 
 
-def _read(find: Callable[[], str | list[str]]) -> str | list[str]:
+def _read(find: Callable[[], str]) -> str:
     try:
         return find()
     except OSError as error:

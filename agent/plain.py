@@ -15,7 +15,8 @@ from typing import Any
 def as_plain(value: object) -> Any:  # noqa: PLR0911 - a table
     """Mappings, lists, text, numbers, truth values and None. Sets are sorted by their text.
 
-    Instants become RFC 3339 text in UTC; what is of no such kind becomes its `str`.
+    Instants become RFC 3339 text in UTC; what is of no such kind becomes its `str`. Bytes that are
+    no UTF-8, as a process may have them in its name, are escaped.
     """
     match value:
         case None | bool() | int() | float():
@@ -23,12 +24,16 @@ def as_plain(value: object) -> Any:  # noqa: PLR0911 - a table
         case datetime():
             return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
         case Mapping():
-            return {str(key): as_plain(each) for key, each in value.items()}
+            return {_text(key): as_plain(each) for key, each in value.items()}
         case AbstractSet():
-            return sorted(map(str, value))
+            return sorted(map(_text, value))
         case tuple() | list():
             return [as_plain(each) for each in value]
         case _ if is_dataclass(value):
             return {each.name: as_plain(getattr(value, each.name)) for each in fields(value)}
         case _:
-            return str(value)
+            return _text(value)
+
+
+def _text(value: object) -> str:
+    return str(value).encode(errors="backslashreplace").decode()

@@ -113,6 +113,11 @@ class AdminClient:
                 return PeerError(
                     f"{details}: it is for root, the agent's user and admin_socket_group"
                 )
+            case grpc.StatusCode.UNIMPLEMENTED:
+                return UnavailableError(
+                    f"{self._path} is not the administration socket of an agent; check"
+                    " --admin-socket"
+                )
             case grpc.StatusCode.DEADLINE_EXCEEDED:
                 return UnavailableError(
                     f"the agent at {self._path} did not answer within {self._timeout:g} s; look at"

@@ -13,7 +13,7 @@ from rich.live import Live
 
 from agent.api.admin_client import AdminClient
 from agent.authorities import Kind
-from agent.cli.options import admin_socket_option, output_option, timeout_option
+from agent.cli.options import Pid, admin_socket_option, output_option, timeout_option
 from agent.cli.output import Format, show, to_text
 from agent.clock import SystemClock
 from agent.errors import UnavailableError
@@ -59,7 +59,7 @@ def status(
 @click.command()
 @agent_options
 @watch_option
-@click.argument("pid", type=click.IntRange(1))
+@click.argument("pid", type=Pid())
 @click.pass_context
 def explain(
     ctx: click.Context,

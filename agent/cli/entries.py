@@ -12,7 +12,7 @@ import click
 from agent.api.admin_client import AdminClient
 from agent.attestation import Attestation, WorkloadAttestor
 from agent.cli.configured import admin_socket_of, configured
-from agent.cli.options import config_option, output_option, timeout_option
+from agent.cli.options import Pid, config_option, output_option, timeout_option
 from agent.cli.output import show
 from agent.clock import SystemClock
 from agent.daemon import load_configured_entries, make_attestors
@@ -54,9 +54,7 @@ def list_entries(config: Path, output: Format) -> None:
 @entries.command("match")
 @config_option
 @output_option
-@click.option(
-    "--pid", type=click.IntRange(1), help="Those of this process, found out here and now."
-)
+@click.option("--pid", type=Pid(), help="Those of this process, found out here and now.")
 @click.argument("selectors", nargs=-1, metavar="[SELECTOR...]")
 @click.pass_context
 def match_entries(

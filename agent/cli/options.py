@@ -20,9 +20,26 @@ DEFAULT_ADMIN_SOCKET = Path("/run/vouchd/admin.sock")
 ENDPOINT_VARIABLE = "SPIFFE_ENDPOINT_SOCKET"
 
 _CONFIG = "agent.cli.options.config"
+# PID_MAX_LIMIT of a 64-bit kernel: proc_sys_kernel(5).
+_MAX_PID = 1 << 22
 _UNITS = {"s": 1.0, "m": 60.0}
 
 _F = TypeVar("_F", bound="Callable[..., Any]")
+
+
+class Pid(click.ParamType[int]):
+    """The PID of a process, as a number that the kernel could have given."""
+
+    name = "pid"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """Read it."""
+        text = str(value)
+        if not text.isascii() or not text.isdecimal() or not 0 < int(text) <= _MAX_PID:
+            self.fail(f"{text!r} is not the PID of a process", param, ctx)
+        return int(text)
 
 
 def parse_endpoint(text: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -175,9 +176,41 @@ def test_denials_are_not_all_explained_in_the_log(agent_factory: AgentFactory) -
 
 
 def test_explain_of_nobody(agent: RunningAgent) -> None:
-    outcome = ask(agent, "explain", 2**22 + 1)
+    outcome = ask(agent, "explain", 2**22)
     assert outcome.code == 1
-    assert "there is no process 4194305" in outcome.stderr
+    assert "there is no process 4194304" in outcome.stderr
+    for text in ("abc", "0", "99999999999", "1.5"):
+        outcome = ask(agent, "explain", text)
+        assert (outcome.code, outcome.stdout) == (2, "")
+        assert f"'{text}' is not the PID of a process" in outcome.stderr
+
+
+def test_explain_of_a_program_whose_name_is_no_text(agent: RunningAgent, tmp_path: Path) -> None:
+    program = os.fsencode(tmp_path) + b"/\xff\xfe\n\x1b[2J"
+    shutil.copy(b"/bin/sleep", program)
+    with subprocess.Popen([program, "60"]) as process:
+        try:
+            outcome = ask(agent, "explain", process.pid)
+            found = as_json(agent, "explain", process.pid)
+        finally:
+            process.kill()
+    assert outcome.code == 0, outcome.stderr
+    assert "\x1b" not in outcome.stdout
+    assert "\\udcff" in found["process"]["executable"]
+
+
+def test_explain_of_one_of_whom_little_is_readable(agent: RunningAgent) -> None:
+    outcome = ask(agent, "explain", 1)
+    assert outcome.code in {0, 1}
+    assert "process" in outcome.stdout
+    assert "defect" not in outcome.stderr
+    assert "internal" not in outcome.stderr
+
+
+def test_another_socket_is_told_from_the_administration(agent: RunningAgent) -> None:
+    outcome = vouchd("status", "--admin-socket", agent.socket)
+    assert outcome.code == 1
+    assert f"{agent.socket} is not the administration socket of an agent" in outcome.stderr
 
 
 # --- entries -------------------------------------------------------------------------------------
