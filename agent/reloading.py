@@ -104,7 +104,7 @@ class EntryReloader:
         count = len(loaded.entries.entries)
         self.status = ReloadStatus(entries=count, loaded_at=now, tried_at=now)
         self._metrics.reloads.labels("loaded").inc()
-        for warning in loaded.warnings:
+        for warning in loaded.warnings[:LOGGED_PROBLEMS]:
             self._log.warning("entry is doubtful", problem=str(warning))
         self._log.info("entries reloaded", entries=count, streams_concerned=told)
 
