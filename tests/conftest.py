@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import inspect
+import resource
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -40,6 +41,12 @@ def agent_factory() -> Iterator[AgentFactory]:
             return agent
 
         yield start
+
+
+def pytest_configure() -> None:
+    """As the agent does: some tests hold a thousand connections, both ends of each."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
