@@ -23,7 +23,7 @@ import pytest
 from agent.api.admin_client import AdminClient
 from agent.pb import workloadapi_pb2 as pb
 from tests.support import pids, raw
-from tests.support.agent import REPOSITORY, RunningAgent
+from tests.support.agent import PATIENCE_SECONDS, REPOSITORY, RunningAgent
 
 WAIT_SECONDS = 15.0
 
