@@ -124,7 +124,11 @@ class Target:
 def connect(path: str) -> socket.socket:
     """A socket whose connector is whoever calls this."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    sock.connect(path)
+    try:
+        sock.connect(path)
+    except OSError:
+        sock.close()  # the agent may be down: attacks do that to naive ones
+        raise
     sock.settimeout(PATIENCE_SECONDS)
     return sock
 
