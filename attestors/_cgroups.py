@@ -1,0 +1,249 @@
+"""From the text of /proc/PID/cgroup (cgroups(7)) to the container that a process is in.
+
+A cgroup's name is what its creator chose. It is evidence only while every directory above it is the
+host's: systemd's slices, what a runtime made at the root. So a path is read from the root
+downwards, and the first container on the way is the one. What lies inside a container, a service, a
+login session or a user's manager was made by whoever runs there, and counts for nothing: a
+`docker-ID.scope` below `user@1000.service` is that user's claim, and is reported as that user's.
+
+mountinfo, which a process arranges for itself, is never read.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+
+class Engine(StrEnum):
+    """What made a container, as far as its cgroup's name says."""
+
+    DOCKER = "docker"
+    PODMAN = "podman"
+    CONTAINERD = "containerd"
+    CRIO = "cri-o"
+    FARGATE = "fargate"
+    UNKNOWN = ""
+
+
+class CgroupError(ValueError):
+    """The hierarchies name different containers: whatever the reason, there is no one answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Container:
+    """A container as its cgroup shows it.
+
+    Raises:
+        ValueError: it has no ID, or no cgroup.
+    """
+
+    id: str
+    engine: Engine
+    cgroups: frozenset[tuple[str, str]]
+    """Where it is: hierarchy (its controllers; empty for version 2) and the path of its own."""
+    pod_uid: str = ""
+    """The pod's UID, with dashes; empty if it is in none, or the path does not say."""
+    owner_uid: int | None = None
+    """The user in whose own part of the tree it is, and who could have made it up. None: root's."""
+
+    def __post_init__(self) -> None:
+        if not self.id or not self.cgroups:
+            raise ValueError("a container has an ID and a cgroup")
+
+    def is_same(self, other: Container | None) -> bool:
+        """Whether both are the same directory of the cgroup tree, wherever both are known."""
+        if other is None or self.id != other.id:
+            return False
+        mine, theirs = dict(self.cgroups), dict(other.cgroups)
+        common = mine.keys() & theirs.keys()
+        return bool(common) and all(mine[name] == theirs[name] for name in common)
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """The container of a process, if it is in one; `notes` name the lines that make no sense."""
+
+    container: Container | None = None
+    notes: tuple[str, ...] = ()
+
+
+_ID = "[0-9a-f]{64}"
+# Names of containers. The prefix is the runtime's; what monitors a container is none (conmon).
+_CONTAINER = re.compile(
+    rf"""(?: (?P<prefix> docker | libpod | libpod-payload | crio | cri-containerd | nerdctl ) - )?
+         (?P<id> {_ID} ) (?: \.scope )?""",
+    re.VERBOSE,
+)
+# containerd with the cgroupfs driver under a kubelet with the systemd driver: parent:prefix:id.
+_COLONS = re.compile(rf"(?P<parent>[^:]+):(?P<prefix>cri-containerd|crio|docker):(?P<id>{_ID})")
+_FARGATE = re.compile(r"[0-9a-f]{32}-[0-9]+")
+_FARGATE_TASK = re.compile(r"[0-9a-f]{32}")
+# Static pods have no UID of the API server, but a hash of their file.
+_POD = re.compile(
+    r"""(?P<root> [a-z-]* kubepods (?: -besteffort | -burstable | -guaranteed )? - )?
+        pod (?P<uid> [0-9a-f]{8} (?: [-_][0-9a-f]{4} ){3} [-_][0-9a-f]{12} | [0-9a-f]{32} )
+        (?: \.slice )?""",
+    re.VERBOSE,
+)
+_KUBEPODS = re.compile(r"([a-z-]*-)?kubepods(-[a-z]+)?(\.slice)?")
+_USER_MANAGER = re.compile(r"user@([0-9]{1,10})\.service")
+# What is below these belongs to whoever runs there.
+_DELEGATED = re.compile(r".*\.(service|scope)|lxc|lxc\..*|user", re.DOTALL)
+# Podman under systemd (quadlets, --cgroups=split) makes the unit's own container right below it.
+_SPLIT = re.compile(rf"libpod-payload-{_ID}")
+# Services of root's, below which only the runtime makes directories.
+_RUNTIME_SERVICES = frozenset(
+    f"{name}.service"
+    for name in ("containerd", "crio", "docker", "k3s", "k3s-agent", "rke2-agent", "rke2-server")
+)
+_ENGINES = {
+    "docker": Engine.DOCKER,
+    "libpod": Engine.PODMAN,
+    "libpod-payload": Engine.PODMAN,
+    "crio": Engine.CRIO,
+    "cri-containerd": Engine.CONTAINERD,
+    "nerdctl": Engine.CONTAINERD,
+}
+_PARENTS = {"docker": Engine.DOCKER, "libpod": Engine.PODMAN}
+
+
+def locate(cgroup: bytes, own: bytes = b"") -> Located:
+    """The container of a process, from its /proc/PID/cgroup and that of the agent itself.
+
+    It is the outermost one that the agent is not in as well: an agent inside a node that is a
+    container tells the containers in that node apart. If the agent is in all of them, it is the
+    innermost. Lines without a container say nothing, as on hybrid hosts.
+
+    Raises:
+        CgroupError: hierarchies name different containers, or different pods.
+    """
+    lines, notes = _parse(cgroup)
+    agents, _notes = _parse(own)
+    theirs, shared = [], []
+    for hierarchy, path in lines.items():
+        around, within = _around_and_within(hierarchy, path, agents.get(hierarchy, "/"))
+        theirs += within[:1]
+        shared += around[-1:]
+    found = theirs or shared
+    return Located(_merge(found) if found else None, notes)
+
+
+def _parse(text: bytes) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Paths by hierarchy, and what is wrong with the other lines."""
+    paths: dict[str, str] = {}
+    notes = []
+    # Only \n ends a line, and no cgroup's name may hold one; str.splitlines knows other ends.
+    for line in text.decode(errors="surrogateescape").split("\n"):
+        if not line:
+            continue
+        number, _, rest = line.partition(":")
+        hierarchy, colon, path = rest.partition(":")
+        if number.isdecimal() and colon and path.startswith("/"):
+            paths[hierarchy] = path
+        else:
+            notes.append(f"line of /proc/PID/cgroup skipped: {line[:200]!r}")
+    return paths, tuple(notes)
+
+
+def _around_and_within(
+    hierarchy: str, path: str, own: str
+) -> tuple[list[Container], list[Container]]:
+    """The containers of a path, outermost first: those that the agent is in, and the others."""
+    every = list(_containers(hierarchy, path))
+    around = [each for each in every if f"{own}/".startswith(f"{dict(each.cgroups)[hierarchy]}/")]
+    return around, every[len(around) :]
+
+
+def _merge(found: Sequence[Container]) -> Container:
+    ids = sorted({each.id for each in found})
+    if len(ids) > 1 or len({each.owner_uid for each in found}) > 1:
+        raise CgroupError(f"its cgroups name different containers: {', '.join(ids)}")
+    pods = sorted({each.pod_uid for each in found} - {""})
+    if len(pods) > 1:
+        raise CgroupError(f"its cgroups name different pods: {', '.join(pods)}")
+    return Container(
+        id=ids[0],
+        engine=max((each.engine for each in found), key=bool),
+        cgroups=frozenset().union(*(each.cgroups for each in found)),
+        pod_uid="".join(pods),
+        owner_uid=found[0].owner_uid,
+    )
+
+
+# --- one path -----------------------------------------------------------------------------------
+
+
+def _containers(hierarchy: str, path: str) -> Iterator[Container]:
+    """The containers on the way from the root to the process, outermost first.
+
+    From the second on they are what somebody in the first one says.
+    """
+    segments = path.strip("/").split("/")
+    owner: int | None = None
+    above: list[str] = []
+    for segment in segments:
+        part = _read(above, segment)
+        if part is not None:
+            place = "/" + "/".join([*above, segment])
+            yield Container(
+                id=part["id"],
+                engine=_engine(part, above),
+                cgroups=frozenset({(hierarchy, place)}),
+                pod_uid=part.get("pod", ""),
+                owner_uid=owner,
+            )
+        elif user := _USER_MANAGER.fullmatch(segment):
+            owner = int(user[1]) if owner is None else owner
+        elif _is_end(above, segment, owner, segments[len(above) + 1 :]):
+            return
+        above.append(segment)
+
+
+def _read(above: Sequence[str], segment: str) -> Mapping[str, str] | None:
+    """What a segment says, if it is a container's."""
+    parent = above[-1] if above else ""
+    if match := _COLONS.fullmatch(segment):
+        return {**match.groupdict(), "pod": _pod(above, match["parent"])}
+    if parent and _FARGATE_TASK.fullmatch(parent) and "ecs" in above[-2:-1]:
+        return {"id": segment, "prefix": ""} if _FARGATE.fullmatch(segment) else _plain(segment)
+    if "libpod_parent" in above and not segment.startswith("libpod-"):
+        return None  # a pod's ID looks like a container's
+    return {**plain, "pod": _pod(above[:-1], parent)} if (plain := _plain(segment)) else None
+
+
+def _plain(segment: str) -> dict[str, str] | None:
+    match = _CONTAINER.fullmatch(segment)
+    return {"id": match["id"], "prefix": match["prefix"] or ""} if match else None
+
+
+def _pod(above: Sequence[str], segment: str) -> str:
+    """The UID of the pod whose cgroup this is, if the kubelet's tree is what it lies in."""
+    match = _POD.fullmatch(segment)
+    if match is None:
+        return ""
+    hidden = bool(above) and above[0] == ".."
+    if match["root"] or hidden or any(_KUBEPODS.fullmatch(each) for each in above):
+        return match["uid"].replace("_", "-")
+    return ""
+
+
+def _engine(part: Mapping[str, str], above: Sequence[str]) -> Engine:
+    if _FARGATE.fullmatch(part["id"]):
+        return Engine.FARGATE
+    parent = above[-1] if above else ""
+    return _ENGINES.get(part["prefix"], _PARENTS.get(parent, Engine.UNKNOWN))
+
+
+def _is_end(above: Sequence[str], segment: str, owner: int | None, below: Sequence[str]) -> bool:
+    """Whether what is below this belongs to neither the host nor a runtime of it."""
+    if not _DELEGATED.fullmatch(segment):
+        return False
+    if owner is None and list(above[-1:]) == ["system.slice"] and segment in _RUNTIME_SERVICES:
+        return False
+    return not (segment.endswith(".service") and below and _SPLIT.fullmatch(below[0]))
