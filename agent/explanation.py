@@ -7,6 +7,7 @@ entry came. Values that may be secrets, those of environment variables, are neve
 from __future__ import annotations
 
 import heapq
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
 
 # Whoever asks why nothing matches wants the likeliest entries, not all of them.
 NEAREST = 3
-# The part of a selector's value that says it is of an environment variable: docker:env:NAME=VALUE.
-_SECRET_KIND = "env"  # noqa: S105 - a kind of secret, none itself
+# An environment variable's: docker:env:NAME=VALUE, and podman-rootless:1000:env:NAME=VALUE.
+_SECRET = re.compile(r"(?P<name>(?:[0-9]+:)?env:[^=]*).*", re.DOTALL)
+# The part of a value that says what it is about, which may be a user's own: 1000:label:…
+_KIND = re.compile(r"(?P<name>(?:[0-9]+:)?[^:]*)")
 _HIDDEN = "<hidden>"
 
 
@@ -89,11 +92,8 @@ def judge(
 
 def shown(selector: Selector) -> str:
     """The selector as people may see it: without what may be a secret."""
-    kind, colon, value = selector.value.partition(":")
-    if not colon or kind != _SECRET_KIND:
-        return str(selector)
-    name, _equals, _secret = value.partition("=")
-    return f"{selector.type}:{kind}:{name}={_HIDDEN}"
+    match = _SECRET.fullmatch(selector.value)
+    return f"{selector.type}:{match['name']}={_HIDDEN}" if match else str(selector)
 
 
 def _without_id(by_id: Mapping[EntryId, Entry], reasons: Mapping[EntryId, str]) -> Iterable[Missed]:
@@ -134,5 +134,5 @@ def _lacking(wanted: Selector, selectors: frozenset[Selector]) -> Lacking:
 
 def _kind(selector: Selector) -> tuple[str, str]:
     """`unix:uid` of `unix:uid:1001`; of an environment variable its name too."""
-    kind, _colon, value = selector.value.partition(":")
-    return selector.type, f"{kind}:{value.partition('=')[0]}" if kind == _SECRET_KIND else kind
+    match = _SECRET.fullmatch(selector.value) or _KIND.match(selector.value)
+    return selector.type, match["name"] if match else selector.value

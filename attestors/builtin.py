@@ -6,6 +6,8 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
 from attestors.api import ENTRY_POINT_GROUP
+from attestors.docker import DockerAttestor
+from attestors.podman_rootless import RootlessPodmanAttestor
 from attestors.unix import UnixAttestor
 
 if TYPE_CHECKING:
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 
 BUILTIN: Mapping[str, type[Attestor]] = {
     "unix": UnixAttestor,
+    "docker": DockerAttestor,
+    "podman-rootless": RootlessPodmanAttestor,
 }
 
 

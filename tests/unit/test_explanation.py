@@ -96,6 +96,8 @@ def test_environment_variables_are_never_shown() -> None:
         Lacking(wanted="docker:env:TOKEN=<hidden>", found=("docker:env:TOKEN=<hidden>",)),
     )
     assert shown(Selector.parse("docker:label:env:visible")) == "docker:label:env:visible"
+    rootless = Selector.parse("podman-rootless:1000:env:TOKEN=secret")
+    assert shown(rootless) == "podman-rootless:1000:env:TOKEN=<hidden>"
 
 
 def test_it_becomes_plain_data() -> None:

@@ -1,0 +1,95 @@
+"""HTTP answers that are bounded: in bytes, because whoever answers may be broken or hostile."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import aiohttp
+
+from attestors.api import AttestorError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+# What an error answer may say of itself in our log.
+_EXCERPT = 200
+
+
+class UnreachableError(AttestorError):
+    """Nobody answered, or not in time, or not to the end."""
+
+
+class HttpError(AttestorError):
+    """The answer is an error. `status` is HTTP's."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@asynccontextmanager
+async def get(
+    session: aiohttp.ClientSession,
+    url: str,
+    params: Mapping[str, str] | None = None,
+    timeout: aiohttp.ClientTimeout | None = None,  # noqa: ASYNC109 - aiohttp's own
+) -> AsyncIterator[aiohttp.ClientResponse]:
+    """An answer with status 200, for as long as the block lasts.
+
+    Raises:
+        HttpError: another status; the text holds the beginning of the answer.
+        UnreachableError: see there. Also from within the block.
+    """
+    limits = session.timeout if timeout is None else timeout
+    try:
+        async with session.get(
+            url, params=params, timeout=limits, allow_redirects=False
+        ) as response:
+            if response.status != 200:  # noqa: PLR2004 - the one good status
+                excerpt = (await response.content.read(_EXCERPT)).decode(errors="replace")
+                raise HttpError(
+                    f"HTTP status {response.status}: {excerpt.strip()!r}", response.status
+                )
+            yield response
+    except TimeoutError as error:
+        raise UnreachableError("no answer in time") from error
+    except (aiohttp.ClientError, OSError) as error:
+        raise UnreachableError(_reason(error)) from error
+
+
+async def read(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    """The whole body.
+
+    Raises:
+        AttestorError: it is longer than `limit` bytes.
+    """
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > limit:
+            raise AttestorError(f"the answer is longer than {limit} bytes")
+    return bytes(body)
+
+
+async def read_lines(response: aiohttp.ClientResponse, limit: int) -> AsyncIterator[bytes]:
+    """The body line by line, as it arrives; what is after the last end of line is no line.
+
+    Raises:
+        AttestorError: a line is longer than `limit` bytes.
+    """
+    begun = bytearray()
+    async for chunk in response.content.iter_any():
+        begun += chunk
+        *lines, rest = begun.split(b"\n")
+        begun = rest
+        for line in lines:
+            yield bytes(line)
+        if len(begun) > limit:
+            raise AttestorError(f"a line is longer than {limit} bytes")
+
+
+def _reason(error: Exception) -> str:
+    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    text = cause.strerror if isinstance(cause, OSError) else None
+    return text or str(cause) or type(cause).__name__

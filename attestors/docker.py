@@ -1,0 +1,83 @@
+"""The `docker` attestor: the container that a process is in, as Docker or Podman describes it.
+
+    docker:label:<name>:<value>         docker:env:<NAME>=<value>
+    docker:image_id:<what the image was called at creation, such as nginx:1.29>
+    docker:image_config_digest:sha256:<64 hex digits>
+    docker:container_name:<name>        docker:engine:docker, docker:engine:podman
+    docker:compose_project:<name>       docker:compose_service:<name>
+
+Only engines of root's are asked: `podman-rootless` is the attestor for the others. A process in no
+container, or in one of another kind of engine, is answered without asking anybody.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import BaseModel, Field
+
+from attestors._cgroups import Engine
+from attestors._containers import Containers
+from attestors._engine import ANSWER_SECONDS, EngineClient
+from attestors._processes import locate_workload, own_cgroup, started
+from attestors.api import Findings, Options, Selector
+
+if TYPE_CHECKING:
+    from attestors._cgroups import Container
+    from attestors.api import AttestorContext, WorkloadRef
+
+# Their engines do not speak this protocol.
+_OTHERS = frozenset({Engine.CONTAINERD, Engine.CRIO, Engine.FARGATE})
+
+
+class DockerOptions(Options):
+    """Options of the `docker` attestor."""
+
+    socket: str = Field(
+        default="/var/run/docker.sock", min_length=1, description="Docker's socket."
+    )
+    podman_socket: str = Field(
+        default="/run/podman/podman.sock", min_length=1, description="The socket of root's Podman."
+    )
+
+
+class DockerAttestor:
+    """See the module's docstring."""
+
+    name: ClassVar[str] = "docker"
+    Options: ClassVar[type[BaseModel]] = DockerOptions
+    # A question, and some more of a container that is about to run.
+    timeout: ClassVar[float] = ANSWER_SECONDS + 2.0
+    # What may change, such as the container's name, is reported by the engine; this spares calls.
+    reuse_seconds: ClassVar[float] = 1.0
+
+    def __init__(self, options: DockerOptions, _context: AttestorContext) -> None:
+        self._own_cgroup = own_cgroup()
+        self._docker = Containers(EngineClient(options.socket), self._own_cgroup)
+        self._podman = Containers(EngineClient(options.podman_socket), self._own_cgroup)
+
+    async def attest(self, workload: WorkloadRef) -> Findings:
+        """See Attestor.attest."""
+        located = locate_workload(workload, self._own_cgroup)
+        container = located.container
+        if container is None or container.engine in _OTHERS:
+            return Findings(notes=located.notes)
+        if container.owner_uid is not None:
+            note = f"no docker selectors: user {container.owner_uid} runs this container's engine"
+            return Findings(notes=(*located.notes, note))
+        facts = await self._facts(container, started(workload))
+        if facts is None:
+            note = f"no docker selectors: no engine knows the container {container.id[:12]}"
+            return Findings(notes=(*located.notes, note))
+        return Findings(frozenset(Selector(self.name, fact) for fact in facts), located.notes)
+
+    async def close(self) -> None:
+        """See Attestor.close."""
+        await self._docker.close()
+        await self._podman.close()
+
+    async def _facts(self, container: Container, start: int) -> frozenset[str] | None:
+        is_podmans = container.engine is Engine.PODMAN
+        engine = self._podman if is_podmans else self._docker
+        facts = await engine.facts(container, start)
+        return None if facts is None else facts | {f"engine:{'podman' if is_podmans else 'docker'}"}

@@ -1,0 +1,106 @@
+"""The `podman-rootless` attestor: containers that users run with Podman of their own.
+
+    podman-rootless:<uid>:<value as of the docker attestor>
+    podman-rootless:1000:image_id:docker.io/library/nginx:1.29
+
+Everything in it is the word of that user, who could run another program in the engine's place: an
+entry that asks for such a selector trusts user 1000 with its identity. That is why the user's ID is
+in every selector, why these have a type of their own, and why it has to be switched on by name.
+"""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import BaseModel, Field, field_validator
+
+from attestors._cgroups import Engine
+from attestors._containers import Containers
+from attestors._engine import ANSWER_SECONDS, EngineClient
+from attestors._processes import locate_workload, own_cgroup, started
+from attestors._shared import SharedWork
+from attestors.api import AttestorError, Findings, Options, Selector
+
+if TYPE_CHECKING:
+    from attestors._cgroups import Container
+    from attestors.api import AttestorContext, WorkloadRef
+
+
+class RootlessOptions(Options):
+    """Options of the `podman-rootless` attestor."""
+
+    socket: str = Field(
+        default="/run/user/{uid}/podman/podman.sock",
+        min_length=1,
+        description="A user's socket; {uid} stands for the user's ID.",
+    )
+
+    @field_validator("socket")
+    @classmethod
+    def _names_the_user(cls, value: str) -> str:
+        if value.count("{uid}") != 1:
+            raise ValueError("write {uid} once, where the user's ID belongs")
+        return value
+
+
+class RootlessPodmanAttestor:
+    """See the module's docstring."""
+
+    name: ClassVar[str] = "podman-rootless"
+    Options: ClassVar[type[BaseModel]] = RootlessOptions
+    timeout: ClassVar[float] = ANSWER_SECONDS + 2.0
+    reuse_seconds: ClassVar[float] = 1.0
+
+    def __init__(self, options: RootlessOptions, _context: AttestorContext) -> None:
+        self._options = options
+        self._own_cgroup = own_cgroup()
+        self._asking: SharedWork[tuple[Container, int], frozenset[str] | None] = SharedWork()
+
+    async def attest(self, workload: WorkloadRef) -> Findings:
+        """See Attestor.attest."""
+        located = locate_workload(workload, self._own_cgroup)
+        container = located.container
+        if (
+            container is None
+            or container.owner_uid is None
+            or container.engine is not Engine.PODMAN
+        ):
+            return Findings(notes=located.notes)
+        owner, start = container.owner_uid, started(workload)
+        facts = await self._asking.get(
+            (container, start), lambda: self._ask(owner, container, start)
+        )
+        if facts is None:
+            note = f"no {self.name} selectors: user {owner}'s Podman does not know this container"
+            return Findings(notes=(*located.notes, note))
+        return Findings(
+            frozenset(Selector(self.name, f"{owner}:{fact}") for fact in facts), located.notes
+        )
+
+    async def close(self) -> None:
+        """See Attestor.close."""
+        await self._asking.close()
+
+    async def _ask(self, owner: int, container: Container, start: int) -> frozenset[str] | None:
+        path = self._options.socket.replace("{uid}", str(owner))
+        _check_owner(path, owner)
+        # Nothing is kept and no events are followed: that user could send them without end.
+        engine = Containers(EngineClient(path), self._own_cgroup, follow=False)
+        try:
+            return await engine.facts(container, start)
+        finally:
+            await engine.close()
+
+
+def _check_owner(path: str, owner: int) -> None:
+    try:
+        status = Path(path).lstat()
+    except OSError as error:
+        raise AttestorError(
+            f"the Podman of user {owner} has no socket at {path} ({error.strerror}): "
+            "let that user enable podman.socket"
+        ) from error
+    if status.st_uid != owner or not stat.S_ISSOCK(status.st_mode):
+        raise AttestorError(f"{path} is not a socket of user {owner}'s")

@@ -1,0 +1,60 @@
+"""The test's end of a workload that runs tests.support.ask."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from itertools import count
+from typing import TYPE_CHECKING
+
+from tests.support.agent import PATIENCE_SECONDS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+_NUMBERS = count()
+
+
+class Asker:
+    """A process that asks the agent whenever it is told to. It owns the connection: `close` it.
+
+    Args:
+        directory: the agent's, which the process must be able to reach.
+        start: starts the process with this command.
+    """
+
+    def __init__(self, directory: Path, start: Callable[[list[str]], object]) -> None:
+        control = directory / f"ask-{next(_NUMBERS)}.sock"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            listener.settimeout(PATIENCE_SECONDS)
+            listener.bind(str(control))
+            control.chmod(0o666)
+            listener.listen()
+            agent = directory / "agent.sock"
+            start([sys.executable, "-m", "tests.support.ask", str(agent), str(control)])
+            self._sock, _ = listener.accept()
+        self._sock.settimeout(PATIENCE_SECONDS)
+        self._lines = self._sock.makefile("rw")
+
+    def ask(self) -> list[str] | int:
+        """The SPIFFE IDs that it is given, or the status of the refusal."""
+        return self._say("ask")
+
+    def ask_in_child(self) -> list[str] | int:
+        """The same of a process that it forks."""
+        return self._say("fork")
+
+    def close(self) -> None:
+        """Hang up, which ends the process."""
+        self._lines.close()
+        self._sock.close()
+
+    def _say(self, word: str) -> list[str] | int:
+        self._lines.write(f"{word}\n")
+        self._lines.flush()
+        line = self._lines.readline()
+        assert line, "the process that was to ask has ended"
+        answer: list[str] | int = json.loads(line)
+        return answer

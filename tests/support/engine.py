@@ -1,0 +1,159 @@
+"""A Docker engine of the test's own, and containers that call the agent (needs root)."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from tests.support.agent import PATIENCE_SECONDS, REPOSITORY
+from tests.support.asker import Asker
+
+IMAGE = "vouchd-test:1"
+# Before anything of the same name that a developer may have first on the PATH.
+_DOCKER = "/usr/bin/docker"
+
+
+def image_tar() -> bytes:
+    """A root file system of busybox alone; the host's /usr is mounted into it."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name in ("usr", "tmp", "etc", "proc", "sys", "dev", "run", "work"):
+            directory = tarfile.TarInfo(name)
+            directory.type, directory.mode = tarfile.DIRTYPE, 0o755
+            tar.addfile(directory)
+        for name in ("bin", "sbin", "lib", "lib64"):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = tarfile.SYMTYPE, f"usr/{name}"
+            tar.addfile(link)
+        tar.add("/usr/bin/busybox", arcname="busybox")
+    return buffer.getvalue()
+
+
+def mounts(directory: Path) -> list[str]:
+    """What a container needs to run our Python, and the directory of the agent's socket."""
+    shared = {REPOSITORY, Path(sys.prefix), Path(sys.base_prefix), directory}
+    # What already lies in another needs no mount of its own.
+    shared = {each for each in shared if not each.is_relative_to("/usr")}
+    tops = [
+        each for each in shared if not any(each != o and each.is_relative_to(o) for o in shared)
+    ]
+    return [f"--volume={path}:{path}:ro" for path in (Path("/usr"), *sorted(tops))]
+
+
+class DockerEngine:
+    """`dockerd` in a directory of its own. It owns the process and what that leaves behind."""
+
+    def __init__(self) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="vouchd-dk-", dir="/var/tmp"))
+        self.socket = self.directory / "docker.sock"
+        self._askers: list[Asker] = []
+        self.start()
+        self.docker("import", "--message=vouchd", "-", IMAGE, stdin=image_tar())
+
+    def start(self) -> None:
+        """Start it (again) and wait until it answers."""
+        with (self.directory / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    "/usr/sbin/dockerd",
+                    f"--data-root={self.directory}/data",
+                    f"--exec-root={self.directory}/exec",
+                    f"--pidfile={self.directory}/pid",
+                    f"--host=unix://{self.socket}",
+                    "--bridge=none",
+                    "--iptables=false",
+                    "--ip6tables=false",
+                    "--live-restore",
+                    "--storage-driver=vfs",
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        end = time.monotonic() + PATIENCE_SECONDS
+        while self._client("version").returncode:
+            assert time.monotonic() < end, self.log[-2000:]
+            assert self._process.poll() is None, self.log[-2000:]
+            time.sleep(0.05)  # noqa: TID251 - another program's start has no event to wait for
+
+    @property
+    def log(self) -> str:
+        """What it has said."""
+        return (self.directory / "log").read_text()
+
+    def kill(self) -> None:
+        """End the engine without warning; its containers live on."""
+        containerd = self.directory / "exec/containerd/containerd.pid"
+        self._process.kill()
+        self._process.wait()
+        # Its containerd goes with it. A zombie that nobody reaps would look alive to the next.
+        with suppress(ProcessLookupError):
+            os.kill(int(containerd.read_text()), signal.SIGKILL)
+        for pid_file in (containerd, self.directory / "pid"):
+            pid_file.unlink()
+
+    def docker(self, *arguments: str, stdin: bytes = b"") -> str:
+        """Run the command-line client; what it prints."""
+        done = self._client(*arguments, stdin=stdin)
+        assert done.returncode == 0, done.stderr.decode()
+        return done.stdout.decode().strip()
+
+    def run(self, name: str, agent: Path, *options: str) -> Asker:
+        """A new container whose first process asks when told to."""
+        return self._ask(
+            agent, "run", "--detach", "--network=none", f"--name={name}",
+            f"--workdir={REPOSITORY}", *mounts(agent), *options, IMAGE,
+        )  # fmt: skip
+
+    def exec(self, name: str, agent: Path, *options: str) -> Asker:
+        """Another process in a container."""
+        return self._ask(
+            agent, "exec", "--detach", f"--workdir={REPOSITORY}", *options, name
+        )  # fmt: skip
+
+    def pid(self, name: str) -> int:
+        """The container's first process."""
+        return int(self.docker("inspect", "--format={{.State.Pid}}", name))
+
+    def remove_all(self) -> None:
+        """Remove every container, on an engine that runs."""
+        for asker in self._askers:
+            asker.close()
+        self._askers.clear()
+        if self._process.poll() is not None:
+            self.start()
+        if found := self.docker("ps", "--all", "--quiet").split():
+            self.docker("rm", "--force", *found)
+
+    def close(self) -> None:
+        """Stop it and remove its directory."""
+        self.remove_all()
+        self._process.terminate()
+        self._process.wait(PATIENCE_SECONDS)
+        for line in reversed(Path("/proc/self/mounts").read_text().splitlines()):
+            if (target := line.split()[1]).startswith(str(self.directory)):
+                subprocess.run(["umount", target], check=True)
+        shutil.rmtree(self.directory)
+
+    def _ask(self, agent: Path, *arguments: str) -> Asker:
+        asker = Asker(agent, lambda command: self.docker(*arguments, *command))
+        self._askers.append(asker)
+        return asker
+
+    def _client(self, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
+            [_DOCKER, f"--host=unix://{self.socket}", *arguments],
+            input=stdin,
+            capture_output=True,
+            env={**os.environ, "DOCKER_CONFIG": str(self.directory)},
+            check=False,
+        )

@@ -1,0 +1,110 @@
+"""A container engine in this process that answers, or misbehaves, as the test says."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+from aiohttp import web
+
+
+class EngineServer:
+    """Serves `/containers/ID/json` and `/events` on a Unix socket; an asynchronous context manager.
+
+    `containers` are the answers by ID; `say` is sent in their place; `hold` delays every answer
+    until it is set.
+    """
+
+    def __init__(self) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="vouchd-eng-", dir="/tmp"))
+        self.path = self.directory / "engine.sock"
+        self.containers: dict[str, dict[str, Any]] = {}
+        self.say: web.Response | None = None
+        self.hold = asyncio.Event()
+        self.hold.set()
+        self.inspected: list[str] = []
+        self.watchers: list[web.StreamResponse] = []
+        self.watched = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_exception: object) -> None:
+        await self.stop()
+        shutil.rmtree(self.directory)
+
+    async def start(self) -> None:
+        """Serve (again)."""
+        app = web.Application()
+        app.router.add_get("/containers/{id}/json", self._inspect)
+        app.router.add_get("/events", self._events)
+        self._runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
+        await self._runner.setup()
+        await web.UnixSite(self._runner, str(self.path)).start()
+
+    async def stop(self) -> None:
+        """Break off every connection and remove the socket."""
+        self.hold.set()
+        for watcher in self.watchers:
+            if watcher._req is not None and watcher._req.transport is not None:
+                watcher._req.transport.abort()
+        await self._runner.cleanup()
+        self.watchers.clear()
+        self.watched.clear()
+        self.path.unlink(missing_ok=True)
+
+    def add(self, container_id: str, pid: int | None = None, **config: Any) -> dict[str, Any]:
+        """A container with this first process, by default ours; the answer may be changed."""
+        answer = {
+            "Id": container_id,
+            "Name": "/web",
+            "Image": "sha256:" + "1" * 64,
+            "State": {"Pid": os.getpid() if pid is None else pid},
+            "Config": {"Image": "nginx:1", "Labels": {"tier": "front"}, "Env": ["A=1"], **config},
+        }
+        self.containers[container_id] = answer
+        return answer
+
+    async def tell(self, event: bytes) -> None:
+        """Send raw bytes to everybody who listens to events."""
+        for watcher in self.watchers:
+            with suppress(ConnectionError):
+                await watcher.write(event)
+
+    async def change(self, container_id: str) -> None:
+        """Report a change of a container."""
+        event = {"Type": "container", "Action": "rename", "Actor": {"ID": container_id}}
+        await self.tell(json.dumps(event).encode() + b"\n")
+
+    async def _inspect(self, request: web.Request) -> web.StreamResponse:
+        self.inspected.append(request.match_info["id"])
+        await self.hold.wait()
+        if self.say is not None:
+            # A response object can be sent once.
+            return web.Response(
+                status=self.say.status, body=self.say.body, headers=self.say.headers
+            )
+        answer = self.containers.get(request.match_info["id"])
+        if answer is None:
+            return web.json_response({"message": "No such container"}, status=404)
+        return web.json_response(answer)
+
+    async def _events(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        self.watchers.append(response)
+        self.watched.set()
+        closed = asyncio.get_running_loop().create_future()
+        try:
+            await closed
+        finally:
+            if response in self.watchers:
+                self.watchers.remove(response)
+        return response
