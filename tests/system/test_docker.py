@@ -43,6 +43,10 @@ def ids(*paths: str) -> list[str]:
     return [f"spiffe://example.org/{path}" for path in paths]
 
 
+def config(engine: DockerEngine) -> str:
+    return f"attestors: {{unix: {{}}, docker: {{socket: {engine.socket}}}}}"
+
+
 @pytest.fixture
 def start(
     agent_factory: Callable[..., RunningAgent], engine: DockerEngine
@@ -50,8 +54,7 @@ def start(
     """Starts agents that ask the engine, with an entry for each of these selectors."""
 
     def begin(*selectors: str, **options: object) -> RunningAgent:
-        config = f"attestors: {{unix: {{}}, docker: {{socket: {engine.socket}}}}}"
-        return agent_factory(entries(*selectors), config=config, **options)
+        return agent_factory(entries(*selectors), config=config(engine), **options)
 
     return begin
 
@@ -143,10 +146,20 @@ def test_a_new_name_is_reported_by_the_engine(
     assert asker.ask() == ids("container_name/after")
 
 
+@pytest.fixture
+def mortal() -> Iterator[DockerEngine]:
+    """An engine for one test alone, which may kill it."""
+    engine = DockerEngine()
+    yield engine
+    engine.close()
+
+
 def test_a_killed_engine_leaves_known_containers_their_identity(
-    engine: DockerEngine, start: Callable[..., RunningAgent]
+    mortal: DockerEngine, agent_factory: Callable[..., RunningAgent]
 ) -> None:
-    agent = start("docker:container_name:known", "docker:container_name:unknown", "unix:uid:1001")
+    engine = mortal
+    selectors = ("docker:container_name:known", "docker:container_name:unknown", "unix:uid:1001")
+    agent = agent_factory(entries(*selectors), config=config(engine))
     known, unknown = (engine.run(name, agent.directory) for name in ("known", "unknown"))
     other = engine.exec("unknown", agent.directory, "--user=1001")
     assert known.ask() == ids("container_name/known")
@@ -163,8 +176,8 @@ def test_a_killed_engine_leaves_known_containers_their_identity(
 def test_a_process_of_no_container_does_not_care_about_the_engine(
     agent_factory: Callable[..., RunningAgent],
 ) -> None:
-    config = "attestors: {unix: {}, docker: {socket: /nowhere/docker.sock}}"
-    agent = agent_factory("entries: []\n", config=config)
+    nowhere = "attestors: {unix: {}, docker: {socket: /nowhere/docker.sock}}"
+    agent = agent_factory("entries: []\n", config=nowhere)
     assert ask(str(agent.socket)) == raw.PERMISSION_DENIED
     assert "attestor failed" not in agent.log
 
