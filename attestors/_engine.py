@@ -116,8 +116,8 @@ class EngineClient:
         """
         with _naming(self._path):
             endless = aiohttp.ClientTimeout(total=None, sock_connect=ANSWER_SECONDS)
-            params = {"filters": _EVENTS}
-            async with get(self._session(), "/events", params, endless) as response:
+            filters = {"filters": _EVENTS}
+            async with get(self._session(), "/events", params=filters, timeout=endless) as response:
                 opened()
                 async for line in read_lines(response, EVENT_BYTES):
                     yield _subject(line)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
 from attestors.api import AttestorError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator
 
 # What an error answer may say of itself in our log.
 _EXCERPT = 200
@@ -30,22 +30,16 @@ class HttpError(AttestorError):
 
 @asynccontextmanager
 async def get(
-    session: aiohttp.ClientSession,
-    url: str,
-    params: Mapping[str, str] | None = None,
-    timeout: aiohttp.ClientTimeout | None = None,  # noqa: ASYNC109 - aiohttp's own
+    session: aiohttp.ClientSession, url: str, **request: Any
 ) -> AsyncIterator[aiohttp.ClientResponse]:
-    """An answer with status 200, for as long as the block lasts.
+    """An answer with status 200, for as long as the block lasts. `request` is aiohttp's.
 
     Raises:
         HttpError: another status; the text holds the beginning of the answer.
         UnreachableError: see there. Also from within the block.
     """
-    limits = session.timeout if timeout is None else timeout
     try:
-        async with session.get(
-            url, params=params, timeout=limits, allow_redirects=False
-        ) as response:
+        async with session.get(url, allow_redirects=False, **request) as response:
             if response.status != 200:  # noqa: PLR2004 - the one good status
                 excerpt = (await response.content.read(_EXCERPT)).decode(errors="replace")
                 raise HttpError(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from attestors.api import ENTRY_POINT_GROUP
 from attestors.docker import DockerAttestor
+from attestors.k8s import K8sAttestor
 from attestors.podman_rootless import RootlessPodmanAttestor
 from attestors.unix import UnixAttestor
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 BUILTIN: Mapping[str, type[Attestor]] = {
     "unix": UnixAttestor,
     "docker": DockerAttestor,
+    "k8s": K8sAttestor,
     "podman-rootless": RootlessPodmanAttestor,
 }
 

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -17,44 +16,16 @@ from aiohttp import web
 from attestors import _containers, _engine, _processes
 from attestors.api import AttestorContext, AttestorError, Findings
 from attestors.docker import DockerAttestor, DockerOptions
+from tests.support import workload
 from tests.support.engine_server import EngineServer
 
 ID = "a" * 64
 OTHER = "b" * 64
 CGROUP = f"0::/system.slice/docker-{ID}.scope\n".encode()
-# Long after this process and any child of it were started.
-LATE = 1 << 50
 
 
-@dataclass
-class Workload:
-    """A process of which only the cgroup and the start matter."""
-
-    cgroup: bytes = CGROUP
-    started: int = LATE
-    reads: list[str] = field(default_factory=list)
-    pid: int = 4711
-    uid: int = 1000
-    gid: int = 1000
-    groups: tuple[int, ...] = ()
-    pidfd: int = -1
-
-    def read(self, name: str, limit: int = 1 << 20) -> bytes:
-        self.reads.append(name)
-        content = {
-            "cgroup": self.cgroup,
-            "stat": f"4711 (a) b) c) S {'0 ' * 18}{self.started} 0 0".encode(),
-        }
-        return content[name][:limit]
-
-    def readlink(self, name: str) -> str:
-        raise NotImplementedError(name)
-
-    def stat(self, name: str) -> os.stat_result:
-        raise NotImplementedError(name)
-
-    def open(self, name: str) -> int:
-        raise NotImplementedError(name)
+def Workload(cgroup: bytes = CGROUP, **fields: Any) -> workload.Workload:  # noqa: N802
+    return workload.Workload(cgroup, **fields)
 
 
 @pytest.fixture
@@ -84,9 +55,9 @@ def values(findings: Findings) -> set[str]:
     return {selector.value for selector in findings.selectors}
 
 
-async def fails(docker: DockerAttestor, workload: Workload | None = None) -> str:
+async def fails(docker: DockerAttestor, process: workload.Workload | None = None) -> str:
     with pytest.raises(AttestorError) as caught:
-        await docker.attest(workload or Workload())
+        await docker.attest(process or Workload())
     return str(caught.value)
 
 
@@ -132,12 +103,12 @@ async def test_a_container_without_labels_and_environment(engine: EngineServer) 
 async def test_a_process_of_no_engine_is_answered_without_asking_any(
     engine: EngineServer, cgroup: bytes
 ) -> None:
-    workload = Workload(cgroup=cgroup)
+    process = Workload(cgroup=cgroup)
     async with attestor(engine) as docker:
-        assert await docker.attest(workload) == Findings()
+        assert await docker.attest(process) == Findings()
     assert engine.inspected == []
     assert not engine.watched.is_set()
-    assert workload.reads == ["cgroup"]
+    assert process.reads == ["cgroup"]
 
 
 async def test_a_container_of_a_users_own_is_never_asked_of_roots_engine(

@@ -1,0 +1,139 @@
+"""Processes in cgroups as kubelet, containerd and CRI-O lay them out, against a real agent."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support import cgroups, raw
+from tests.support.agent import REPOSITORY, RunningAgent
+from tests.support.asker import Asker
+from tests.support.kubelet_server import KubeletServer, pod
+
+pytestmark = pytest.mark.system
+
+UID = str(uuid.UUID(int=0x0E5F1C7E61A34D439E7B5F1F64B9A1C4))
+ID, OTHER = "a1" * 32, "b2" * 32
+SLICE = f"kubepods-burstable-pod{UID.replace('-', '_')}.slice"
+LAYOUTS = {
+    "cgroupfs": f"kubepods/burstable/pod{UID}/{ID}",
+    "cgroupfs, guaranteed": f"kubepods/pod{UID}/{ID}",
+    "containerd": f"kubepods.slice/kubepods-burstable.slice/{SLICE}/cri-containerd-{ID}.scope",
+    "CRI-O": f"kubepods.slice/kubepods-burstable.slice/{SLICE}/crio-{ID}.scope/container",
+    "kind": f"kubelet.slice/kubelet-kubepods.slice/kubelet-{SLICE}/cri-containerd-{ID}.scope",
+    "containerd with two drivers": f"system.slice/containerd.service/{SLICE}:cri-containerd:{ID}",
+    "Docker in the pod": f"kubepods/burstable/pod{UID}/{ID}/docker/{OTHER}",
+}
+FORGED = {
+    "of a user's manager": f"user.slice/user-1001.slice/user@1001.service/kubepods/pod{UID}/{ID}",
+    "of a service": f"system.slice/web.service/kubepods.slice/{SLICE}/cri-containerd-{ID}.scope",
+    "below another container": f"kubepods/pod{uuid.UUID(int=7)}/{OTHER}/pod{UID}/{ID}",
+    "outside of the kubelet's tree": f"elsewhere/pod{UID}/{ID}",
+}
+
+
+@pytest.fixture
+def kubelet() -> Iterator[KubeletServer]:
+    with KubeletServer() as server:
+        yield server
+
+
+@contextmanager
+def asking(agent: RunningAgent, path: str) -> Iterator[Asker]:
+    """A process in this cgroup that asks when told to."""
+    with ExitStack() as stack:
+        place = stack.enter_context(cgroups.directory(path))
+
+        def start(command: list[str]) -> None:
+            process = subprocess.Popen([*place.enter_command(), *command], cwd=REPOSITORY)
+            stack.callback(process.wait)
+
+        asker = Asker(agent.directory, start)
+        stack.callback(asker.close)
+        yield asker
+
+
+def entries(*selectors: str) -> str:
+    lines = [
+        f"  - {{spiffe_id: /{path}, selectors: ['{selector}']}}"
+        for selector in selectors
+        for path in [selector.split(":", 1)[1].replace(":", "/")]
+    ]
+    return "\n".join(["entries:", *lines, ""])
+
+
+def with_kubelet(kubelet: KubeletServer, **more: object) -> str:
+    return f"attestors: {{k8s: {{kubelet: {json.dumps({**kubelet.options, **more})}}}}}"
+
+
+@pytest.mark.parametrize("path", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_every_layout_with_and_without_the_kubelet(
+    agent_factory: Callable[..., RunningAgent], kubelet: KubeletServer, path: str
+) -> None:
+    kubelet.pods = [pod("web", UID, app=ID), pod("other", None, app=OTHER)]
+    wanted = (f"k8s:pod-uid:{UID}", f"k8s:container-id:{ID}", "k8s:pod-name:web")
+    expected = [f"spiffe://example.org/pod-uid/{UID}", f"spiffe://example.org/container-id/{ID}"]
+    alone = agent_factory(entries(*wanted), config="attestors: {k8s: {kubelet: off}}")
+    with asking(alone, path) as asker:
+        assert asker.ask() == expected
+        assert asker.ask_in_child() == expected
+    asked = agent_factory(entries(*wanted), config=with_kubelet(kubelet))
+    with asking(asked, path) as asker:
+        assert asker.ask() == [*expected, "spiffe://example.org/pod-name/web"]
+
+
+@pytest.mark.parametrize("path", FORGED.values(), ids=FORGED.keys())
+def test_a_cgroup_with_the_victims_name_yields_nothing_of_it(
+    agent_factory: Callable[..., RunningAgent], kubelet: KubeletServer, path: str
+) -> None:
+    kubelet.pods = [pod("web", UID, app=ID), pod("attacker", str(uuid.UUID(int=7)), app=OTHER)]
+    victims = entries(f"k8s:pod-uid:{UID}", f"k8s:container-id:{ID}", "k8s:pod-name:web")
+    for config in ("attestors: {k8s: {}}", with_kubelet(kubelet)):
+        agent = agent_factory(victims, config=config)
+        with asking(agent, path) as asker:
+            assert asker.ask() == raw.PERMISSION_DENIED
+
+
+def test_a_container_that_is_listed_late_is_waited_for(
+    agent_factory: Callable[..., RunningAgent], kubelet: KubeletServer
+) -> None:
+    kubelet.pods = [pod("web", UID)]
+    agent = agent_factory(entries("k8s:pod-name:web"), config=with_kubelet(kubelet))
+    path = LAYOUTS["containerd"]
+
+    def list_it() -> None:
+        kubelet.pods = [pod("web", UID, app=ID)]
+
+    kubelet.when_asked = {3: list_it}
+    with asking(agent, path) as asker:
+        assert asker.ask() == ["spiffe://example.org/pod-name/web"]
+    assert 3 <= kubelet.asked <= 4
+
+
+def test_a_kubelet_out_of_order_is_named_in_the_log_and_the_caller_comes_again(
+    agent_factory: Callable[..., RunningAgent], kubelet: KubeletServer
+) -> None:
+    kubelet.pods = [pod("web", UID, app=ID)]
+    kubelet.code, kubelet.body = 500, b"not today"
+    agent = agent_factory(entries("k8s:pod-name:web"), config=with_kubelet(kubelet))
+    with asking(agent, LAYOUTS["containerd"]) as asker:
+        assert asker.ask() == raw.UNAVAILABLE
+        assert "not today" in agent.wait_for_log("attestor failed")
+        kubelet.code, kubelet.body = 200, None
+        assert asker.ask() == ["spiffe://example.org/pod-name/web"]
+    assert kubelet.token not in agent.log
+
+
+def test_a_process_of_no_pod_is_answered_without_the_kubelet(
+    agent_factory: Callable[..., RunningAgent], kubelet: KubeletServer, tmp_path: Path
+) -> None:
+    agent = agent_factory(entries("k8s:pod-name:web"), config=with_kubelet(kubelet))
+    with asking(agent, f"system.slice/{tmp_path.name}.service") as asker:
+        assert asker.ask() == raw.PERMISSION_DENIED
+    assert kubelet.asked == 0

@@ -1,0 +1,347 @@
+"""The k8s attestor against a kubelet that is slow, wrong, and behind."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from attestors import _kubelet
+from attestors._pods import POD_BYTES, Pod, PodReader
+from attestors.api import AttestorContext, AttestorError, Findings
+from attestors.k8s import K8sAttestor, K8sOptions
+from tests.support.kubelet_server import KubeletServer, pod, status
+from tests.support.workload import Workload
+
+UID = "0e5f1c7e-61a3-4d43-9e7b-5f1f64b9a1c4"
+ID, OTHER = "a" * 64, "b" * 64
+SLICE = f"kubepods-besteffort-pod{UID.replace('-', '_')}.slice"
+IN_POD = Workload(
+    cgroup=f"0::/kubepods.slice/kubepods-besteffort.slice/{SLICE}/cri-containerd-{ID}.scope\n".encode()
+)
+PROVED = {f"pod-uid:{UID}", f"container-id:{ID}"}
+
+
+@pytest.fixture(autouse=True)
+def no_spacing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_kubelet, "SPACING_SECONDS", 0.01)
+
+
+@asynccontextmanager
+async def attestor(server: KubeletServer | None = None, **more: Any) -> AsyncIterator[K8sAttestor]:
+    kubelet = "off" if server is None else {**server.options, **more}
+    made = K8sAttestor(K8sOptions.model_validate({"kubelet": kubelet}), AttestorContext())
+    try:
+        yield made
+    finally:
+        await made.close()
+
+
+def values(findings: Findings) -> set[str]:
+    return {selector.value for selector in findings.selectors}
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def test_without_the_kubelet_cgroups_prove_pod_and_container() -> None:
+    async with attestor() as k8s:
+        assert values(await k8s.attest(IN_POD)) == PROVED
+
+
+@pytest.mark.parametrize(
+    "cgroup",
+    [
+        b"0::/\n",
+        f"0::/system.slice/docker-{ID}.scope\n".encode(),
+        f"0::/../libpod-{ID}.scope\n".encode(),
+        f"0::/user.slice/user-7.slice/user@7.service/kubepods/pod{UID}/{ID}\n".encode(),
+    ],
+)
+async def test_a_process_of_no_pod_is_answered_without_asking(cgroup: bytes) -> None:
+    with KubeletServer() as kubelet:
+        async with attestor(kubelet) as k8s:
+            assert values(await k8s.attest(Workload(cgroup=cgroup))) == set()
+        assert kubelet.asked == 0
+
+
+async def test_everything_the_kubelet_knows() -> None:
+    listed = pod("web", UID, app=ID, sidecar=OTHER)
+    listed["status"]["initContainerStatuses"] = [status("setup", "c" * 64)]
+    with KubeletServer() as kubelet:
+        kubelet.pods = [pod("other", None, x="d" * 64), listed]
+        async with attestor(kubelet) as k8s:
+            found = values(await k8s.attest(IN_POD))
+    images = {
+        f"{kind}:registry.example/{name}{tag}"
+        for kind, name in [
+            ("pod-image", "app"),
+            ("pod-image", "sidecar"),
+            ("pod-init-image", "setup"),
+            ("container-image", "app"),
+        ]
+        for tag in (":1", f"@sha256:{'1' * 64}")
+    }
+    assert found == PROVED | images | {
+        "ns:shop",
+        "sa:web-account",
+        "node-name:node-1",
+        "pod-name:web",
+        "pod-label:app:web",
+        "pod-label:tier:front",
+        "pod-owner:ReplicaSet:web-7d",
+        "pod-owner-uid:ReplicaSet:u-1",
+        "pod-image-count:2",
+        "pod-init-image-count:1",
+        "container-name:app",
+        "container-type:container",
+    }
+
+
+@pytest.mark.parametrize(
+    ("key", "kind"),
+    [("ephemeralContainerStatuses", "ephemeral"), ("initContainerStatuses", "init")],
+)
+async def test_containers_of_other_kinds(key: str, kind: str) -> None:
+    listed = pod("web", UID, app=OTHER)
+    listed["status"][key] = [status("debug", ID)]
+    with KubeletServer() as kubelet:
+        kubelet.pods = [listed]
+        async with attestor(kubelet) as k8s:
+            found = values(await k8s.attest(IN_POD))
+    assert {"container-name:debug", f"container-type:{kind}", "pod-name:web"} <= found
+
+
+async def test_a_static_pod_is_named_by_its_hash() -> None:
+    listed = pod("static", UID, app=ID)
+    listed["metadata"]["annotations"] = {"kubernetes.io/config.hash": "f" * 32}
+    with KubeletServer() as kubelet:
+        kubelet.pods = [listed]
+        async with attestor(kubelet) as k8s:
+            found = values(
+                await k8s.attest(Workload(f"0::/kubepods/burstable/pod{'f' * 32}/{ID}\n".encode()))
+            )
+    assert {"pod-name:static", f"pod-uid:{UID}"} <= found
+
+
+async def test_a_path_without_the_pod_is_found_by_its_container() -> None:
+    with KubeletServer() as kubelet:
+        kubelet.pods = [pod("web", UID, app=ID)]
+        async with attestor(kubelet) as k8s:
+            found = values(await k8s.attest(Workload(f"0::/../crio-{ID}.scope\n".encode())))
+    assert found >= PROVED
+
+
+@pytest.mark.parametrize(
+    "others", [[pod("liar", None, app=ID)], [pod("web", UID, app=ID), pod("twin", None, app=ID)]]
+)
+async def test_a_kubelet_that_contradicts_the_cgroup_is_not_believed(
+    others: list[dict[str, Any]],
+) -> None:
+    with KubeletServer() as kubelet:
+        kubelet.pods = others
+        async with attestor(kubelet) as k8s:
+            findings = await k8s.attest(IN_POD)
+    assert values(findings) == PROVED
+    assert "its cgroup says" in findings.pending[0]
+
+
+# --- waiting --------------------------------------------------------------------------------------
+
+
+async def test_one_whose_container_is_not_listed_yet_is_answered_when_it_is() -> None:
+    listed = pod("web", UID)
+    with KubeletServer() as kubelet:
+        kubelet.pods = [listed]
+        async with attestor(kubelet) as k8s, asyncio.TaskGroup() as tasks:
+            waiting = tasks.create_task(k8s.attest(IN_POD))
+            await until(lambda: kubelet.asked >= 3)
+            assert not waiting.done()
+            kubelet.pods = [pod("web", UID, app=ID)]
+            assert "pod-name:web" in values(await waiting)
+
+
+async def test_the_wait_is_bounded() -> None:
+    with KubeletServer() as kubelet:
+        async with attestor(kubelet, wait_seconds=0.05) as k8s:
+            findings = await k8s.attest(IN_POD)
+    assert values(findings) == PROVED
+    assert "does not list container aaaaaaaaaaaa yet" in findings.pending[0]
+
+
+@pytest.mark.parametrize("phase", ["Succeeded", "Failed"])
+async def test_nobody_waits_for_a_pod_that_has_ended(phase: str) -> None:
+    listed = pod("web", UID)
+    listed["status"]["phase"] = phase
+    with KubeletServer() as kubelet:
+        kubelet.pods = [listed]
+        async with attestor(kubelet, wait_seconds=20) as k8s:
+            findings = await asyncio.wait_for(k8s.attest(IN_POD), 5)
+    assert "has ended" in findings.notes[0]
+    assert not findings.pending
+
+
+async def test_200_callers_cost_one_fetch_and_the_next_none() -> None:
+    with KubeletServer() as kubelet:
+        kubelet.pods = [pod("web", UID, app=ID)]
+        kubelet.allow.clear()
+        async with attestor(kubelet) as k8s, asyncio.TaskGroup() as tasks:
+            asking = [tasks.create_task(k8s.attest(IN_POD)) for _ in range(200)]
+            await until(lambda: kubelet.asked)
+            kubelet.allow.set()
+            for each in asking:
+                assert "pod-name:web" in values(await each)
+            assert "pod-name:web" in values(await k8s.attest(IN_POD))
+        assert kubelet.asked == 1
+
+
+# --- a kubelet that misbehaves --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "body", "reason"),
+    [
+        (500, b"boom", "HTTP status 500: 'boom'"),
+        (403, b"Forbidden", "need `get` on nodes/proxy"),
+        (200, b'{"items": [{"metadata"', "breaks off after 0 pods"),
+        (200, b"<html>", "breaks off after 0 pods"),
+        (200, b'{"items": [{}]}', "pod 1 of the list: metadata"),
+        (200, b'{"items": [7]}', "pod 1 of the list: "),
+        (200, b'{"items": [' + b"[" * 200_000, "too deep"),
+        (200, b'{"items": ["\xff"]}', "not UTF-8"),
+        (200, b'{"items": [' + b"x" * (POD_BYTES + 1), "pod 1 of the list is too long or no JSON"),
+    ],
+)
+async def test_an_answer_that_makes_no_sense(code: int, body: bytes, reason: str) -> None:
+    with KubeletServer() as kubelet:
+        kubelet.code, kubelet.body = code, body
+        async with attestor(kubelet) as k8s:
+            findings = await k8s.attest(IN_POD)
+    assert values(findings) == PROVED
+    assert reason in findings.pending[0]
+    assert f"the kubelet at https://127.0.0.1:{kubelet.port}/pods" in findings.pending[0]
+
+
+async def test_no_kubelet() -> None:
+    with KubeletServer() as kubelet:
+        async with attestor(kubelet, port=1) as k8s:
+            [reason] = (await k8s.attest(IN_POD)).pending
+    assert "Connect" in reason
+
+
+async def test_a_slow_kubelet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_kubelet, "ANSWER_SECONDS", 0.1)
+    with KubeletServer() as kubelet:
+        kubelet.pods = [pod("web", UID, app=ID)]
+        kubelet.allow.clear()
+        async with attestor(kubelet) as k8s:
+            assert "no answer in time" in (await k8s.attest(IN_POD)).pending[0]
+            kubelet.allow.set()
+            monkeypatch.setattr(_kubelet, "ANSWER_SECONDS", 10.0)
+            await until_answered(k8s)
+
+
+async def test_a_certificate_for_another_node_or_of_another_authority() -> None:
+    with KubeletServer() as kubelet:
+        kubelet.pods = [pod("web", UID, app=ID)]
+        async with attestor(kubelet, node_name="node-2") as k8s:
+            assert "node-2" in (await k8s.attest(IN_POD)).pending[0]
+        ours = (kubelet.directory / "ca.crt").read_bytes()
+        kubelet.renew()
+        (kubelet.directory / "ca.crt").write_bytes(ours)
+        async with attestor(kubelet) as k8s:
+            assert "certificate verify failed" in (await k8s.attest(IN_POD)).pending[0]
+        assert kubelet.asked == 0
+
+
+async def test_token_and_authority_are_read_again_when_they_change(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("attestors.k8s.FRESH_SECONDS", 0.0)
+    with KubeletServer() as kubelet:
+        kubelet.pods = [pod("web", UID, app=ID)]
+        async with attestor(kubelet) as k8s:
+            assert "pod-name:web" in values(await k8s.attest(IN_POD))
+            kubelet.renew_token()
+            assert "pod-name:web" in values(await k8s.attest(IN_POD))
+            kubelet.renew()
+            assert "pod-name:web" in values(await k8s.attest(IN_POD))
+
+
+@pytest.mark.parametrize("name", ["token_file", "ca_file"])
+async def test_files_that_are_not_there(name: str) -> None:
+    with KubeletServer() as kubelet:
+        async with attestor(kubelet, **{name: "/nowhere/x"}) as k8s:
+            assert "No such file" in (await k8s.attest(IN_POD)).pending[0]
+
+
+async def until_answered(k8s: K8sAttestor) -> None:
+    async with asyncio.timeout(10):
+        while "pod-name:web" not in values(await k8s.attest(IN_POD)):
+            pass
+
+
+# --- options --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({}, "give node_name or node_name_env"),
+        ({"node_name": "a", "node_name_env": "B"}, "give node_name or node_name_env"),
+        ({"node_name": "a", "key_file": "/k"}, "belong together"),
+        ({"node_name": "a", "token_file": "k"}, "is not an absolute path"),
+        ({"node_name": "a", "wait_seconds": 21}, "less than or equal to 20"),
+    ],
+)
+def test_options_that_do_not_fit(options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        K8sOptions.model_validate({"kubelet": options})
+
+
+def test_the_nodes_name_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = K8sOptions.model_validate({"kubelet": {"node_name_env": "MY_NODE"}})
+    with pytest.raises(AttestorError, match=r"\$MY_NODE is not set"):
+        K8sAttestor(options, AttestorContext())
+    monkeypatch.setenv("MY_NODE", "node-9")
+    assert K8sAttestor(options, AttestorContext())._options.server_name == "node-9"  # type: ignore[union-attr]
+
+
+async def test_the_read_only_port_needs_no_name() -> None:
+    options = K8sOptions.model_validate({"kubelet": {"read_only_port": 10255}})
+    assert options.kubelet.url == "http://127.0.0.1:10255/pods"  # type: ignore[union-attr]
+
+
+# --- the list, in pieces --------------------------------------------------------------------------
+
+
+def test_any_split_gives_the_same_pods() -> None:
+    pods = [pod("ä}", UID, app=ID), pod('b"]', None, x=OTHER)]
+    text = json.dumps({"metadata": {}, "items": pods}, ensure_ascii=False).encode()
+
+    def read(size: int) -> list[Pod]:
+        reader = PodReader()
+        found = [
+            each for at in range(0, len(text), size) for each in reader.feed(text[at : at + size])
+        ]
+        reader.close()
+        return found
+
+    whole = read(len(text))
+    assert [each.uid for each in whole] == [each["metadata"]["uid"] for each in pods]
+    assert all(read(size) == whole for size in (1, 2, 3, 7, 100))
+
+
+@pytest.mark.parametrize("text", [b'{"items":null}', b'{"items": [ ] }'])
+def test_an_empty_list(text: bytes) -> None:
+    reader = PodReader()
+    assert list(reader.feed(text)) == []
+    reader.close()
