@@ -9,6 +9,7 @@ from attestors.api import ENTRY_POINT_GROUP
 from attestors.docker import DockerAttestor
 from attestors.k8s import K8sAttestor
 from attestors.podman_rootless import RootlessPodmanAttestor
+from attestors.systemd import SystemdAttestor
 from attestors.unix import UnixAttestor
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ BUILTIN: Mapping[str, type[Attestor]] = {
     "docker": DockerAttestor,
     "k8s": K8sAttestor,
     "podman-rootless": RootlessPodmanAttestor,
+    "systemd": SystemdAttestor,
 }
 
 

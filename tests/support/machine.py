@@ -1,0 +1,76 @@
+"""A machine that runs systemd: this host's own files under a layer of the test's (needs root)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Self
+
+from tests.support.agent import PATIENCE_SECONDS
+
+_BUS = "run/dbus/system_bus_socket"
+
+
+class Machine:
+    """Boots systemd in a container of systemd-nspawn. It owns the container and its layer."""
+
+    def __init__(self) -> None:
+        self._directory = Path(tempfile.mkdtemp(prefix="vouchd-nspawn-", dir="/var/tmp"))
+        for name in ("root", "upper", "work"):
+            (self._directory / name).mkdir()
+        layers = ",".join(
+            ["lowerdir=/", f"upperdir={self._directory}/upper", f"workdir={self._directory}/work"]
+        )
+        self._root = self._directory / "root"
+        subprocess.run(["mount", "-t", "overlay", "overlay", "-o", layers, self._root], check=True)
+        with (self._directory / "log").open("wb") as log:
+            self._process = subprocess.Popen(
+                [
+                    "systemd-nspawn", "--quiet", "--register=no", "--keep-unit",
+                    "--link-journal=no", "--console=pipe", f"--directory={self._root}", "--boot",
+                    "systemd.unit=basic.target",
+                ],
+                env={**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )  # fmt: skip
+        self.init = self._wait_until_booted()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        # What the killed container held is let go a moment later.
+        end = time.monotonic() + PATIENCE_SECONDS
+        while subprocess.run(["umount", self._root], check=False, stderr=-3).returncode:
+            assert time.monotonic() < end, f"{self._root} is busy"
+            time.sleep(0.05)  # noqa: TID251 - the kernel has no event for this
+        shutil.rmtree(self._directory)
+
+    def run(self, *command: str) -> str:
+        """What a command prints inside."""
+        inside = ["nsenter", f"--target={self.init}", "-m", "-p", "-i", "-u", "-C", "--", *command]
+        done = subprocess.run(inside, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr + done.stdout
+        return done.stdout
+
+    def _wait_until_booted(self) -> int:
+        end = time.monotonic() + PATIENCE_SECONDS
+        while not (init := self._first()) or not Path(f"/proc/{init}/root/{_BUS}").exists():
+            assert time.monotonic() < end, (self._directory / "log").read_text()
+            assert self._process.poll() is None, (self._directory / "log").read_text()
+            time.sleep(0.05)  # noqa: TID251 - another program's start has no event to wait for
+        return init
+
+    def _first(self) -> int:
+        """The container's first process; 0 if there is none yet."""
+        path = f"/proc/{self._process.pid}/task/{self._process.pid}/children"
+        children = Path(path).read_text().split()
+        return int(children[0]) if children else 0
