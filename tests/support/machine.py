@@ -5,14 +5,24 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Self
 
-from tests.support.agent import PATIENCE_SECONDS
+from tests.support.agent import PATIENCE_SECONDS, REPOSITORY
 
 _BUS = "run/dbus/system_bus_socket"
+
+
+def _binds() -> list[str]:
+    """What may lie on another file system than the root, or below the machine's own /tmp."""
+    return [
+        f"--bind-ro={path}"
+        for path in dict.fromkeys((str(REPOSITORY), sys.prefix, sys.base_prefix))
+        if not path.startswith("/usr")
+    ]
 
 
 class Machine:
@@ -31,7 +41,7 @@ class Machine:
             self._process = subprocess.Popen(
                 [
                     "systemd-nspawn", "--quiet", "--register=no", "--keep-unit",
-                    "--link-journal=no", "--console=pipe", f"--directory={self._root}", "--boot",
+                    "--link-journal=no", "--console=pipe", f"--directory={self._root}", *_binds(), "--boot",
                     "systemd.unit=basic.target",
                 ],
                 env={**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
