@@ -41,8 +41,8 @@ class Machine:
             self._process = subprocess.Popen(
                 [
                     "systemd-nspawn", "--quiet", "--register=no", "--keep-unit",
-                    "--link-journal=no", "--console=pipe", f"--directory={self._root}", *_binds(), "--boot",
-                    "systemd.unit=basic.target",
+                    "--link-journal=no", "--console=pipe", f"--directory={self._root}",
+                    *_binds(), "--boot", "systemd.unit=basic.target",
                 ],
                 env={**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
                 stdin=subprocess.DEVNULL,
