@@ -276,6 +276,17 @@ async def test_token_and_authority_are_read_again_when_they_change(
             assert "pod-name:web" in values(await k8s.attest(IN_POD))
 
 
+async def test_a_client_certificate_instead_of_a_token() -> None:
+    with KubeletServer() as kubelet:
+        kubelet.pods = [pod("web", UID, app=ID)]
+        kubelet.require_client_certificate()
+        pair = str(kubelet.directory / "serving.pem")
+        async with attestor(kubelet, token_file=None) as k8s:
+            assert (await k8s.attest(IN_POD)).pending
+        async with attestor(kubelet, token_file=None, certificate_file=pair, key_file=pair) as k8s:
+            assert "pod-name:web" in values(await k8s.attest(IN_POD))
+
+
 @pytest.mark.parametrize("name", ["token_file", "ca_file"])
 async def test_files_that_are_not_there(name: str) -> None:
     with KubeletServer() as kubelet:
