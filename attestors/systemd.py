@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from attestors.api import AttestorContext, WorkloadRef
 
 ANSWER_SECONDS = 2.0
+# The library fails a call once the socket takes no more, which is at some hundred small messages.
+CALLS_AT_ONCE = 32
 _SYSTEMD = "org.freedesktop.systemd1"
 _MANAGER = "/org/freedesktop/systemd1"
 _NO_UNIT = frozenset({f"{_SYSTEMD}.NoUnitForPID", f"{_SYSTEMD}.NoSuchUnit"})
@@ -133,6 +135,7 @@ class _Bus:
     def __init__(self, address: str) -> None:
         self._address = address
         self._connected: MessageBus | None = None
+        self._calls = asyncio.Semaphore(CALLS_AT_ONCE)
         self._connecting: SharedWork[None, MessageBus] = SharedWork()
 
     async def call(
@@ -163,7 +166,8 @@ class _Bus:
             unix_fds=list(descriptors),
         )
         try:
-            answer = await bus.call(message)
+            async with self._calls:
+                answer = await bus.call(message)
         except (DBusError, EOFError, OSError) as error:
             raise AttestorError(f"the system bus broke off: {error}") from error
         if answer is None or answer.message_type is MessageType.ERROR:

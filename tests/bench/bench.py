@@ -140,10 +140,13 @@ def main() -> None:
             assert baseline.stdout is not None
             baseline.stdout.readline()
             whole = compare(agent, f"unix:{socket}", baseline.pid)
-            # In a process of its own: its clients would share this one's threads.
-            edits = subprocess.check_output(
-                [sys.executable, REPOSITORY / "tests/bench/reload.py"],
-                env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+            # In processes of their own: their clients would share this one's threads.
+            edits, attested = (
+                subprocess.check_output(
+                    [sys.executable, REPOSITORY / f"tests/bench/{name}.py"],
+                    env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+                )
+                for name in ("reload", "attesting")
             )
             call = whole[0]["agent_us"]
             assert isinstance(call, float)
@@ -154,6 +157,7 @@ def main() -> None:
                         checks.measure(call)
                     ),
                     "edits of entry files": json.loads(edits),
+                    "attestation, until the last caller has its answer": json.loads(attested),
                 }
             )
         finally:

@@ -1,0 +1,119 @@
+"""What each attestor takes: the first time and again, for one caller and for 200 at once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import sys
+import time
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+from dbus_fast import Variant
+
+from agent.peer import identify
+from attestors import _kubelet, _processes
+from attestors.api import AttestorContext
+from attestors.docker import DockerAttestor, DockerOptions
+from attestors.k8s import K8sAttestor, K8sOptions
+from attestors.systemd import SystemdAttestor, SystemdOptions
+from attestors.unix import UnixAttestor, UnixOptions
+from tests.support.engine_server import EngineServer
+from tests.support.kubelet_server import KubeletServer, pod
+from tests.support.system_bus import UNIT, SystemBus
+from tests.support.workload import Workload
+
+if TYPE_CHECKING:
+    from attestors.api import Attestor, WorkloadRef
+
+MANY = 200
+ID, UID = "a" * 64, "0e5f1c7e-61a3-4d43-9e7b-5f1f64b9a1c4"
+DOCKER = f"0::/system.slice/docker-{ID}.scope\n".encode()
+POD = f"0::/kubepods/burstable/pod{UID}/{ID}\n".encode()
+PODS = 110
+
+
+def measure() -> list[dict[str, object]]:
+    """Milliseconds until the last of them has its answer."""
+    return asyncio.run(_measure())
+
+
+async def _measure() -> list[dict[str, object]]:
+    near, far = socket.socketpair()
+    with near, far, closing(identify(near)) as me, me.open_proc() as process:
+        unix = await _rows("unix", process, lambda: UnixAttestor(UnixOptions(), AttestorContext()))
+        systemd = await _systemd(process)
+    return [*unix, *await _docker(), *await _k8s(), *systemd]
+
+
+async def _docker() -> list[dict[str, object]]:
+    read = _processes._read
+    with patch.object(
+        _processes, "_read", lambda path: DOCKER if path.endswith("cgroup") else read(path)
+    ):
+        async with EngineServer() as engine:
+            engine.add(ID)
+            options = DockerOptions(socket=str(engine.path))
+            make = lambda: DockerAttestor(options, AttestorContext())  # noqa: E731
+            outside = await _rows("docker, in no container", Workload(b"0::/\n"), make)
+            return [*outside, *await _rows("docker", Workload(DOCKER), make)]
+
+
+async def _k8s() -> list[dict[str, object]]:
+    with KubeletServer() as kubelet, patch.object(_kubelet, "SPACING_SECONDS", 0.0):
+        kubelet.pods = [pod(f"p{i}") for i in range(PODS)] + [pod("web", UID, app=ID)]
+        rows = []
+        for name, options in (("k8s, kubelet off", "off"), ("k8s", kubelet.options)):
+            parsed = K8sOptions.model_validate({"kubelet": options})
+            rows += await _rows(
+                name, Workload(POD), lambda o=parsed: K8sAttestor(o, AttestorContext())
+            )
+        return rows
+
+
+async def _systemd(process: WorkloadRef) -> list[dict[str, object]]:
+    async with SystemBus() as bus:
+        # By PID: the library that plays the manager mixes up descriptors it receives at once.
+        bus.methods.remove("GetUnitByPIDFD")
+        bus.units[os.getpid()] = UNIT
+        bus.properties = {
+            "Unit.Id": Variant("s", "web.service"),
+            "Unit.FragmentPath": Variant("s", "/etc/systemd/system/web.service"),
+            "Unit.InvocationID": Variant("ay", b"\xab" * 16),
+            "Service.Slice": Variant("s", "system.slice"),
+        }
+        options = SystemdOptions(bus=bus.address)
+        return await _rows("systemd", process, lambda: SystemdAttestor(options, AttestorContext()))
+
+
+async def _rows(name: str, workload: WorkloadRef, make: Any) -> list[dict[str, object]]:
+    rows = []
+    for callers in (1, MANY):
+        attestor = make()
+        try:
+            first = await _milliseconds(attestor, workload, callers)
+            again = min([await _milliseconds(attestor, workload, callers) for _ in range(5)])
+        finally:
+            await attestor.close()
+        rows.append(
+            {
+                "attestor": name,
+                "callers": callers,
+                "first_ms": round(first, 2),
+                "again_ms": round(again, 2),
+            }
+        )
+    return rows
+
+
+async def _milliseconds(attestor: Attestor, workload: WorkloadRef, callers: int) -> float:
+    began = time.perf_counter()
+    await asyncio.gather(*(attestor.attest(workload) for _ in range(callers)))
+    return 1000 * (time.perf_counter() - began)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(measure()))
