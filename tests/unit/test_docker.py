@@ -414,3 +414,22 @@ async def test_no_more_than_so_many_are_kept(
         assert values(await docker.attest(Workload(cgroup=f"0::/docker/{OTHER}\n".encode())))
         assert list(docker._docker._kept) == [OTHER]
         assert not kept.init.is_alive
+
+
+async def test_a_first_process_that_dies_while_it_is_looked_at(
+    engine: EngineServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was read may then be of whoever has its PID now."""
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    engine.add(ID, pid=child.pid)
+    looked = _processes._read
+
+    def look(path: str) -> bytes:
+        content = looked(path)
+        if path.endswith("stat"):
+            child.communicate(b"\n")
+        return content
+
+    monkeypatch.setattr(_processes, "_read", look)
+    async with attestor(engine) as docker:
+        assert f"process {child.pid}, the container's first" in await fails(docker)
