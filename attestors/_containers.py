@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from attestors._engine import ANSWER_SECONDS
 from attestors._http import UnreachableError
 from attestors._processes import ContainerInit
 from attestors._shared import SharedWork
@@ -32,6 +33,11 @@ KEPT = 1024
 PAUSES_SECONDS = (0.05, 0.1, 0.2)
 # How long to wait for the stream of events before the first question.
 OPENING_SECONDS = 0.5
+# How long one question may take in all: the answer, and a container that is about to run.
+ASKING_SECONDS = ANSWER_SECONDS + OPENING_SECONDS + 1.5
+# How long what an attestor was told is good for one connection. A change, such as a new name, is
+# reported by the engine at once; this spares calls.
+REUSE_SECONDS = 1.0
 # How long to wait before the next try to open it.
 REOPEN_SECONDS = (0.1, 5.0)
 

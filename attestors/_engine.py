@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import aiohttp
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
+from attestors._answers import Part, first_fault
 from attestors._http import HttpError, UnreachableError, get, read, read_lines
 from attestors.api import AttestorError
 
@@ -30,21 +31,17 @@ _EVENTS = json.dumps({"type": ["container"], "event": ["rename", "update", "die"
 _NOT_FOUND = 404
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-
-class _State(_Part):
+class _State(Part):
     pid: int = Field(alias="Pid")
 
 
-class _Config(_Part):
+class _Config(Part):
     image: str = Field(default="", alias="Image")
     labels: dict[str, str] | None = Field(default=None, alias="Labels")
     env: list[str] | None = Field(default=None, alias="Env")
 
 
-class ContainerAnswer(_Part):
+class ContainerAnswer(Part):
     """What an engine says of a container (`GET /containers/ID/json`)."""
 
     id: str = Field(alias="Id")
@@ -70,11 +67,11 @@ class ContainerAnswer(_Part):
         return frozenset(facts | {f"{name}:{value}" for name, value in named.items() if value})
 
 
-class _Actor(_Part):
+class _Actor(Part):
     id: str = Field(alias="ID")
 
 
-class _Event(_Part):
+class _Event(Part):
     actor: _Actor = Field(alias="Actor")
 
 
@@ -101,7 +98,8 @@ class EngineClient:
                     return None
                 raise AttestorError(str(error)) from error
             except ValidationError as error:
-                raise AttestorError(f"its answer is not a container's: {_first(error)}") from error
+                reason = first_fault(error)
+                raise AttestorError(f"its answer is not a container's: {reason}") from error
             if answer.id != container_id:
                 raise AttestorError(f"asked for {container_id}, it told of {answer.id[:80]!r}")
             return answer
@@ -160,10 +158,4 @@ def _subject(line: bytes) -> str:
     try:
         return _Event.model_validate_json(line).actor.id
     except ValidationError as error:
-        raise AttestorError(f"an event makes no sense: {_first(error)}") from error
-
-
-def _first(error: ValidationError) -> str:
-    """Where and why, but never the value: it may be a secret."""
-    first = error.errors(include_input=False, include_url=False, include_context=False)[0]
-    return f"{'.'.join(map(str, first['loc'])) or 'all of it'}: {first['msg']}"
+        raise AttestorError(f"an event makes no sense: {first_fault(error)}") from error

@@ -74,11 +74,11 @@ async def read_lines(response: aiohttp.ClientResponse, limit: int) -> AsyncItera
     """
     begun = bytearray()
     async for chunk in response.content.iter_any():
-        begun += chunk
-        *lines, rest = begun.split(b"\n")
-        begun = rest
-        for line in lines:
-            yield bytes(line)
+        *ends, rest = chunk.split(b"\n")
+        for end in ends:
+            yield bytes(begun + end)
+            begun.clear()
+        begun += rest
         if len(begun) > limit:
             raise AttestorError(f"a line is longer than {limit} bytes")
 

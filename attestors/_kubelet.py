@@ -12,20 +12,26 @@ import ssl
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Self
 
 import aiohttp
+from pydantic import AfterValidator, Field, model_validator
 
 from attestors._http import HttpError, get
 from attestors._pods import PodList, PodReader
 from attestors._shared import SharedWork
-from attestors.api import AttestorError
+from attestors.api import AttestorError, Options
 
 if TYPE_CHECKING:
+    from attestors._cgroups import Container
     from attestors._pods import Pod
-    from attestors.k8s import KubeletOptions
 
 ANSWER_SECONDS = 10.0
+WAIT_SECONDS_MAX = 20.0
+# The longest wait, and the fetch that it ends with.
+LONGEST_SECONDS = WAIT_SECONDS_MAX + ANSWER_SECONDS
+# What the kubelet said is believed this long.
+FRESH_SECONDS = 5.0
 # 110 pods a node are usual; 10,000 of the largest that are common.
 LIST_BYTES = 256 << 20
 # From the beginning of one fetch to that of the next.
@@ -34,17 +40,124 @@ SPACING_SECONDS = 0.5
 SLICE_SECONDS = 0.001
 PAUSE_SECONDS = 0.0005
 _REFUSED = frozenset({401, 403})
+_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 _ADVICE = "; these credentials need `get` on nodes/proxy, or on nodes/pods from Kubernetes 1.33 on"
 
 
-class PodLists:
-    """Pod lists, fetched one at a time for all who wait. It owns the kubelet's client."""
+def _absolute(path: str) -> str:
+    if not path.startswith("/"):
+        raise ValueError(f"{path!r} is not an absolute path")
+    return path
 
-    def __init__(self, kubelet: Kubelet) -> None:
-        self._kubelet = kubelet
+
+_Path = Annotated[str, AfterValidator(_absolute)]
+_Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class KubeletOptions(Options):
+    """How to reach the kubelet."""
+
+    node_name: str | None = Field(
+        default=None, min_length=1, description="The node's name, for which its certificate is."
+    )
+    node_name_env: str | None = Field(
+        default=None, min_length=1, description="The environment variable that holds node_name."
+    )
+    host: str = Field(default="127.0.0.1", min_length=1, description="Where to connect to.")
+    port: _Port = Field(default=10250, description="The kubelet's secure port.")
+    read_only_port: _Port | None = Field(
+        default=None, description="Ask this port, without TLS: only where nobody else can bind it."
+    )
+    ca_file: _Path = Field(
+        default=f"{_ACCOUNT}/ca.crt", description="Who signed the kubelet's certificate."
+    )
+    token_file: _Path | None = Field(
+        default=None,
+        description=f"A bearer token; without a client certificate {_ACCOUNT}/token.",
+    )
+    certificate_file: _Path | None = Field(
+        default=None, description="A client certificate, instead of a token."
+    )
+    key_file: _Path | None = Field(default=None, description="Its key.")
+    wait_seconds: float = Field(
+        default=5.0,
+        ge=0,
+        le=WAIT_SECONDS_MAX,
+        description="How long a caller waits for its container to appear.",
+    )
+
+    @property
+    def url(self) -> str:
+        """What to ask."""
+        if self.read_only_port is not None:
+            return f"http://{self.host}:{self.read_only_port}/pods"
+        return f"https://{self.host}:{self.port}/pods"
+
+    @property
+    def server_name(self) -> str | None:
+        """The name that the kubelet's certificate must have; None without TLS."""
+        if self.read_only_port is not None:
+            return None
+        return self.node_name or os.environ.get(self.node_name_env or "")
+
+    @property
+    def bearer_file(self) -> str | None:
+        """Where the token is; None if none is sent."""
+        if self.read_only_port is not None:
+            return None
+        return self.token_file or (None if self.certificate_file else f"{_ACCOUNT}/token")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if (self.certificate_file is None) != (self.key_file is None):
+            raise ValueError("certificate_file and key_file belong together: give both or none")
+        if self.read_only_port is not None and (self.token_file or self.certificate_file):
+            raise ValueError(
+                "read_only_port is asked without credentials: leave token_file and "
+                "certificate_file out, or ask the secure port"
+            )
+        if self.read_only_port is None and (self.node_name is None) == (self.node_name_env is None):
+            raise ValueError(
+                "give node_name or node_name_env: the certificate must be for somebody"
+            )
+        return self
+
+
+class PodLists:
+    """Pod lists, fetched one at a time for all who wait. It owns the kubelet's client.
+
+    Raises:
+        AttestorError: the variable that should hold the node's name is not set.
+    """
+
+    def __init__(self, options: KubeletOptions) -> None:
+        if options.read_only_port is None and not options.server_name:
+            raise AttestorError(f"${options.node_name_env} is not set: the node's name")
+        self._kubelet = Kubelet(options)
+        self._wait_seconds = options.wait_seconds
         self._fetching: SharedWork[None, None] = SharedWork()
         self._began = float("-inf")
         self._latest: tuple[float, PodList] = (float("-inf"), PodList(()))
+
+    async def find(self, container: Container) -> frozenset[str] | None:
+        """What the kubelet says of the container; None if it will never know it.
+
+        Raises:
+            AttestorError: it cannot be asked, contradicts the cgroup, or does not list it in time.
+        """
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        until, moment = now + self._wait_seconds, now - FRESH_SECONDS
+        while True:
+            pods = await self.since(moment)
+            facts = pods.find(container)
+            if facts is not None:
+                return facts
+            if pods.has_ended(container):
+                return None
+            moment = loop.time()
+            if moment >= until:
+                raise AttestorError(f"the kubelet does not list container {container.id[:12]} yet")
 
     async def since(self, moment: float) -> PodList:
         """A list whose fetch began at this time of the event loop, or later.
@@ -58,8 +171,8 @@ class PodLists:
 
     async def close(self) -> None:
         """End what is under way."""
-        await self._fetching.close()
         await asyncio.to_thread(self._kubelet.close)
+        await self._fetching.close()
 
     async def _fetch(self) -> None:
         loop = asyncio.get_running_loop()
@@ -97,7 +210,7 @@ class Kubelet:
         """End the thread. May wait for it a moment, so not on an event loop."""
         if self._loop is None or self._thread is None:
             return
-        asyncio.run_coroutine_threadsafe(self._hang_up(), self._loop).result()
+        asyncio.run_coroutine_threadsafe(self._give_up(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -132,8 +245,16 @@ class Kubelet:
                 auto_decompress=False,
                 timeout=aiohttp.ClientTimeout(total=ANSWER_SECONDS),
             )
-        token = _token(options.token_file)
+        token = _token(options.bearer_file)
         return self._session, {"Authorization": f"Bearer {token}"} if token else {}
+
+    async def _give_up(self) -> None:
+        # First: a question that is cancelled would say goodbye over TLS and wait for the answer.
+        await self._hang_up()
+        under_way = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in under_way:
+            task.cancel()
+        await asyncio.gather(*under_way, return_exceptions=True)
 
     async def _hang_up(self) -> None:
         if self._session is not None:

@@ -12,8 +12,9 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
+from attestors._answers import Part, first_fault
 from attestors.api import AttestorError
 
 if TYPE_CHECKING:
@@ -24,22 +25,18 @@ if TYPE_CHECKING:
 # etcd takes no object above 1.5 MiB.
 POD_BYTES = 4 << 20
 _ITEMS = re.compile(r'"items"\s*:\s*(?:(?P<list>\[)|null)')
-_GAP = re.compile(r"[\s,]*")
+_SPACE = re.compile(r"\s*")
 _STATIC_HASH = "kubernetes.io/config.hash"
 _ENDED = frozenset({"Succeeded", "Failed"})
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-
-class _Owner(_Part):
+class _Owner(Part):
     kind: str
     name: str
     uid: str
 
 
-class _Metadata(_Part):
+class _Metadata(Part):
     name: str
     namespace: str
     uid: str
@@ -48,12 +45,12 @@ class _Metadata(_Part):
     owners: list[_Owner] | None = Field(default=None, alias="ownerReferences")
 
 
-class _Spec(_Part):
+class _Spec(Part):
     service_account: str = Field(default="", alias="serviceAccountName")
     node_name: str = Field(default="", alias="nodeName")
 
 
-class _ContainerStatus(_Part):
+class _ContainerStatus(Part):
     name: str
     image: str = ""
     image_id: str = Field(default="", alias="imageID")
@@ -61,7 +58,7 @@ class _ContainerStatus(_Part):
     """`containerd://ID`; empty before the container is made."""
 
 
-class _Status(_Part):
+class _Status(Part):
     phase: str = ""
     containers: list[_ContainerStatus] | None = Field(default=None, alias="containerStatuses")
     init: list[_ContainerStatus] | None = Field(default=None, alias="initContainerStatuses")
@@ -70,7 +67,7 @@ class _Status(_Part):
     )
 
 
-class _PodAnswer(_Part):
+class _PodAnswer(Part):
     metadata: _Metadata
     spec: _Spec = _Spec()
     status: _Status = _Status()
@@ -131,7 +128,7 @@ class PodReader:
     """Takes a pod list in pieces of any size.
 
     Raises:
-        AttestorError: from every method, if this is no list of pods.
+        AttestorError: from every method, and while pods are taken, if this is no list of pods.
     """
 
     def __init__(self) -> None:
@@ -143,7 +140,7 @@ class PodReader:
         self._count = 0
 
     def feed(self, piece: bytes) -> Iterator[Pod]:
-        """The pods that are complete with this piece."""
+        """The pods that are complete with this piece: take all of them before the next."""
         try:
             self._text += self._decode(piece)
         except UnicodeDecodeError as error:
@@ -169,10 +166,14 @@ class PodReader:
     def _pods(self) -> Iterator[Pod]:
         place = 0
         while self._in_list:
-            start = _GAP.match(self._text, place).end()  # type: ignore[union-attr]
-            if self._text[start : start + 1] == "]":
+            start = _skip_space(self._text, place)
+            if self._text.startswith("]", start):
                 self._in_list, self._complete = False, True
                 break
+            if self._count:
+                if not self._text.startswith(",", start):
+                    break  # nor will there be a pod if it is something else
+                start = _skip_space(self._text, start + 1)
             try:
                 answer, end = self._json.raw_decode(self._text, start)
             except ValueError:
@@ -188,11 +189,13 @@ class PodReader:
         try:
             return _as_pod(_PodAnswer.model_validate(answer))
         except ValidationError as error:
-            first = error.errors(include_input=False, include_url=False, include_context=False)[0]
-            where = ".".join(map(str, first["loc"]))
-            raise AttestorError(
-                f"pod {self._count} of the list: {where}: {first['msg']}"
-            ) from error
+            reason = first_fault(error)
+            raise AttestorError(f"pod {self._count} of the list: {reason}") from error
+
+
+def _skip_space(text: str, place: int) -> int:
+    match = _SPACE.match(text, place)
+    return match.end() if match else place
 
 
 def _as_pod(answer: _PodAnswer) -> Pod:

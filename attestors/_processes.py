@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,36 +73,29 @@ class ContainerInit:
         Raises:
             AttestorError: there is none, or it is in no container.
         """
-        try:
-            pidfd = os.pidfd_open(pid)
-        except OSError as error:
-            raise AttestorError(
-                f"process {pid}, the container's first by the engine's word: {error.strerror}"
-            ) from error
-        try:
-            return cls._read(pid, pidfd, own)
-        except BaseException:
-            os.close(pidfd)
-            raise
-
-    @classmethod
-    def _read(cls, pid: int, pidfd: int, own: bytes) -> ContainerInit:
-        try:
-            cgroup, stat = (_read(f"/proc/{pid}/{name}") for name in ("cgroup", "stat"))
-            container = locate(cgroup, own).container
-        except (OSError, CgroupError) as error:
-            raise AttestorError(f"process {pid}, the container's first: {error}") from error
-        # Alive afterwards means that all of it was read of this process.
-        if container is None or not _is_alive(pidfd):
-            raise AttestorError(
-                f"process {pid}, the container's first by the engine's word, is in no container"
-            )
-        return cls(pidfd=pidfd, container=container, started=_start(stat))
+        who = f"process {pid}, the container's first by the engine's word"
+        with ExitStack() as held:
+            try:
+                pidfd = os.pidfd_open(pid)
+                held.callback(os.close, pidfd)
+                cgroup, stat = _look(pid, "cgroup", "stat")
+                container = locate(cgroup, own).container
+            except OSError as error:
+                raise AttestorError(f"{who}: {error.strerror}") from error
+            except CgroupError as error:
+                raise AttestorError(f"{who}: {error}") from error
+            # Alive afterwards means that all of it was read of this process.
+            if not is_alive(pidfd):
+                raise AttestorError(f"{who}, has exited")
+            if container is None:
+                raise AttestorError(f"{who}, is in no container")
+            held.pop_all()
+            return cls(pidfd=pidfd, container=container, started=_start(stat))
 
     @property
     def is_alive(self) -> bool:
         """Ask the kernel."""
-        return self.pidfd >= 0 and _is_alive(self.pidfd)
+        return self.pidfd >= 0 and is_alive(self.pidfd)
 
     def close(self) -> None:
         """Let go; again is harmless. It counts as dead from now on."""
@@ -114,15 +108,24 @@ def _start(stat: bytes) -> int:
     return int(stat.rpartition(b")")[2].split()[_START_FIELD])
 
 
-def _read(path: str) -> bytes:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+def _look(pid: int, *names: str) -> list[bytes]:
+    """Files of one process: the directory is opened once, and is never another's."""
+    directory = os.open(f"/proc/{pid}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return [_read(directory, name) for name in names]
+    finally:
+        os.close(directory)
+
+
+def _read(directory: int, name: str) -> bytes:
+    descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
     try:
         return os.read(descriptor, _READ_BYTES)
     finally:
         os.close(descriptor)
 
 
-def _is_alive(pidfd: int) -> bool:
+def is_alive(pidfd: int) -> bool:
     """A pidfd polls readable once its process has exited (pidfd_open(2))."""
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)

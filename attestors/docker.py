@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import BaseModel, Field
 
 from attestors._cgroups import Engine
-from attestors._containers import Containers
-from attestors._engine import ANSWER_SECONDS, EngineClient
+from attestors._containers import ASKING_SECONDS, REUSE_SECONDS, Containers
+from attestors._engine import EngineClient
 from attestors._processes import locate_workload, own_cgroup, started
 from attestors.api import Findings, Options, Selector
 
@@ -46,10 +46,8 @@ class DockerAttestor:
 
     name: ClassVar[str] = "docker"
     Options: ClassVar[type[BaseModel]] = DockerOptions
-    # A question, and some more of a container that is about to run.
-    timeout: ClassVar[float] = ANSWER_SECONDS + 2.0
-    # What may change, such as the container's name, is reported by the engine; this spares calls.
-    reuse_seconds: ClassVar[float] = 1.0
+    timeout: ClassVar[float] = ASKING_SECONDS
+    reuse_seconds: ClassVar[float] = REUSE_SECONDS
 
     def __init__(self, options: DockerOptions, _context: AttestorContext) -> None:
         self._own_cgroup = own_cgroup()

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import BaseModel, Field, field_validator
 
 from attestors._cgroups import Engine
-from attestors._containers import Containers
-from attestors._engine import ANSWER_SECONDS, EngineClient
+from attestors._containers import ASKING_SECONDS, REUSE_SECONDS, Containers
+from attestors._engine import EngineClient
 from attestors._processes import locate_workload, own_cgroup, started
 from attestors._shared import SharedWork
 from attestors.api import AttestorError, Findings, Options, Selector
@@ -50,8 +50,8 @@ class RootlessPodmanAttestor:
 
     name: ClassVar[str] = "podman-rootless"
     Options: ClassVar[type[BaseModel]] = RootlessOptions
-    timeout: ClassVar[float] = ANSWER_SECONDS + 2.0
-    reuse_seconds: ClassVar[float] = 1.0
+    timeout: ClassVar[float] = ASKING_SECONDS
+    reuse_seconds: ClassVar[float] = REUSE_SECONDS
 
     def __init__(self, options: RootlessOptions, _context: AttestorContext) -> None:
         self._options = options

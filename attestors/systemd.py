@@ -13,7 +13,6 @@ user's own manager are not known to the system's: their processes belong to `use
 from __future__ import annotations
 
 import asyncio
-import select
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dbus_fast import Message, MessageType
@@ -21,6 +20,7 @@ from dbus_fast.aio import MessageBus
 from dbus_fast.errors import AuthError, DBusError
 from pydantic import BaseModel, Field
 
+from attestors._processes import is_alive
 from attestors._shared import SharedWork
 from attestors.api import AttestorError, Findings, Options, Selector
 
@@ -100,7 +100,7 @@ class SystemdAttestor:
             _MANAGER, f"{_SYSTEMD}.Manager", "GetUnitByPID", "u", [workload.pid]
         )
         # Alive now means that the PID was its own all the while.
-        if not _is_alive(workload.pidfd):
+        if not is_alive(workload.pidfd):
             raise AttestorError("the process exited")
         return str(answer[0])
 
@@ -198,10 +198,3 @@ def _refusal(answer: Message | None) -> Exception:
         return _UnknownMethodError()
     text = str(answer.body[0])[:200] if answer is not None and answer.body else ""
     return AttestorError(f"systemd refuses: {name} {text}".strip())
-
-
-def _is_alive(pidfd: int) -> bool:
-    """A pidfd polls readable once its process has exited (pidfd_open(2))."""
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return not poll.poll(0)

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import inspect
 import resource
+import socket
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import psutil
 import pytest
 
+from agent.peer import Caller, identify
 from tests.support.agent import RunningAgent, entry_for_me
 
 if TYPE_CHECKING:
@@ -68,6 +70,16 @@ def no_leaks() -> Iterator[None]:
         leaked = _descriptors() - descriptors
     assert not leaked, f"leaked descriptors: {sorted(leaked)}"
     assert not (left := _children() - children), f"left child processes: {sorted(left)}"
+
+
+@pytest.fixture
+def me() -> Iterator[Caller]:
+    """This very process, as the kernel names it to whom it connects."""
+    near, far = socket.socketpair()
+    with near, far:
+        caller = identify(near)
+    yield caller
+    caller.close()
 
 
 @pytest.fixture

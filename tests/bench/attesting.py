@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import shutil
 import socket
 import sys
@@ -13,19 +12,17 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from dbus_fast import Variant
-
 from agent.peer import identify
-from attestors import _kubelet, _processes
-from attestors._kubelet import Kubelet, PodLists
+from attestors import _kubelet
+from attestors._kubelet import KubeletOptions, PodLists
 from attestors.api import AttestorContext
 from attestors.docker import DockerAttestor, DockerOptions
-from attestors.k8s import K8sAttestor, K8sOptions, KubeletOptions
+from attestors.k8s import K8sAttestor, K8sOptions
 from attestors.systemd import SystemdAttestor, SystemdOptions
 from attestors.unix import UnixAttestor, UnixOptions
-from tests.support.engine_server import EngineServer
+from tests.support.engine_server import EngineServer, kernel_says
 from tests.support.kubelet_server import KubeletServer, pod
-from tests.support.system_bus import UNIT, SystemBus
+from tests.support.system_bus import SystemBus
 from tests.support.workload import Workload
 
 if TYPE_CHECKING:
@@ -36,8 +33,6 @@ ID, UID = "a" * 64, "0e5f1c7e-61a3-4d43-9e7b-5f1f64b9a1c4"
 DOCKER = f"0::/system.slice/docker-{ID}.scope\n".encode()
 POD = f"0::/kubepods/burstable/pod{UID}/{ID}\n".encode()
 PODS = 110
-
-
 LONG = "a list of 5,000 pods, and what of it the agent's own event loop pays (budget 50 ms)"
 
 
@@ -64,7 +59,7 @@ async def _long_list() -> dict[str, object]:
         kubelet.body = json.dumps({"kind": "PodList", "items": pods}).encode()
         options = K8sOptions.model_validate({"kubelet": kubelet.options}).kubelet
         assert isinstance(options, KubeletOptions)
-        lists = PodLists(Kubelet(options))
+        lists = PodLists(options)
         loop = asyncio.get_running_loop()
         began, cpu = time.perf_counter(), time.thread_time()
         found = await lists.since(loop.time())
@@ -89,10 +84,7 @@ def _long_pod(number: int) -> dict[str, object]:
 
 
 async def _docker() -> list[dict[str, object]]:
-    read = _processes._read
-    with patch.object(
-        _processes, "_read", lambda path: DOCKER if path.endswith("cgroup") else read(path)
-    ):
+    with kernel_says(DOCKER):
         async with EngineServer() as engine:
             engine.add(ID)
             options = DockerOptions(socket=str(engine.path))
@@ -117,13 +109,6 @@ async def _systemd(process: WorkloadRef) -> list[dict[str, object]]:
     async with SystemBus() as bus:
         # By PID: the library that plays the manager mixes up descriptors it receives at once.
         bus.methods.remove("GetUnitByPIDFD")
-        bus.units[os.getpid()] = UNIT
-        bus.properties = {
-            "Unit.Id": Variant("s", "web.service"),
-            "Unit.FragmentPath": Variant("s", "/etc/systemd/system/web.service"),
-            "Unit.InvocationID": Variant("ay", b"\xab" * 16),
-            "Service.Slice": Variant("s", "system.slice"),
-        }
         options = SystemdOptions(bus=bus.address)
         return await _rows("systemd", process, lambda: SystemdAttestor(options, AttestorContext()))
 

@@ -7,11 +7,29 @@ import json
 import os
 import shutil
 import tempfile
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
+from unittest.mock import patch
 
 from aiohttp import web
+
+from attestors import _processes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@contextmanager
+def kernel_says(cgroup: bytes) -> Iterator[None]:
+    """Every container's first process is in this cgroup."""
+    read = _processes._read
+
+    def say(directory: int, name: str) -> bytes:
+        return cgroup if name == "cgroup" else read(directory, name)
+
+    with patch.object(_processes, "_read", say):
+        yield
 
 
 class EngineServer:
@@ -21,9 +39,9 @@ class EngineServer:
     until it is set.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "engine.sock") -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="vouchd-eng-", dir="/tmp"))
-        self.path = self.directory / "engine.sock"
+        self.path = self.directory / name
         self.containers: dict[str, dict[str, Any]] = {}
         self.say: web.Response | None = None
         self.hold = asyncio.Event()

@@ -65,10 +65,11 @@ class _Server(ThreadingHTTPServer):
 class KubeletServer:
     """Owns the server, its threads and a directory with CA, token and certificates.
 
-    `pods` is what it lists; `body` and `code` are sent in its place; `allow` holds back answers.
+    Without TLS it is the read-only port. `pods` is what it lists; `body` and `code` are sent in its
+    place; `allow` holds back answers.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, tls: bool = True) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="vouchd-kubelet-", dir="/tmp"))
         self.pods: list[dict[str, Any]] = []
         self.body: bytes | None = None
@@ -76,6 +77,8 @@ class KubeletServer:
         self.allow = threading.Event()
         self.allow.set()
         self.asked = 0
+        self.authorizations: list[str | None] = []
+        """The header of each question."""
         self.when_asked: dict[int, Callable[[], None]] = {}
         """What to do at the first, second, … question, before it is answered."""
         self.token = f"token-{uuid.uuid4()}"
@@ -83,9 +86,13 @@ class KubeletServer:
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.renew()
         self._server = _Server(("127.0.0.1", 0), self._handler())
-        self._server.socket = self._context.wrap_socket(
-            self._server.socket, server_side=True, do_handshake_on_connect=False
-        )
+        self._tls = tls
+        if tls:
+            self._server.socket = self._context.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
+        else:
+            self.token = ""
         self.port = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
         self._thread.start()
@@ -103,6 +110,8 @@ class KubeletServer:
     @property
     def options(self) -> dict[str, Any]:
         """What the attestor needs to reach it."""
+        if not self._tls:
+            return {"read_only_port": self.port}
         return {
             "node_name": NODE,
             "port": self.port,
@@ -177,6 +186,7 @@ class KubeletServer:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 kubelet.asked += 1
+                kubelet.authorizations.append(self.headers["Authorization"])
                 if (act := kubelet.when_asked.get(kubelet.asked)) is not None:
                     act()
                 kubelet.allow.wait()

@@ -17,7 +17,8 @@ UNIT = f"/{SYSTEMD.replace('.', '/')}/unit/web_2eservice"
 class SystemBus:
     """Owns a dbus-daemon, if there is one, and the manager's connection to it.
 
-    `units` are the units' paths by PID, `properties` theirs; `methods` is what the manager has.
+    `units` are the units' paths by PID, at first that of web.service by ours; `properties` theirs;
+    `methods` is what the manager has.
     """
 
     def __init__(self) -> None:
@@ -28,8 +29,13 @@ class SystemBus:
         )
         assert self._daemon.stdout is not None
         self.address = self._daemon.stdout.readline().strip()
-        self.units: dict[int, str] = {}
-        self.properties: dict[str, Variant] = {}
+        self.units = {os.getpid(): UNIT}
+        self.properties = {
+            "Unit.Id": Variant("s", "web.service"),
+            "Unit.FragmentPath": Variant("s", "/etc/systemd/system/web.service"),
+            "Unit.InvocationID": Variant("ay", b"\xab" * 16),
+            "Service.Slice": Variant("s", "system.slice"),
+        }
         self.methods = {"GetUnitByPIDFD", "GetUnitByPID", "Get"}
         self.error: str | None = None
         self.asked: list[str] = []

@@ -64,15 +64,6 @@ def caller_of(behave: Callable[[], object] = signal.pause) -> Iterator[tuple[Cal
             caller.close()
 
 
-@pytest.fixture
-def me() -> Iterator[Caller]:
-    near, far = socket.socketpair()
-    with near, far:
-        caller = identify(near)
-    yield caller
-    caller.close()
-
-
 async def test_selectors_of_all_attestors_are_joined(me: Caller) -> None:
     attestor = WorkloadAttestor(
         [FakeAttestor(frozenset({"one"})), OtherAttestor(frozenset({"two"}))], Lines().log

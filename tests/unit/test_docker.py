@@ -6,8 +6,8 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import pytest
@@ -16,48 +16,37 @@ from aiohttp import web
 from attestors import _containers, _engine, _processes
 from attestors.api import AttestorContext, AttestorError, Findings
 from attestors.docker import DockerAttestor, DockerOptions
-from tests.support import workload
-from tests.support.engine_server import EngineServer
+from tests.support.engine_server import EngineServer, kernel_says
+from tests.support.findings import closing, until, values
+from tests.support.workload import Workload
 
 ID = "a" * 64
 OTHER = "b" * 64
 CGROUP = f"0::/system.slice/docker-{ID}.scope\n".encode()
 
 
-def Workload(cgroup: bytes = CGROUP, **fields: Any) -> workload.Workload:  # noqa: N802
-    return workload.Workload(cgroup, **fields)
+def caller(cgroup: bytes = CGROUP, **fields: Any) -> Workload:
+    return Workload(cgroup, **fields)
 
 
 @pytest.fixture
-async def engine(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[EngineServer]:
+async def engine() -> AsyncIterator[EngineServer]:
     """An engine; the kernel has the first process of every container in CGROUP."""
-    really = _processes._read
-    monkeypatch.setattr(
-        _processes, "_read", lambda path: CGROUP if path.endswith("cgroup") else really(path)
-    )
-    async with EngineServer() as server:
-        yield server
+    with kernel_says(CGROUP):
+        async with EngineServer() as server:
+            yield server
 
 
-@asynccontextmanager
-async def attestor(engine: EngineServer) -> AsyncIterator[DockerAttestor]:
+def attestor(engine: EngineServer) -> AbstractAsyncContextManager[DockerAttestor]:
     options = DockerOptions(
         socket=str(engine.path), podman_socket=str(engine.directory / "none.sock")
     )
-    made = DockerAttestor(options, AttestorContext())
-    try:
-        yield made
-    finally:
-        await made.close()
+    return closing(DockerAttestor(options, AttestorContext()))
 
 
-def values(findings: Findings) -> set[str]:
-    return {selector.value for selector in findings.selectors}
-
-
-async def fails(docker: DockerAttestor, process: workload.Workload | None = None) -> str:
+async def fails(docker: DockerAttestor, process: Workload | None = None) -> str:
     with pytest.raises(AttestorError) as caught:
-        await docker.attest(process or Workload())
+        await docker.attest(process or caller())
     return str(caught.value)
 
 
@@ -65,7 +54,7 @@ async def test_what_the_engine_says_becomes_selectors(engine: EngineServer) -> N
     labels = {"com.docker.compose.project": "shop", "com.docker.compose.service": "web", "n": ""}
     engine.add(ID, Labels=labels, Env=["A=b:c", "EMPTY="])
     async with attestor(engine) as docker:
-        assert values(await docker.attest(Workload())) == {
+        assert values(await docker.attest(caller())) == {
             "label:com.docker.compose.project:shop",
             "label:com.docker.compose.service:web",
             "label:n:",
@@ -83,7 +72,7 @@ async def test_what_the_engine_says_becomes_selectors(engine: EngineServer) -> N
 async def test_a_container_without_labels_and_environment(engine: EngineServer) -> None:
     engine.add(ID, Labels=None, Env=None, Image="")
     async with attestor(engine) as docker:
-        assert values(await docker.attest(Workload())) == {
+        assert values(await docker.attest(caller())) == {
             f"image_config_digest:sha256:{'1' * 64}",
             "container_name:web",
             "engine:docker",
@@ -103,7 +92,7 @@ async def test_a_container_without_labels_and_environment(engine: EngineServer) 
 async def test_a_process_of_no_engine_is_answered_without_asking_any(
     engine: EngineServer, cgroup: bytes
 ) -> None:
-    process = Workload(cgroup=cgroup)
+    process = caller(cgroup=cgroup)
     async with attestor(engine) as docker:
         assert await docker.attest(process) == Findings()
     assert engine.inspected == []
@@ -117,7 +106,7 @@ async def test_a_container_of_a_users_own_is_never_asked_of_roots_engine(
     engine.add(ID)
     forged = f"0::/user.slice/user-1000.slice/user@1000.service/docker-{ID}.scope\n"
     async with attestor(engine) as docker:
-        findings = await docker.attest(Workload(cgroup=forged.encode()))
+        findings = await docker.attest(caller(cgroup=forged.encode()))
     assert findings.selectors == frozenset()
     assert "user 1000 runs this container's engine" in findings.notes[0]
     assert engine.inspected == []
@@ -128,27 +117,27 @@ async def test_a_cgroup_of_the_right_name_in_another_place_yields_nothing(
 ) -> None:
     engine.add(ID)
     async with attestor(engine) as docker:
-        forged = Workload(cgroup=f"0::/elsewhere/docker-{ID}.scope\n".encode())
+        forged = caller(cgroup=f"0::/elsewhere/docker-{ID}.scope\n".encode())
         assert "is in another cgroup than the process" in await fails(docker, forged)
         # And the honest one is not harmed by it.
-        assert values(await docker.attest(Workload()))
+        assert values(await docker.attest(caller()))
 
 
 async def test_a_process_below_the_containers_own_cgroup_is_in_it(engine: EngineServer) -> None:
     engine.add(ID)
     async with attestor(engine) as docker:
-        assert values(await docker.attest(Workload(cgroup=CGROUP.strip() + b"/init.scope\n")))
+        assert values(await docker.attest(caller(cgroup=CGROUP.strip() + b"/init.scope\n")))
 
 
 async def test_a_process_older_than_the_container_is_not_of_it(engine: EngineServer) -> None:
     engine.add(ID)
     async with attestor(engine) as docker:
-        assert "older than its container" in await fails(docker, Workload(started=0))
+        assert "older than its container" in await fails(docker, caller(started=0))
 
 
 async def test_an_engine_that_does_not_know_the_container(engine: EngineServer) -> None:
     async with attestor(engine) as docker:
-        findings = await docker.attest(Workload())
+        findings = await docker.attest(caller())
     assert findings.selectors == frozenset()
     assert f"no engine knows the container {ID[:12]}" in findings.notes[0]
 
@@ -156,7 +145,7 @@ async def test_an_engine_that_does_not_know_the_container(engine: EngineServer) 
 async def test_no_engine(engine: EngineServer) -> None:
     podmans = f"0::/machine.slice/libpod-{ID}.scope\n".encode()
     async with attestor(engine) as docker:
-        error = await fails(docker, Workload(cgroup=podmans))
+        error = await fails(docker, caller(cgroup=podmans))
     assert f"{engine.directory}/none.sock cannot be asked: No such file or directory" in error
 
 
@@ -209,7 +198,7 @@ async def test_a_first_process_in_no_container(
     engine: EngineServer, monkeypatch: pytest.MonkeyPatch, cgroup: bytes
 ) -> None:
     engine.add(ID)
-    monkeypatch.setattr(_processes, "_read", lambda _path: cgroup)
+    monkeypatch.setattr(_processes, "_read", lambda *_: cgroup)
     async with attestor(engine) as docker:
         assert f"process {os.getpid()}, the container's first" in await fails(docker)
 
@@ -236,7 +225,7 @@ async def test_a_container_reported_as_running_a_moment_late(
     loop = asyncio.get_running_loop()
     async with attestor(engine) as docker:
         engine.hold.clear()
-        asking = loop.create_task(docker.attest(Workload()))
+        asking = loop.create_task(docker.attest(caller()))
         while not engine.inspected:
             await asyncio.sleep(0)
         engine.hold.set()
@@ -264,12 +253,12 @@ async def test_200_callers_of_one_container_cost_one_request(engine: EngineServe
     engine.hold.clear()
     async with attestor(engine) as docker:
         async with asyncio.TaskGroup() as tasks:
-            asked = [tasks.create_task(docker.attest(Workload())) for _ in range(200)]
+            asked = [tasks.create_task(docker.attest(caller())) for _ in range(200)]
             while not engine.inspected:
                 await asyncio.sleep(0.001)
             engine.hold.set()
         assert all(values(each.result()) for each in asked)
-        assert values(await docker.attest(Workload()))
+        assert values(await docker.attest(caller()))
     assert engine.inspected == [ID]
 
 
@@ -277,7 +266,7 @@ async def test_one_who_gives_up_does_not_harm_the_others(engine: EngineServer) -
     engine.add(ID)
     engine.hold.clear()
     async with attestor(engine) as docker, asyncio.TaskGroup() as tasks:
-        impatient, patient = (tasks.create_task(docker.attest(Workload())) for _ in range(2))
+        impatient, patient = (tasks.create_task(docker.attest(caller())) for _ in range(2))
         while not engine.inspected:
             await asyncio.sleep(0.001)
         impatient.cancel()
@@ -288,15 +277,16 @@ async def test_one_who_gives_up_does_not_harm_the_others(engine: EngineServer) -
 
 async def known(docker: DockerAttestor, engine: EngineServer) -> None:
     """Ask once, and see to it that the answer is kept."""
-    await docker.attest(Workload())
-    await docker.attest(Workload())
+    await docker.attest(caller())
+    await docker.attest(caller())
     assert engine.inspected == [ID]
 
 
-async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.001)
+async def lost(docker: DockerAttestor, engine: EngineServer) -> None:
+    """Ask, keep the answer, and lose the engine."""
+    await known(docker, engine)
+    await engine.stop()
+    await until(lambda: not docker._docker._open)
 
 
 async def test_a_change_that_the_engine_reports_is_seen(engine: EngineServer) -> None:
@@ -305,10 +295,10 @@ async def test_a_change_that_the_engine_reports_is_seen(engine: EngineServer) ->
         await known(docker, engine)
         engine.containers[ID]["Name"] = "/renamed"
         await engine.change(OTHER)
-        assert "container_name:web" in values(await docker.attest(Workload()))
+        assert "container_name:web" in values(await docker.attest(caller()))
         await engine.change(ID)
         await until(lambda: not docker._docker._kept)
-        assert "container_name:renamed" in values(await docker.attest(Workload()))
+        assert "container_name:renamed" in values(await docker.attest(caller()))
     assert engine.inspected == [ID, ID]
 
 
@@ -316,14 +306,14 @@ async def test_a_change_while_it_is_asked_is_not_lost(engine: EngineServer) -> N
     engine.add(ID)
     engine.hold.clear()
     async with attestor(engine) as docker, asyncio.TaskGroup() as tasks:
-        asking = tasks.create_task(docker.attest(Workload()))
+        asking = tasks.create_task(docker.attest(caller()))
         await until(lambda: engine.inspected)
         assert docker._docker._unchanged == {ID}
         await engine.change(ID)
         await until(lambda: not docker._docker._unchanged)
         engine.hold.set()
         await asking
-        await docker.attest(Workload())
+        await docker.attest(caller())
     assert engine.inspected == [ID, ID]
 
 
@@ -334,35 +324,31 @@ async def test_what_is_known_ends_with_the_containers_first_process(engine: Engi
         await known(docker, engine)
         child.communicate(b"\n")
         engine.add(ID)["Name"] = "/restarted"
-        assert "container_name:restarted" in values(await docker.attest(Workload()))
+        assert "container_name:restarted" in values(await docker.attest(caller()))
     assert engine.inspected == [ID, ID]
 
 
 async def test_a_dead_engine_leaves_what_is_known_and_nothing_else(engine: EngineServer) -> None:
     engine.add(ID)
     async with attestor(engine) as docker:
-        await known(docker, engine)
-        await engine.stop()
-        await until(lambda: not docker._docker._open)
-        assert "container_name:web" in values(await docker.attest(Workload()))
-        another = Workload(cgroup=f"0::/system.slice/docker-{OTHER}.scope\n".encode())
+        await lost(docker, engine)
+        assert "container_name:web" in values(await docker.attest(caller()))
+        another = caller(cgroup=f"0::/system.slice/docker-{OTHER}.scope\n".encode())
         assert "cannot be asked" in await fails(docker, another)
 
 
 async def test_back_again_the_engine_is_asked_anew(engine: EngineServer) -> None:
     engine.add(ID)
     async with attestor(engine) as docker:
-        await known(docker, engine)
-        await engine.stop()
-        await until(lambda: not docker._docker._open)
+        await lost(docker, engine)
         engine.containers[ID]["Name"] = "/renamed"
         await engine.start()
-        assert "container_name:renamed" in values(await docker.attest(Workload()))
+        assert "container_name:renamed" in values(await docker.attest(caller()))
         await asyncio.wait_for(engine.watched.wait(), 10)
         await until(lambda: docker._docker._open)
-        await docker.attest(Workload())
+        await docker.attest(caller())
         asked = len(engine.inspected)
-        await docker.attest(Workload())
+        await docker.attest(caller())
         assert len(engine.inspected) == asked
 
 
@@ -378,7 +364,7 @@ async def test_events_that_make_no_sense_end_the_belief_in_what_is_kept(
         era = docker._docker._era
         await engine.tell(event)
         await until(lambda: docker._docker._era > era)
-        assert values(await docker.attest(Workload()))
+        assert values(await docker.attest(caller()))
     assert engine.inspected == [ID, ID]
 
 
@@ -393,8 +379,8 @@ async def test_an_engine_without_events_is_asked_each_time(
     await engine.start()
     engine.add(ID)
     async with attestor(engine) as docker:
-        await docker.attest(Workload())
-        await docker.attest(Workload())
+        await docker.attest(caller())
+        await docker.attest(caller())
     assert engine.inspected == [ID, ID]
 
 
@@ -406,12 +392,10 @@ async def test_no_more_than_so_many_are_kept(
     async with attestor(engine) as docker:
         await known(docker, engine)
         kept = docker._docker._kept[ID]
-        monkeypatch.setattr(
-            _processes, "_read", lambda path: b"0::/docker/" + OTHER.encode() + b"\n"
-            if path.endswith("cgroup") else b"1 (a) S " + b"0 " * 25,
-        )  # fmt: skip
         engine.add(OTHER)
-        assert values(await docker.attest(Workload(cgroup=f"0::/docker/{OTHER}\n".encode())))
+        another = f"0::/docker/{OTHER}\n".encode()
+        with kernel_says(another):
+            assert values(await docker.attest(caller(another)))
         assert list(docker._docker._kept) == [OTHER]
         assert not kept.init.is_alive
 
@@ -424,12 +408,12 @@ async def test_a_first_process_that_dies_while_it_is_looked_at(
     engine.add(ID, pid=child.pid)
     looked = _processes._read
 
-    def look(path: str) -> bytes:
-        content = looked(path)
-        if path.endswith("stat"):
+    def look(directory: int, name: str) -> bytes:
+        content = looked(directory, name)
+        if name == "stat":
             child.communicate(b"\n")
         return content
 
     monkeypatch.setattr(_processes, "_read", look)
     async with attestor(engine) as docker:
-        assert f"process {child.pid}, the container's first" in await fails(docker)
+        assert "the container's first by the engine's word, has exited" in await fails(docker)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -12,7 +11,7 @@ from agent.attestation import WorkloadAttestor
 from agent.entitlement import EXPLAINED_AT_ONCE, Entitlements
 from agent.entries import Entry, EntryId, EntrySet
 from agent.errors import NoIdentityError, UnansweredError
-from agent.peer import Caller, identify
+from agent.peer import Caller
 from agent.spiffe import SpiffeId, TrustDomain
 from agent.templates import SpiffeIdTemplate
 from attestors.api import Findings, Selector, WorkloadRef
@@ -23,15 +22,6 @@ WHO, WHAT = Selector("fake", "who"), Selector("fake", "what:x")
 
 async def find(_workload: WorkloadRef) -> Findings:
     return Findings(frozenset({WHO, WHAT}), program=frozenset({WHAT}))
-
-
-@pytest.fixture
-def me() -> Iterator[Caller]:
-    near, far = socket.socketpair()
-    with near, far:
-        caller = identify(near)
-    yield caller
-    caller.close()
 
 
 class Site:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import pytest
@@ -13,8 +13,9 @@ from pydantic import ValidationError
 
 from attestors import _kubelet
 from attestors._pods import POD_BYTES, Pod, PodReader
-from attestors.api import AttestorContext, AttestorError, Findings
+from attestors.api import AttestorContext, AttestorError
 from attestors.k8s import K8sAttestor, K8sOptions
+from tests.support.findings import closing, until, values
 from tests.support.kubelet_server import KubeletServer, pod, status
 from tests.support.workload import Workload
 
@@ -32,24 +33,12 @@ def no_spacing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_kubelet, "SPACING_SECONDS", 0.01)
 
 
-@asynccontextmanager
-async def attestor(server: KubeletServer | None = None, **more: Any) -> AsyncIterator[K8sAttestor]:
+def attestor(
+    server: KubeletServer | None = None, **more: Any
+) -> AbstractAsyncContextManager[K8sAttestor]:
     kubelet = "off" if server is None else {**server.options, **more}
-    made = K8sAttestor(K8sOptions.model_validate({"kubelet": kubelet}), AttestorContext())
-    try:
-        yield made
-    finally:
-        await made.close()
-
-
-def values(findings: Findings) -> set[str]:
-    return {selector.value for selector in findings.selectors}
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.001)
+    options = K8sOptions.model_validate({"kubelet": kubelet})
+    return closing(K8sAttestor(options, AttestorContext()))
 
 
 async def test_without_the_kubelet_cgroups_prove_pod_and_container() -> None:
@@ -216,6 +205,11 @@ async def test_200_callers_cost_one_fetch_and_the_next_none() -> None:
         (200, b'{"items": [{}]}', "pod 1 of the list: metadata"),
         (200, b'{"items": [7]}', "pod 1 of the list: "),
         (200, b'{"items": [' + b"[" * 200_000, "too deep"),
+        (
+            200,
+            b'{"items": [%b %b]}' % ((json.dumps(pod()).encode(),) * 2),
+            "breaks off after 1 pods",
+        ),
         (200, b'{"items": ["\xff"]}', "not UTF-8"),
         (200, b'{"items": [' + b"x" * (POD_BYTES + 1), "pod 1 of the list is too long or no JSON"),
     ],
@@ -265,7 +259,7 @@ async def test_a_certificate_for_another_node_or_of_another_authority() -> None:
 async def test_token_and_authority_are_read_again_when_they_change(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("attestors.k8s.FRESH_SECONDS", 0.0)
+    monkeypatch.setattr("attestors._kubelet.FRESH_SECONDS", 0.0)
     with KubeletServer() as kubelet:
         kubelet.pods = [pod("web", UID, app=ID)]
         async with attestor(kubelet) as k8s:
@@ -281,10 +275,39 @@ async def test_a_client_certificate_instead_of_a_token() -> None:
         kubelet.pods = [pod("web", UID, app=ID)]
         kubelet.require_client_certificate()
         pair = str(kubelet.directory / "serving.pem")
-        async with attestor(kubelet, token_file=None) as k8s:
+        async with attestor(kubelet) as k8s:
             assert (await k8s.attest(IN_POD)).pending
         async with attestor(kubelet, token_file=None, certificate_file=pair, key_file=pair) as k8s:
             assert "pod-name:web" in values(await k8s.attest(IN_POD))
+    assert kubelet.authorizations == [None]
+
+
+async def test_without_a_client_certificate_the_pods_own_token_is_sent() -> None:
+    with KubeletServer() as kubelet:
+        async with attestor(kubelet, token_file=None) as k8s:
+            [reason] = (await k8s.attest(IN_POD)).pending
+    assert "cannot be read from /var/run/secrets/kubernetes.io/serviceaccount/token" in reason
+
+
+async def test_the_read_only_port_is_asked_without_a_secret() -> None:
+    with KubeletServer(tls=False) as kubelet:
+        kubelet.pods = [pod("web", UID, app=ID)]
+        async with attestor(kubelet) as k8s:
+            assert "pod-name:web" in values(await k8s.attest(IN_POD))
+    assert kubelet.authorizations == [None]
+
+
+async def test_who_closes_does_not_wait_for_a_slow_kubelet(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with KubeletServer() as kubelet:
+        kubelet.allow.clear()
+        async with attestor(kubelet) as k8s:
+            asking = asyncio.get_running_loop().create_task(k8s.attest(IN_POD))
+            await until(lambda: kubelet.asked)
+        assert (await asking).pending
+    gc.collect()
+    assert not caplog.records, "something was left under way"
 
 
 @pytest.mark.parametrize("name", ["token_file", "ca_file"])
@@ -309,6 +332,8 @@ async def until_answered(k8s: K8sAttestor) -> None:
         ({}, "give node_name or node_name_env"),
         ({"node_name": "a", "node_name_env": "B"}, "give node_name or node_name_env"),
         ({"node_name": "a", "key_file": "/k"}, "belong together"),
+        ({"read_only_port": 1, "token_file": "/t"}, "asked without credentials"),
+        ({"read_only_port": 1, "certificate_file": "/c", "key_file": "/k"}, "without credentials"),
         ({"node_name": "a", "token_file": "k"}, "is not an absolute path"),
         ({"node_name": "a", "wait_seconds": 21}, "less than or equal to 20"),
     ],
@@ -323,12 +348,9 @@ def test_the_nodes_name_from_the_environment(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(AttestorError, match=r"\$MY_NODE is not set"):
         K8sAttestor(options, AttestorContext())
     monkeypatch.setenv("MY_NODE", "node-9")
-    assert K8sAttestor(options, AttestorContext())._options.server_name == "node-9"  # type: ignore[union-attr]
-
-
-async def test_the_read_only_port_needs_no_name() -> None:
-    options = K8sOptions.model_validate({"kubelet": {"read_only_port": 10255}})
-    assert options.kubelet.url == "http://127.0.0.1:10255/pods"  # type: ignore[union-attr]
+    K8sAttestor(options, AttestorContext())
+    assert options.kubelet
+    assert options.kubelet.server_name == "node-9"
 
 
 # --- the list, in pieces --------------------------------------------------------------------------

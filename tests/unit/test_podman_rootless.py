@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 
 import pytest
 from pydantic import ValidationError
 
-from attestors import _processes
 from attestors.api import AttestorContext, AttestorError, Findings
 from attestors.podman_rootless import RootlessOptions, RootlessPodmanAttestor
-from tests.support.engine_server import EngineServer
+from tests.support.engine_server import EngineServer, kernel_says
+from tests.support.findings import closing
 from tests.support.workload import Workload
 
 ID = "a" * 64
@@ -22,30 +22,18 @@ CGROUP = f"0::{BELOW}/libpod-{ID}.scope\n".encode()
 
 
 @pytest.fixture
-async def engine(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[EngineServer]:
+async def engine() -> AsyncIterator[EngineServer]:
     """An engine of the user who runs the tests; its containers' first processes are in CGROUP."""
-    really = _processes._read
-    monkeypatch.setattr(
-        _processes, "_read", lambda path: CGROUP if path.endswith("cgroup") else really(path)
-    )
-    async with EngineServer() as server:
-        (server.directory / f"engine-{UID}.sock").symlink_to(server.path)
-        yield server
+    with kernel_says(CGROUP):
+        async with EngineServer(f"{UID}.sock") as server:
+            yield server
 
 
-@asynccontextmanager
-async def attestor(template: str) -> AsyncIterator[RootlessPodmanAttestor]:
-    made = RootlessPodmanAttestor(RootlessOptions(socket=template), AttestorContext())
-    try:
-        yield made
-    finally:
-        await made.close()
+def attestor(template: str) -> AbstractAsyncContextManager[RootlessPodmanAttestor]:
+    return closing(RootlessPodmanAttestor(RootlessOptions(socket=template), AttestorContext()))
 
 
 def template(engine: EngineServer) -> str:
-    real = engine.directory / f"{UID}.sock"
-    if not real.exists():
-        engine.path.rename(real)
     return str(engine.directory / "{uid}.sock")
 
 
@@ -90,7 +78,8 @@ async def test_a_container_that_the_user_does_not_have(engine: EngineServer) -> 
 
 async def test_a_socket_that_is_not_that_users(engine: EngineServer) -> None:
     engine.add(ID)
-    async with attestor(str(engine.directory / "engine-{uid}.sock")) as made:
+    (engine.directory / f"link-{UID}.sock").symlink_to(engine.path)
+    async with attestor(str(engine.directory / "link-{uid}.sock")) as made:
         with pytest.raises(AttestorError, match=f"is not a socket of user {UID}'s"):
             await made.attest(Workload(CGROUP))
     async with attestor("/nowhere/{uid}") as made:

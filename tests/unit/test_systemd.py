@@ -8,8 +8,8 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 
 import pytest
 from dbus_fast import Message, Variant
@@ -18,6 +18,7 @@ from agent.peer import Caller, identify
 from attestors import systemd
 from attestors.api import AttestorContext, AttestorError, Findings
 from attestors.systemd import SystemdAttestor, SystemdOptions
+from tests.support.findings import closing, values
 from tests.support.system_bus import UNIT, SystemBus
 
 pytestmark = pytest.mark.skipif(
@@ -26,44 +27,19 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture
-def me() -> Iterator[Caller]:
-    near, far = socket.socketpair()
-    with near, far:
-        caller = identify(near)
-    yield caller
-    caller.close()
-
-
-@pytest.fixture
 async def bus() -> AsyncIterator[SystemBus]:
     """A manager for whom we are in web.service."""
     async with SystemBus() as made:
-        made.units[os.getpid()] = UNIT
-        made.properties = {
-            "Unit.Id": Variant("s", "web.service"),
-            "Unit.FragmentPath": Variant("s", "/etc/systemd/system/web.service"),
-            "Unit.InvocationID": Variant("ay", b"\xab" * 16),
-            "Service.Slice": Variant("s", "system.slice"),
-        }
         yield made
 
 
-@asynccontextmanager
-async def attestor(address: str) -> AsyncIterator[SystemdAttestor]:
-    made = SystemdAttestor(SystemdOptions(bus=address), AttestorContext())
-    try:
-        yield made
-    finally:
-        await made.close()
+def attestor(address: str) -> AbstractAsyncContextManager[SystemdAttestor]:
+    return closing(SystemdAttestor(SystemdOptions(bus=address), AttestorContext()))
 
 
 async def attest(made: SystemdAttestor, caller: Caller) -> Findings:
     with caller.open_proc() as process:
         return await made.attest(process)
-
-
-def values(findings: Findings) -> set[str]:
-    return {selector.value for selector in findings.selectors}
 
 
 EVERYTHING = {

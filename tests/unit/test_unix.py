@@ -36,15 +36,6 @@ sock.recv(1)
 """
 
 
-@pytest.fixture
-def me() -> Iterator[Caller]:
-    near, far = socket.socketpair()
-    with near, far:
-        caller = identify(near)
-    yield caller
-    caller.close()
-
-
 @contextmanager
 def running(executable: Path, *arguments: str) -> Iterator[Caller]:
     """A process of that executable (a copy of some interpreter), connected to us."""

@@ -1,0 +1,35 @@
+"""An attestor under test, and what it finds."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from attestors.api import Attestor, Findings
+
+A = TypeVar("A", bound="Attestor")
+
+
+@asynccontextmanager
+async def closing(attestor: A) -> AsyncIterator[A]:
+    """The attestor, which is closed at the end."""
+    try:
+        yield attestor
+    finally:
+        await attestor.close()
+
+
+def values(findings: Findings) -> set[str]:
+    """The values of the selectors."""
+    return {selector.value for selector in findings.selectors}
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    """Let others work until this holds."""
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)
