@@ -10,12 +10,12 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import time
 from contextlib import suppress
 from pathlib import Path
 
 from tests.support.agent import PATIENCE_SECONDS, REPOSITORY
 from tests.support.asker import Asker
+from tests.support.ready import Ready
 
 IMAGE = "vouchd-test:1"
 # Before anything of the same name that a developer may have first on the PATH.
@@ -49,6 +49,14 @@ def mounts(directory: Path) -> list[str]:
     return [f"--volume={path}:{path}:ro" for path in (Path("/usr"), *sorted(tops))]
 
 
+def discard(directory: Path) -> None:
+    """Remove a directory, and what is mounted below it."""
+    for line in reversed(Path("/proc/self/mounts").read_text().splitlines()):
+        if (target := line.split()[1]).startswith(str(directory)):
+            subprocess.run(["umount", target], check=True)
+    shutil.rmtree(directory)
+
+
 class DockerEngine:
     """`dockerd` in a directory of its own. It owns the process and what that leaves behind."""
 
@@ -56,12 +64,16 @@ class DockerEngine:
         self.directory = Path(tempfile.mkdtemp(prefix="vouchd-dk-", dir="/var/tmp"))
         self.socket = self.directory / "docker.sock"
         self._askers: list[Asker] = []
-        self.start()
-        self.docker("import", "--message=vouchd", "-", IMAGE, stdin=image_tar())
+        try:
+            self.start()
+            self.docker("import", "--message=vouchd", "-", IMAGE, stdin=image_tar())
+        except BaseException:
+            self._end()
+            raise
 
     def start(self) -> None:
         """Start it (again) and wait until it answers."""
-        with (self.directory / "log").open("ab") as log:
+        with (self.directory / "log").open("ab") as log, Ready(self.directory) as ready:
             self._process = subprocess.Popen(
                 [
                     "/usr/sbin/dockerd",
@@ -75,15 +87,15 @@ class DockerEngine:
                     "--live-restore",
                     "--storage-driver=vfs",
                 ],
+                env=ready.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
             )
-        end = time.monotonic() + PATIENCE_SECONDS
-        while self._client("version").returncode:
-            assert time.monotonic() < end, self.log[-2000:]
-            assert self._process.poll() is None, self.log[-2000:]
-            time.sleep(0.05)  # noqa: TID251 - another program's start has no event to wait for
+            try:
+                ready.wait(self._process)
+            except AssertionError as error:
+                raise AssertionError(f"dockerd: {error}: {self.log[-2000:]}") from error
 
     @property
     def log(self) -> str:
@@ -126,23 +138,25 @@ class DockerEngine:
 
     def remove_all(self) -> None:
         """Remove every container, on an engine that runs."""
-        for asker in self._askers:
-            asker.close()
-        self._askers.clear()
         if self._process.poll() is not None:
             self.start()
         if found := self.docker("ps", "--all", "--quiet").split():
             self.docker("rm", "--force", *found)
+        for asker in self._askers:
+            asker.close()
+        self._askers.clear()
 
     def close(self) -> None:
         """Stop it and remove its directory."""
-        self.remove_all()
+        try:
+            self.remove_all()
+        finally:
+            self._end()
+
+    def _end(self) -> None:
         self._process.terminate()
         self._process.wait(PATIENCE_SECONDS)
-        for line in reversed(Path("/proc/self/mounts").read_text().splitlines()):
-            if (target := line.split()[1]).startswith(str(self.directory)):
-                subprocess.run(["umount", target], check=True)
-        shutil.rmtree(self.directory)
+        discard(self.directory)
 
     def _ask(self, agent: Path, *arguments: str) -> Asker:
         asker = Asker(agent, lambda command: self.docker(*arguments, *command))

@@ -8,12 +8,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Self
 
 from tests.support.agent import PATIENCE_SECONDS, REPOSITORY
+from tests.support.ready import Ready
 
 _BUS = "run/dbus/system_bus_socket"
 _CACHE = Path("/var/cache/vouchd-tests")
@@ -44,47 +44,36 @@ def debian(release: str) -> Path:
 
 
 class Machine:
-    """Boots systemd in a container of systemd-nspawn. It owns the container and its layer.
+    """Boots systemd in a container of systemd-nspawn. A context manager: it owns what it makes.
 
     Without a root file system of its own it has the files of this host. One at a time: they share
     a cgroup.
     """
 
     def __init__(self, files: Path | None = None) -> None:
-        self._directory = Path(tempfile.mkdtemp(prefix="vouchd-nspawn-", dir="/var/tmp"))
-        for name in ("root", "upper", "work"):
-            (self._directory / name).mkdir()
-        below = f"lowerdir={files or '/'}"
-        layers = f"{below},upperdir={self._directory}/upper,workdir={self._directory}/work"
-        self._root = self._directory / "root"
-        subprocess.run(["mount", "-t", "overlay", "overlay", "-o", layers, self._root], check=True)
-        with (self._directory / "log").open("wb") as log:
-            self._process = subprocess.Popen(
-                [
-                    "systemd-nspawn", "--quiet", "--register=no", "--keep-unit",
-                    "--link-journal=no", "--console=pipe", f"--directory={self._root}",
-                    *([] if files else _binds()), "--boot", "systemd.unit=basic.target",
-                ],
-                env={**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )  # fmt: skip
-        self.init = self._wait_until_booted()
+        self._files = files
 
     def __enter__(self) -> Self:
+        with ExitStack() as held:
+            directory = Path(tempfile.mkdtemp(prefix="vouchd-nspawn-", dir="/var/tmp"))
+            held.callback(shutil.rmtree, directory)
+            root = self._layer(directory)
+            # Whoever was killed in there lets go of it a moment later.
+            held.callback(_unmount, root)
+            with Ready(directory) as ready:
+                process = self._boot(root, directory / "log", ready.environment)
+                held.callback(_end, process)
+                try:
+                    said = ready.wait(process)
+                except AssertionError as error:
+                    log = (directory / "log").read_text()
+                    raise AssertionError(f"systemd-nspawn: {error}: {log}") from error
+            self.init = int(said["X_NSPAWN_LEADER_PID"])
+            self._held = held.pop_all()
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        # With the first process the kernel ends all others of its PID namespace.
-        os.kill(self.init, signal.SIGKILL)
-        self._process.wait(PATIENCE_SECONDS)
-        # What the killed container held is let go a moment later.
-        end = time.monotonic() + PATIENCE_SECONDS
-        while subprocess.run(["umount", self._root], check=False, stderr=-3).returncode:
-            assert time.monotonic() < end, f"{self._root} is busy"
-            time.sleep(0.05)  # noqa: TID251 - the kernel has no event for this
-        shutil.rmtree(self._directory)
+        self._held.close()
 
     @property
     def bus(self) -> str:
@@ -107,16 +96,40 @@ class Machine:
         assert done.returncode == 0, done.stderr + done.stdout
         return done.stdout
 
-    def _wait_until_booted(self) -> int:
-        end = time.monotonic() + PATIENCE_SECONDS
-        while not (init := self._first()) or not Path(f"/proc/{init}/root/{_BUS}").exists():
-            assert time.monotonic() < end, (self._directory / "log").read_text()
-            assert self._process.poll() is None, (self._directory / "log").read_text()
-            time.sleep(0.05)  # noqa: TID251 - another program's start has no event to wait for
-        return init
+    def _layer(self, directory: Path) -> Path:
+        for name in ("root", "upper", "work"):
+            (directory / name).mkdir()
+        below = f"lowerdir={self._files or '/'}"
+        layers = f"{below},upperdir={directory}/upper,workdir={directory}/work"
+        root = directory / "root"
+        subprocess.run(["mount", "-t", "overlay", "overlay", "-o", layers, root], check=True)
+        return root
 
-    def _first(self) -> int:
-        """The container's first process; 0 if there is none yet."""
-        path = f"/proc/{self._process.pid}/task/{self._process.pid}/children"
-        children = Path(path).read_text().split()
-        return int(children[0]) if children else 0
+    def _boot(self, root: Path, log: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+        with log.open("wb") as output:
+            return subprocess.Popen(
+                [
+                    "systemd-nspawn", "--quiet", "--register=no", "--keep-unit",
+                    "--link-journal=no", "--console=pipe", "--notify-ready=yes",
+                    f"--directory={root}", *([] if self._files else _binds()),
+                    "--boot", "systemd.unit=basic.target",
+                ],
+                env={**environment, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )  # fmt: skip
+
+
+def _unmount(place: Path) -> None:
+    subprocess.run(["umount", "--lazy", place], check=True)
+
+
+def _end(nspawn: subprocess.Popen[bytes]) -> None:
+    """With the first process the kernel ends all others of its PID namespace."""
+    children = Path(f"/proc/{nspawn.pid}/task/{nspawn.pid}/children").read_text().split()
+    for first in children:
+        os.kill(int(first), signal.SIGKILL)
+    if not children:
+        nspawn.kill()
+    nspawn.wait(PATIENCE_SECONDS)

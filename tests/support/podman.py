@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 
 from tests.support.agent import PATIENCE_SECONDS, REPOSITORY
 from tests.support.asker import Asker
-from tests.support.engine import IMAGE, image_tar, mounts
+from tests.support.engine import IMAGE, discard, image_tar, mounts
+from tests.support.ready import Ready
 
 
 class Podman:
@@ -26,17 +25,19 @@ class Podman:
             "--cgroup-manager=cgroupfs", "--storage-driver=vfs", "--runtime=runc",
             "--events-backend=file",
         ]  # fmt: skip
-        with (self.directory / "log").open("wb") as log:
+        with (self.directory / "log").open("wb") as log, Ready(self.directory) as ready:
             self._service = subprocess.Popen(
                 [*self._podman, "system", "service", "--time=0", f"unix://{self.socket}"],
+                env=ready.environment,
                 stdin=subprocess.DEVNULL,
                 stderr=log,
             )
-        end = time.monotonic() + PATIENCE_SECONDS
-        while not self.socket.exists():
-            assert time.monotonic() < end, (self.directory / "log").read_text()
-            time.sleep(0.05)  # noqa: TID251 - another program's start has no event to wait for
-        self.podman("import", "-", IMAGE, stdin=image_tar())
+            try:
+                ready.wait(self._service)
+                self.podman("import", "-", IMAGE, stdin=image_tar())
+            except BaseException:
+                self._end()
+                raise
 
     def podman(self, *arguments: str, stdin: bytes = b"") -> str:
         """Run the command; what it prints."""
@@ -61,15 +62,18 @@ class Podman:
 
     def close(self) -> None:
         """Remove everything."""
-        for asker in self._askers:
-            asker.close()
-        self.podman("rm", "--force", "--all", "--time=0")
+        try:
+            # While they run: Podman fails to end one that is just ending.
+            self.podman("rm", "--force", "--all", "--time=0")
+        finally:
+            for asker in self._askers:
+                asker.close()
+            self._end()
+
+    def _end(self) -> None:
         self._service.terminate()
         self._service.wait(PATIENCE_SECONDS)
-        for line in reversed(Path("/proc/self/mounts").read_text().splitlines()):
-            if (target := line.split()[1]).startswith(str(self.directory)):
-                subprocess.run(["umount", target], check=True)
-        shutil.rmtree(self.directory)
+        discard(self.directory)
 
     def _ask(self, agent: Path, *arguments: str) -> Asker:
         asker = Asker(agent, lambda command: self.podman(*arguments, *command))

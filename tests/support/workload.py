@@ -14,7 +14,7 @@ LATE = 1 << 50
 
 @dataclass
 class Workload:
-    """A process of which only the cgroup and the start matter."""
+    """A process of which only the cgroup and the start matter; to read anything else is wrong."""
 
     cgroup: bytes
     started: int = LATE
@@ -34,10 +34,10 @@ class Workload:
         return content[name][:limit]
 
     def readlink(self, name: str) -> str:
-        raise NotImplementedError(name)
+        raise AssertionError(f"what is /proc/PID/{name} to this attestor?")
 
     def stat(self, name: str) -> os.stat_result:
-        raise NotImplementedError(name)
+        raise AssertionError(f"what is /proc/PID/{name} to this attestor?")
 
     def open(self, name: str) -> int:
-        raise NotImplementedError(name)
+        raise AssertionError(f"what is /proc/PID/{name} to this attestor?")

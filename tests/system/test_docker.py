@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -192,12 +193,12 @@ def from_within(agent: RunningAgent, place: cgroups.Directory, uid: int = 0) -> 
     def child() -> None:
         place.enter()
         pids.become(uid)
-        os.write(write, repr(ask(str(agent.socket))).encode())
+        os.write(write, json.dumps(ask(str(agent.socket))).encode())
 
     assert pids.reap(pids.fork(child)) == 0
     os.close(write)
     with os.fdopen(read) as pipe:
-        answer: list[str] | int = eval(pipe.read())  # noqa: S307 - of our own child
+        answer: list[str] | int = json.loads(pipe.read())
     return answer
 
 

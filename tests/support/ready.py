@@ -1,0 +1,60 @@
+"""Programs that say when they are ready (sd_notify(3))."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+from typing import TYPE_CHECKING, Self
+
+from tests.support.agent import PATIENCE_SECONDS
+
+if TYPE_CHECKING:
+    import subprocess
+    from pathlib import Path
+
+_MESSAGE_BYTES = 4096
+
+
+class Ready:
+    """The socket on which one program says so. A context manager, which owns it.
+
+    Start the program within `environment`, then `wait`.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / "notify.sock"
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._sock.bind(str(self._path))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._sock.close()
+        self._path.unlink()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Ours, and where to say it."""
+        return {**os.environ, "NOTIFY_SOCKET": str(self._path)}
+
+    def wait(self, program: subprocess.Popen[bytes]) -> dict[str, str]:
+        """What it has said of itself when it is ready.
+
+        Raises:
+            AssertionError: it ends first, or takes too long.
+        """
+        said: dict[str, str] = {}
+        pidfd = os.pidfd_open(program.pid)
+        try:
+            while said.get("READY") != "1":
+                ends = [self._sock.fileno(), pidfd]
+                able, _, _ = select.select(ends, [], [], PATIENCE_SECONDS)
+                assert ends[0] in able, "it ended" if able else "it takes too long"
+                for line in self._sock.recv(_MESSAGE_BYTES).decode().splitlines():
+                    name, _, value = line.partition("=")
+                    said[name] = value
+        finally:
+            os.close(pidfd)
+        return said
