@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 from agent import keys, rotation
 from agent.authorities import AuthoritySet, JwtAuthority, Kind, State, X509Authority
 from agent.errors import RequestError
-from agent.issuance import MIN_LIFE, JwtIssuer, X509Issuer, create_x509_authority, new_kid
+from agent.issuance import MIN_LIFE
+from agent.jwt_issuance import JwtIssuer, new_kid
 from agent.keystore import KeystoreError
 from agent.rotation import CLOCK_STEP, LAST_PART, Event
+from agent.x509_issuance import X509Issuer, create_x509_authority
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -33,11 +35,12 @@ if TYPE_CHECKING:
 
     from agent.bundle import TrustBundle
     from agent.clock import Clock
-    from agent.issuance import JwtSvid, JwtSvidRequest, X509SvidRequest
+    from agent.jwt_issuance import JwtSvid, JwtSvidRequest
     from agent.keys import KeyType
     from agent.keystore import Keystore
     from agent.rotation import Step
     from agent.spiffe import TrustDomain
+    from agent.x509_issuance import X509SvidRequest
 
 P = ParamSpec("P")
 T = TypeVar("T")

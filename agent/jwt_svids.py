@@ -11,7 +11,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from agent.errors import AuthorityError
-from agent.issuance import JwtSvidRequest
+from agent.jwt_issuance import JwtSvidRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from agent.clock import Clock
     from agent.identities import Identity
-    from agent.issuance import JwtSvid
+    from agent.jwt_issuance import JwtSvid
 
 # Some 10 MiB. Callers choose audiences, so that there must be an end to it.
 CACHE_SIZE = 10_000

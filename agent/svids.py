@@ -27,8 +27,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from agent import keys
 from agent.errors import AuthorityError
-from agent.issuance import X509SvidRequest
 from agent.keys import KeyType
+from agent.x509_issuance import X509SvidRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from agent.authorities import Authority, AuthoritySet, JwtAuthority, Kind, State, X509Authority
-from agent.issuance import create_x509_authority
 from agent.rotation import Event, activate, next_steps, prepare, revoke, taint, without
+from agent.x509_issuance import create_x509_authority
 from tests.vectors.pki.forge import NOW, TD
 
 # In production this is only a warning of the library, and the certificate is judged all the same.

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from agent.issuance import JwtIssuer, JwtSvidRequest
+from agent.jwt_issuance import JwtIssuer, JwtSvidRequest
 from agent.validation import ValidationError, validate_jwt_svid, validate_x509_svid
 from tests.vectors.pki.forge import CA_KEY, DAY, ID, NOW, TD, authority, bundle, leaf
 

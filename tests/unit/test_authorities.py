@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from agent import keys
 from agent.authorities import AuthoritySet, JwtAuthority, Kind, State, X509Authority
-from agent.issuance import create_x509_authority
 from agent.spiffe import TrustDomain
+from agent.x509_issuance import create_x509_authority
 from tests.vectors.pki import forge
 from tests.vectors.pki.forge import CA_KEY, LEAF_KEY, NOW, TD
 

@@ -14,11 +14,13 @@ import pytest
 from agent import keys
 from agent.authorities import AuthoritySet, Kind
 from agent.authority import FILE, Authority, AuthorityPolicy, RotationError
-from agent.issuance import IssuanceError, JwtSvidRequest, X509SvidRequest
+from agent.issuance import IssuanceError
+from agent.jwt_issuance import JwtSvidRequest
 from agent.keys import KeyType
 from agent.keystore import Keystore, KeystoreError
 from agent.spiffe import SpiffeId, TrustDomain
 from agent.validation import validate_jwt_svid, validate_x509_svid
+from agent.x509_issuance import X509SvidRequest
 from tests.support.fakes import START, FakeClock, Lines
 
 TD = TrustDomain("example.org")

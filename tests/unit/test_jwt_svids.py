@@ -9,7 +9,7 @@ import pytest
 
 from agent import jwt_svids, keys
 from agent.errors import AuthorityError
-from agent.issuance import JwtIssuer, JwtSvid, JwtSvidRequest
+from agent.jwt_issuance import JwtIssuer, JwtSvid, JwtSvidRequest
 from agent.jwt_svids import JwtSvids
 from agent.keys import KeyType
 from agent.spiffe import TrustDomain

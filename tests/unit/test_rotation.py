@@ -10,7 +10,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from agent.authorities import AuthoritySet, JwtAuthority, Kind, State, X509Authority
-from agent.issuance import BACKDATE, create_x509_authority
+from agent.issuance import BACKDATE
 from agent.rotation import (
     Event,
     Step,
@@ -21,6 +21,7 @@ from agent.rotation import (
     taint,
     without,
 )
+from agent.x509_issuance import create_x509_authority
 from tests.vectors.pki.forge import NOW, TD
 
 SECOND = timedelta(seconds=1)

@@ -14,10 +14,10 @@ from cryptography.hazmat.primitives import serialization
 from agent import keys, svids
 from agent.errors import AuthorityError
 from agent.identities import Identity
-from agent.issuance import X509Issuer, X509SvidRequest, create_x509_authority
 from agent.keys import KeyType
 from agent.spiffe import SpiffeId, TrustDomain
 from agent.svids import Svids
+from agent.x509_issuance import X509Issuer, X509SvidRequest, create_x509_authority
 from tests.support.fakes import START, FakeClock, Lines, identity
 
 TD = TrustDomain("example.org")

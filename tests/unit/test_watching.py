@@ -1,12 +1,9 @@
 """Changes on a real disk: which are noticed, how soon, and when the files count as settled."""
 
 import asyncio
-import fcntl
 import os
 import resource
 import shutil
-import subprocess
-import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -20,7 +17,8 @@ from structlog.testing import capture_logs
 from watchfiles._rust_notify import RustNotify
 
 from agent import watching
-from agent.watching import FileWatch, unsettled, watched_directories
+from agent.watching import FileWatch, watched_directories
+from tests.support.repository import git
 
 LONG = 2.0
 
@@ -300,102 +298,20 @@ def test_links_that_lead_in_a_circle_are_watched_where_they_lie(tmp_path: Path) 
 
 
 # --- settling ----------------------------------------------------------------------------------
-def test_a_file_open_for_writing_is_unsettled_until_it_is_closed(entries: Path) -> None:
-    assert unsettled([entries]) is None
-    with (entries / "a.yaml").open("a"):
-        for path in (entries, entries / "a.yaml"):
-            assert unsettled([path]) == f"{entries}/a.yaml is open for writing"
-    assert unsettled([entries]) is None
-    with (entries / "a.yaml").open(), (entries / "notes.txt").open("w"):
-        assert unsettled([entries]) is None
-
-
-def test_what_nobody_can_tell_of_counts_as_settled(
-    entries: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    os.mkfifo(entries / "fifo.yaml")
-    (entries / "directory.yaml").mkdir()
-    (entries / "nowhere.yaml").symlink_to("nowhere")
-    assert unsettled([entries, entries / "missing"]) is None
-
-    def refuse(*_: int) -> int:
-        raise PermissionError(13, "Permission denied")
-
-    for module, name in ((fcntl, "fcntl"), (os, "open")):
-        with (entries / "a.yaml").open("a"), monkeypatch.context() as patch:
-            patch.setattr(module, name, refuse)
-            assert unsettled([entries]) is None
-
-
-def test_looking_for_writers_harms_neither_them_nor_us(entries: Path) -> None:
-    """A lease makes who opens the file wait, and has us sent a signal that may not end us."""
-    script = """if True:
-        import sys
-        from pathlib import Path
-        from agent.watching import unsettled
-        seen = {unsettled([Path(sys.argv[1])]) for _ in range(20_000)}
-        print(len(seen))
-    """
-    file = entries / "a.yaml"
-    looking = subprocess.Popen([sys.executable, "-c", script, file], stdout=subprocess.PIPE)
-    with looking:
-        while looking.poll() is None:
-            file.write_text("x")
-    assert looking.returncode == 0
-
-
-def _git(directory: Path, *command: str) -> None:
-    options = ("-c", "user.name=x", "-c", "user.email=x@example.org")
-    subprocess.run(["git", "-C", directory, *options, *command], check=True, capture_output=True)
-
-
-@pytest.fixture
-def work_tree(entries: Path) -> Path:
-    """Another work tree of a repository, whose `.git` is a file."""
-    _git(entries, "init")
-    _git(entries, "add", ".")
-    _git(entries, "commit", "-m", "first")
-    _git(entries, "worktree", "add", "../other")
-    return entries.with_name("other")
-
-
-def test_files_are_unsettled_while_git_is_at_work(entries: Path, work_tree: Path) -> None:
-    (work_tree / "below").mkdir()
-    outside = entries.with_name("outside.yaml")
-    outside.symlink_to("other/a.yaml")
-    for directory, paths in (
-        (entries / ".git", [entries, entries / "a.yaml"]),
-        (entries / ".git/worktrees/other", [work_tree, work_tree / "below", outside]),
-    ):
-        lock = directory / "index.lock"
-        assert [unsettled([path]) for path in paths] == [None] * len(paths)
-        lock.touch()
-        told = f"git is at work: {lock} exists"
-        assert [unsettled([path]) for path in paths] == [told] * len(paths)
-        assert unsettled([entries.with_name("elsewhere")]) is None
-        lock.unlink()
-
-
-def test_a_git_file_that_points_nowhere_is_no_hindrance(entries: Path) -> None:
-    for content in (b"", b"gitdir: nowhere", b"\xff"):
-        (entries / ".git").write_bytes(content)
-        assert unsettled([entries]) is None
-
-
 async def test_a_checkout_that_replaces_the_directory_is_one_report(entries: Path) -> None:
     (entries / "d").mkdir()
     (entries / "d/x.yaml").write_text("1")
-    _git(entries, "init")
-    _git(entries, "add", ".")
-    _git(entries, "commit", "-m", "first")
-    _git(entries, "branch", "full")
-    _git(entries, "rm", "-r", "d")
-    _git(entries, "commit", "-m", "without")
+    git(entries, "init")
+    git(entries, "add", ".")
+    git(entries, "commit", "-m", "first")
+    git(entries, "branch", "full")
+    git(entries, "rm", "-r", "d")
+    git(entries, "commit", "-m", "without")
     await _assert_noticed(
         entries / "d",
-        lambda: _git(entries, "checkout", "full"),
-        lambda: _git(entries, "checkout", "-"),
-        lambda: _git(entries, "checkout", "full"),
+        lambda: git(entries, "checkout", "full"),
+        lambda: git(entries, "checkout", "-"),
+        lambda: git(entries, "checkout", "full"),
         lambda: (entries / "d/x.yaml").write_text("2"),
     )
 

@@ -5,31 +5,21 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-import jwt
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
 
-from agent import issuance
-from agent.issuance import (
-    MIN_LIFE,
-    IssuanceError,
-    JwtIssuer,
-    JwtSvidRequest,
-    X509Issuer,
-    X509SvidRequest,
-    create_x509_authority,
-    new_kid,
-)
+from agent import x509_issuance
+from agent.issuance import MIN_LIFE, IssuanceError
 from agent.spiffe import SpiffeId, TrustDomain
 from agent.validation import (
     check_x509_authority,
     check_x509_svid,
-    validate_jwt_svid,
     validate_x509_svid,
 )
+from agent.x509_issuance import X509Issuer, X509SvidRequest, create_x509_authority
 from tests.vectors.pki import forge
 from tests.vectors.pki.forge import DAY, ID, LEAF_KEY, TD, bundle, rsa_key
 
@@ -313,14 +303,14 @@ CRITICAL = True
 def test_a_fault_in_the_template_is_caught_before_signing(
     fault: tuple[x509.ExtensionType, bool], reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make = issuance._leaf_template
+    make = x509_issuance._leaf_template
 
     def faulty(*arguments: Any) -> Any:
         good = make(*arguments)
         kept = [e for e in good.extensions if e[0].oid != fault[0].oid]
         return replace(good, extensions=(fault, *kept))
 
-    monkeypatch.setattr(issuance, "_leaf_template", faulty)
+    monkeypatch.setattr(x509_issuance, "_leaf_template", faulty)
     with pytest.raises(IssuanceError, match=reason):
         ISSUER.prepare(REQUEST, NOW)
 
@@ -328,13 +318,13 @@ def test_a_fault_in_the_template_is_caught_before_signing(
 def test_a_fault_in_the_authority_s_template_is_caught_before_signing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    make = issuance._authority_template
+    make = x509_issuance._authority_template
 
     def faulty(*arguments: Any) -> Any:
         good = make(*arguments)
         return replace(good, extensions=good.extensions[1:])
 
-    monkeypatch.setattr(issuance, "_authority_template", faulty)
+    monkeypatch.setattr(x509_issuance, "_authority_template", faulty)
     with pytest.raises(IssuanceError, match="X5-11"):
         create_x509_authority(TD, KEY, now=NOW, ttl=DAY)
 
@@ -342,12 +332,12 @@ def test_a_fault_in_the_authority_s_template_is_caught_before_signing(
 def test_an_encoder_that_alters_something_is_caught_before_signing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    sign = issuance._Template.sign
+    sign = x509_issuance._Template.sign
 
     def faulty(template: Any, key: PrivateKey) -> x509.Certificate:
         return sign(replace(template, not_after=template.not_after + DAY), key)
 
-    monkeypatch.setattr(issuance._Template, "sign", faulty)
+    monkeypatch.setattr(x509_issuance._Template, "sign", faulty)
     with pytest.raises(IssuanceError, match="differs from its template"):
         ISSUER.prepare(REQUEST, NOW)
 
@@ -356,12 +346,12 @@ def test_a_certificate_that_comes_out_different_is_not_handed_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     prepared = ISSUER.prepare(REQUEST, NOW)
-    sign = issuance._Template.sign
+    sign = x509_issuance._Template.sign
 
     def faulty(template: Any, key: PrivateKey) -> x509.Certificate:
         return sign(replace(template, serial=template.serial + 1), key)
 
-    monkeypatch.setattr(issuance._Template, "sign", faulty)
+    monkeypatch.setattr(x509_issuance._Template, "sign", faulty)
     with pytest.raises(IssuanceError, match="differs from the draft"):
         ISSUER.issue(prepared)
 
@@ -379,135 +369,3 @@ def test_an_issuer_needs_an_authority_and_its_key(
 ) -> None:
     with pytest.raises(IssuanceError, match=reason):
         X509Issuer(certificate, key, trust_domain)
-
-
-# --- JWT-SVIDs ---------------------------------------------------------------------------------
-
-JWT_ISSUER = JwtIssuer("key-1", KEY, NOW + DAY, TD)
-JWT_REQUEST = JwtSvidRequest(spiffe_id=ID, audience=("server", "other"), ttl=timedelta(minutes=5))
-
-
-def _issue_jwt(**changes: Any) -> issuance.JwtSvid:
-    return JWT_ISSUER.issue(JWT_ISSUER.prepare(replace(JWT_REQUEST, **changes), NOW))
-
-
-def _payload(token: str) -> dict[str, Any]:
-    return jwt.decode(token, options={"verify_signature": False})
-
-
-def test_a_token_has_the_profile() -> None:
-    svid = _issue_jwt()
-    start = int(WHOLE_NOW.timestamp())
-    assert jwt.get_unverified_header(svid.token) == {"alg": "ES256", "kid": "key-1", "typ": "JWT"}
-    assert _payload(svid.token) == {
-        "sub": str(ID),
-        "aud": ["server", "other"],
-        "exp": start + 300,
-        "iat": start,
-    }
-
-
-def test_an_issued_token_is_described() -> None:
-    svid = _issue_jwt()
-    assert (svid.spiffe_id, svid.kid) == (ID, "key-1")
-    assert svid.issued_at == WHOLE_NOW
-    assert svid.expires_at == WHOLE_NOW + timedelta(minutes=5)
-
-
-@pytest.mark.parametrize(
-    ("key", "alg"), list(zip(ISSUERS.values(), ["ES256", "ES384", "RS256", "RS256"], strict=True))
-)
-def test_every_kind_of_key_issues_valid_tokens(key: PrivateKey, alg: str) -> None:
-    issuer = JwtIssuer("k", key, NOW + DAY, TD)
-    token = issuer.issue(issuer.prepare(JWT_REQUEST, NOW)).token
-    assert jwt.get_unverified_header(token)["alg"] == alg
-    assert validate_jwt_svid(token, "other", {TD: bundle(k=key)}, NOW).spiffe_id == ID
-
-
-def test_audiences_keep_their_order_and_lose_their_repetitions() -> None:
-    token = _issue_jwt(audience=("b", "a", "b", "c", "a")).token
-    assert _payload(token)["aud"] == ["b", "a", "c"]
-
-
-def test_one_audience_is_still_a_list() -> None:
-    assert _payload(_issue_jwt(audience=("a",)).token)["aud"] == ["a"]
-
-
-def test_a_token_does_not_outlive_its_authority_or_its_limit() -> None:
-    assert _issue_jwt(ttl=2 * DAY).expires_at == WHOLE_NOW + DAY
-    limit = WHOLE_NOW + timedelta(seconds=20)
-    assert _issue_jwt(not_after_limit=limit).expires_at == limit
-
-
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"spiffe_id": STRANGE_ID}, "SV-08"),
-        ({"audience": ()}, "JW-09"),
-        ({"audience": ("a", "")}, "JW-09"),
-        ({"audience": (" ",)}, "JW-09"),
-        ({"audience": ("\ud800",)}, "not valid JSON"),
-        ({"audience": ("a" * 20_000,)}, "longer than"),
-        ({"ttl": timedelta(seconds=1)}, "less than 2 seconds"),
-        ({"not_after_limit": WHOLE_NOW}, "less than 2 seconds"),
-    ],
-)
-def test_tokens_that_break_the_profile_are_refused(changes: dict[str, Any], reason: str) -> None:
-    with pytest.raises(IssuanceError, match=reason):
-        JWT_ISSUER.prepare(replace(JWT_REQUEST, **changes), NOW)
-
-
-def test_a_prepared_token_is_issued_once_by_its_issuer() -> None:
-    prepared = JWT_ISSUER.prepare(JWT_REQUEST, NOW)
-    with pytest.raises(IssuanceError, match="another issuer"):
-        JwtIssuer("key-1", KEY, NOW + DAY, TD).issue(prepared)
-    JWT_ISSUER.issue(prepared)
-    with pytest.raises(IssuanceError, match="already issued"):
-        JWT_ISSUER.issue(prepared)
-
-
-def test_a_token_with_more_than_the_profile_is_caught_before_signing(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    issuer = JwtIssuer("key-1", KEY, NOW + DAY, TD)
-    encode = jwt.encode
-
-    def faulty(claims: Any, key: Any, headers: Any, algorithm: str) -> str:
-        return encode(claims, key, headers=headers | {"cty": "x"}, algorithm=algorithm)
-
-    monkeypatch.setattr(jwt, "encode", faulty)
-    with pytest.raises(IssuanceError, match="differs from its template"):
-        issuer.prepare(JWT_REQUEST, NOW)
-
-
-def test_a_token_with_other_claims_is_caught_before_signing(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    encode = jwt.encode
-
-    def faulty(claims: Any, *arguments: Any, **others: Any) -> str:
-        return encode(claims | {"admin": True}, *arguments, **others)
-
-    monkeypatch.setattr(jwt, "encode", faulty)
-    with pytest.raises(IssuanceError, match="differs from its template"):
-        JWT_ISSUER.prepare(JWT_REQUEST, NOW)
-
-
-def test_a_token_that_comes_out_different_is_not_handed_out(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    prepared = JWT_ISSUER.prepare(JWT_REQUEST, NOW)
-    encode = jwt.encode
-
-    def faulty(claims: Any, *arguments: Any, **others: Any) -> str:
-        return encode(claims | {"exp": claims["exp"] + 1}, *arguments, **others)
-
-    monkeypatch.setattr(jwt, "encode", faulty)
-    with pytest.raises(IssuanceError, match="differs from the draft"):
-        JWT_ISSUER.issue(prepared)
-
-
-def test_key_ids_are_128_random_bits() -> None:
-    kids = {new_kid() for _ in range(20)}
-    assert len(kids) == 20
-    assert all(len(bytes.fromhex(kid)) == 16 for kid in kids)
