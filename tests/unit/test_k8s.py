@@ -12,7 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from attestors import _kubelet
-from attestors._pods import POD_BYTES, Pod, PodReader
+from attestors._pods import POD_BYTES
 from attestors.api import AttestorContext, AttestorError
 from attestors.k8s import K8sAttestor, K8sOptions
 from tests.support.findings import closing, until, values
@@ -352,30 +352,3 @@ def test_the_nodes_name_from_the_environment(monkeypatch: pytest.MonkeyPatch) ->
     K8sAttestor(options, AttestorContext())
     assert options.kubelet
     assert options.kubelet.server_name == "node-9"
-
-
-# --- the list, in pieces --------------------------------------------------------------------------
-
-
-def test_any_split_gives_the_same_pods() -> None:
-    pods = [pod("ä}", UID, app=ID), pod('b"]', None, x=OTHER)]
-    text = json.dumps({"metadata": {}, "items": pods}, ensure_ascii=False).encode()
-
-    def read(size: int) -> list[Pod]:
-        reader = PodReader()
-        found = [
-            each for at in range(0, len(text), size) for each in reader.feed(text[at : at + size])
-        ]
-        reader.close()
-        return found
-
-    whole = read(len(text))
-    assert [each.uid for each in whole] == [each["metadata"]["uid"] for each in pods]
-    assert all(read(size) == whole for size in (1, 2, 3, 7, 100))
-
-
-@pytest.mark.parametrize("text", [b'{"items":null}', b'{"items": [ ] }'])
-def test_an_empty_list(text: bytes) -> None:
-    reader = PodReader()
-    assert list(reader.feed(text)) == []
-    reader.close()
