@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import ssl
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Self
 
@@ -18,11 +20,14 @@ import aiohttp
 from pydantic import AfterValidator, Field, model_validator
 
 from attestors._http import HttpError, get
+from attestors._paths import AbsolutePath
 from attestors._pods import PodList, PodReader
 from attestors._shared import SharedWork
 from attestors.api import AttestorError, Options
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from attestors._cgroups import Container
     from attestors._pods import Pod
 
@@ -44,13 +49,12 @@ _ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 _ADVICE = "; these credentials need `get` on nodes/proxy, or on nodes/pods from Kubernetes 1.33 on"
 
 
-def _absolute(path: str) -> str:
-    if not path.startswith("/"):
-        raise ValueError(f"{path!r} is not an absolute path")
-    return path
+def _only_a_host(host: str) -> str:
+    if "/" in host or host.count(":") == 1:
+        raise ValueError(f"{host!r} is not a host name or address: leave out what is around it")
+    return host
 
 
-_Path = Annotated[str, AfterValidator(_absolute)]
 _Port = Annotated[int, Field(ge=1, le=65535)]
 
 
@@ -63,22 +67,24 @@ class KubeletOptions(Options):
     node_name_env: str | None = Field(
         default=None, min_length=1, description="The environment variable that holds node_name."
     )
-    host: str = Field(default="127.0.0.1", min_length=1, description="Where to connect to.")
+    host: Annotated[str, AfterValidator(_only_a_host)] = Field(
+        default="127.0.0.1", min_length=1, description="Where to connect to."
+    )
     port: _Port = Field(default=10250, description="The kubelet's secure port.")
     read_only_port: _Port | None = Field(
         default=None, description="Ask this port, without TLS: only where nobody else can bind it."
     )
-    ca_file: _Path = Field(
+    ca_file: AbsolutePath = Field(
         default=f"{_ACCOUNT}/ca.crt", description="Who signed the kubelet's certificate."
     )
-    token_file: _Path | None = Field(
+    token_file: AbsolutePath | None = Field(
         default=None,
         description=f"A bearer token; without a client certificate {_ACCOUNT}/token.",
     )
-    certificate_file: _Path | None = Field(
+    certificate_file: AbsolutePath | None = Field(
         default=None, description="A client certificate, instead of a token."
     )
-    key_file: _Path | None = Field(default=None, description="Its key.")
+    key_file: AbsolutePath | None = Field(default=None, description="Its key.")
     wait_seconds: float = Field(
         default=5.0,
         ge=0,
@@ -89,9 +95,10 @@ class KubeletOptions(Options):
     @property
     def url(self) -> str:
         """What to ask."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
         if self.read_only_port is not None:
-            return f"http://{self.host}:{self.read_only_port}/pods"
-        return f"https://{self.host}:{self.port}/pods"
+            return f"http://{host}:{self.read_only_port}/pods"
+        return f"https://{host}:{self.port}/pods"
 
     @property
     def server_name(self) -> str | None:
@@ -281,21 +288,36 @@ async def _read(response: aiohttp.ClientResponse) -> list[Pod]:
 def _tls(options: KubeletOptions) -> ssl.SSLContext | bool:
     if options.read_only_port is not None:
         return True
-    try:
+    with _loading("its CA", options.ca_file):
         context = ssl.create_default_context(cafile=options.ca_file)
-        if options.certificate_file is not None and options.key_file is not None:
+    if options.certificate_file is not None and options.key_file is not None:
+        names = f"{options.certificate_file} and {options.key_file}"
+        with _loading("the client certificate", names):
             context.load_cert_chain(options.certificate_file, options.key_file)
-    except (OSError, ssl.SSLError) as error:
-        raise AttestorError(f"its CA or client certificate cannot be loaded: {error}") from error
     return context
 
 
-def _token(path: str | None) -> str:
+@contextmanager
+def _loading(what: str, names: str) -> Iterator[None]:
+    """OpenSSL does not say which file it means."""
     try:
-        return "" if path is None else Path(path).read_text("ascii").strip()
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not ASCII"
-        raise AttestorError(f"its token cannot be read from {path}: {reason}") from error
+        yield
+    except (OSError, ssl.SSLError) as error:
+        reason = error.strerror or error
+        raise AttestorError(f"{what} cannot be loaded from {names}: {reason}") from error
+
+
+def _token(path: str | None) -> str:
+    if path is None:
+        return ""
+    try:
+        token = Path(path).read_bytes().strip()
+    except OSError as error:
+        raise AttestorError(f"its token cannot be read from {path}: {error.strerror}") from error
+    # RFC 6750, section 2.1. Else it is another file, such as a certificate or a kubeconfig.
+    if not re.fullmatch(rb"[A-Za-z0-9._~+/-]+=*", token):
+        raise AttestorError(f"what {path} holds is no bearer token: is it the right file?")
+    return token.decode()
 
 
 def _version(path: str | None) -> object:

@@ -19,6 +19,7 @@ from pydantic import BaseModel, Field
 from attestors._cgroups import Engine
 from attestors._containers import ASKING_SECONDS, REUSE_SECONDS, Containers
 from attestors._engine import EngineClient
+from attestors._paths import AbsolutePath
 from attestors._processes import locate_workload, own_cgroup, started
 from attestors.api import Findings, Options, Selector
 
@@ -33,11 +34,9 @@ _OTHERS = frozenset({Engine.CONTAINERD, Engine.CRIO, Engine.FARGATE})
 class DockerOptions(Options):
     """Options of the `docker` attestor."""
 
-    socket: str = Field(
-        default="/var/run/docker.sock", min_length=1, description="Docker's socket."
-    )
-    podman_socket: str = Field(
-        default="/run/podman/podman.sock", min_length=1, description="The socket of root's Podman."
+    socket: AbsolutePath = Field(default="/var/run/docker.sock", description="Docker's socket.")
+    podman_socket: AbsolutePath = Field(
+        default="/run/podman/podman.sock", description="The socket of root's Podman."
     )
 
 

@@ -19,7 +19,7 @@ A caller whose container is not in the kubelet's list yet waits for it, but not 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, Field
 
@@ -34,15 +34,17 @@ if TYPE_CHECKING:
 
 
 def _off(value: object) -> object:
+    if value is None:
+        raise ValueError("kubelet is off, or tells how to reach it")
     # YAML 1.1 reads `off` as false.
-    return False if value == "off" else value
+    return None if value is False or value == "off" else value
 
 
 class K8sOptions(Options):
     """Options of the `k8s` attestor."""
 
-    kubelet: Annotated[Literal[False] | KubeletOptions, BeforeValidator(_off)] = Field(
-        default=False,
+    kubelet: Annotated[KubeletOptions | None, BeforeValidator(_off)] = Field(
+        default=None,
         description="off: what cgroups prove, pod-uid and container-id. Else how to reach it.",
     )
 

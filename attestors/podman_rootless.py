@@ -19,6 +19,7 @@ from pydantic import BaseModel, Field, field_validator
 from attestors._cgroups import Engine
 from attestors._containers import ASKING_SECONDS, REUSE_SECONDS, Containers
 from attestors._engine import EngineClient
+from attestors._paths import AbsolutePath
 from attestors._processes import locate_workload, own_cgroup, started
 from attestors._shared import SharedWork
 from attestors.api import AttestorError, Findings, Options, Selector
@@ -28,12 +29,15 @@ if TYPE_CHECKING:
     from attestors.api import AttestorContext, WorkloadRef
 
 
+# With the cgroupfs driver the name of a user's container is its ID alone.
+_PODMANS = frozenset({Engine.PODMAN, Engine.UNKNOWN})
+
+
 class RootlessOptions(Options):
     """Options of the `podman-rootless` attestor."""
 
     socket: str = Field(
         default="/run/user/{uid}/podman/podman.sock",
-        min_length=1,
         description="A user's socket; {uid} stands for the user's ID.",
     )
 

@@ -13,12 +13,13 @@ user's own manager are not known to the system's: their processes belong to `use
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, ClassVar
+import re
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from dbus_fast import Message, MessageType
 from dbus_fast.aio import MessageBus
 from dbus_fast.errors import AuthError, DBusError
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
 
 from attestors._processes import is_alive
 from attestors._shared import SharedWork
@@ -43,12 +44,19 @@ _INTERFACES = {
 }
 
 
+def _an_address(text: str) -> str:
+    if not re.fullmatch(r"unix:(path|abstract)=[^,;]+(,guid=[0-9a-f]+)?", text):
+        raise ValueError(
+            f"{text!r} is not the address of a bus, such as unix:path=/run/dbus/system_bus_socket"
+        )
+    return text
+
+
 class SystemdOptions(Options):
     """Options of the `systemd` attestor."""
 
-    bus: str = Field(
+    bus: Annotated[str, AfterValidator(_an_address)] = Field(
         default="unix:path=/run/dbus/system_bus_socket",
-        min_length=1,
         description="The D-Bus address of the system bus.",
     )
 

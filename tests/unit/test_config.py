@@ -31,7 +31,10 @@ from agent.keys import KeyType
 from agent.located import Source, read
 from agent.spiffe import TrustDomain
 from agent.values import format_duration
+from attestors._kubelet import KubeletOptions
 from attestors.api import Options
+from attestors.builtin import BUILTIN
+from attestors.k8s import K8sOptions
 
 ROOT = Path(__file__).parents[2]
 VECTORS = ROOT / "tests/vectors/config"
@@ -145,7 +148,9 @@ def test_settings_are_judged_only_where_relative_paths_mean_something() -> None:
 
 
 # --- the files we ship -------------------------------------------------------------------------
-SHIPPED_MODELS: dict[str, type[BaseModel]] = {"unix": Options}
+SHIPPED_MODELS: dict[str, type[BaseModel]] = {
+    name: attestor.Options for name, attestor in BUILTIN.items()
+}
 
 
 def test_the_configuration_for_make_run_stays_inside_the_checkout() -> None:
@@ -168,6 +173,50 @@ def test_the_annotated_example_shows_every_option_with_its_default() -> None:
     for section in (Settings, AuthoritySettings, LogSettings):
         for key in section.model_fields:
             assert re.search(rf"^ *(# )?{key}:", text, re.MULTILINE), key
+
+
+def test_the_attestors_that_the_example_has_as_comments_are_valid_and_complete() -> None:
+    text = (ROOT / "config/agent.example.yaml").read_text(encoding="utf-8")
+    switched_on = re.sub(r"^  # ( *[a-z0-9_-]+:.*)$", r"  \1", text, flags=re.MULTILINE)
+    source = Source(name="agent.example.yaml", content=switched_on.encode())
+    attestors = parse_settings(source, BASE, SHIPPED_MODELS).attestors
+    assert set(attestors) == set(BUILTIN)
+    for name, options in attestors.items():
+        assert options == type(options)() or name == "k8s"
+        for key in type(options).model_fields:
+            assert name == "unix" or f"{key}:" in text
+    example = K8sOptions.model_validate({"kubelet": {"node_name": "node-1"}}).kubelet
+    assert example is not None
+    shown = attestors["k8s"].kubelet  # type: ignore[attr-defined]
+    assert shown == example.model_copy(update={"token_file": example.bearer_file})
+    for key in KubeletOptions.model_fields:
+        assert key in text
+
+
+@pytest.mark.parametrize(
+    ("written", "column", "message"),
+    [
+        ("docker: {socket: 'unix:///var/run/docker.sock'}", 30, "alone: /var/run/docker.sock"),
+        ("docker: {podman_socket: podman.sock}", 37, "'podman.sock' is not an absolute path"),
+        ("podman-rootless: {socket: 'run/{uid}/x'}", 39, "'run/{uid}/x' is not an absolute path"),
+        ("systemd: {bus: /run/dbus/system_bus_socket}", 28, "such as unix:path=/run/dbus/system"),
+        ("k8s: {kubelet: on}", 28, "kubelet must be a mapping"),
+        ("k8s: {kubelet: }", 28, "kubelet is off, or tells how to reach it"),
+        ("k8s: {kubelet: {}}", 28, "give node_name or node_name_env"),
+        ("k8s: {kubelet: {node_name: a, wait_seconds: 30}}", 57, "less than or equal to 20"),
+        ("k8s: {kubelet: {node_name_env: A, prot: 1}}", 47, "did you mean 'port'?"),
+    ],
+)
+def test_a_mistake_in_an_attestors_options_is_told_once(
+    written: str, column: int, message: str
+) -> None:
+    text = f"trust_domain: example.org\nattestors: {{{written}}}\n"
+    with pytest.raises(ConfigError) as refusal:
+        parse_settings(Source(name="a", content=text.encode()), BASE, SHIPPED_MODELS)
+    [problem] = refusal.value.problems
+    assert (problem.line, problem.column) == (2, column)
+    assert message in problem.message
+    assert "function-" not in problem.message
 
 
 def test_the_example_entries_load_without_a_warning() -> None:

@@ -6,12 +6,14 @@ import asyncio
 import gc
 import json
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from attestors import _kubelet
+from attestors._kubelet import KubeletOptions
 from attestors._pods import POD_BYTES
 from attestors.api import AttestorContext, AttestorError
 from attestors.k8s import K8sAttestor, K8sOptions
@@ -315,7 +317,30 @@ async def test_who_closes_does_not_wait_for_a_slow_kubelet(
 async def test_files_that_are_not_there(name: str) -> None:
     with KubeletServer() as kubelet:
         async with attestor(kubelet, **{name: "/nowhere/x"}) as k8s:
-            assert "No such file" in (await k8s.attest(IN_POD)).pending[0]
+            [reason] = (await k8s.attest(IN_POD)).pending
+    assert "from /nowhere/x: No such file" in reason
+
+
+@pytest.mark.parametrize("content", ["", "a: b\nc: d\n", "t\0ken", "tök\xff", "token\nX-Header: x"])
+async def test_a_token_file_that_is_another_file(tmp_path: Path, content: str) -> None:
+    (tmp_path / "file").write_text(content)
+    with KubeletServer() as kubelet:
+        async with attestor(kubelet, token_file=str(tmp_path / "file")) as k8s:
+            [reason] = (await k8s.attest(IN_POD)).pending
+        assert kubelet.asked == 0
+    assert f"what {tmp_path}/file holds is no bearer token" in reason
+
+
+async def test_a_certificate_file_that_is_another_file_is_named(tmp_path: Path) -> None:
+    wrong = str(tmp_path / "file")
+    Path(wrong).write_text("hello")
+    with KubeletServer() as kubelet:
+        async with attestor(kubelet, ca_file=wrong) as k8s:
+            [of_ca] = (await k8s.attest(IN_POD)).pending
+        async with attestor(kubelet, certificate_file=wrong, key_file=wrong) as k8s:
+            [of_own] = (await k8s.attest(IN_POD)).pending
+    assert f"its CA cannot be loaded from {wrong}: " in of_ca
+    assert f"the client certificate cannot be loaded from {wrong} and {wrong}: " in of_own
 
 
 async def until_answered(k8s: K8sAttestor) -> None:
@@ -337,11 +362,18 @@ async def until_answered(k8s: K8sAttestor) -> None:
         ({"read_only_port": 1, "certificate_file": "/c", "key_file": "/k"}, "without credentials"),
         ({"node_name": "a", "token_file": "k"}, "is not an absolute path"),
         ({"node_name": "a", "wait_seconds": 21}, "less than or equal to 20"),
+        ({"node_name": "a", "host": "https://node"}, "is not a host name or address"),
+        ({"node_name": "a", "host": "node:10250"}, "is not a host name or address"),
     ],
 )
 def test_options_that_do_not_fit(options: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValidationError, match=reason):
         K8sOptions.model_validate({"kubelet": options})
+
+
+def test_the_address_of_the_kubelet() -> None:
+    assert KubeletOptions(node_name="a", host="::1").url == "https://[::1]:10250/pods"
+    assert KubeletOptions(read_only_port=7, host="node").url == "http://node:7/pods"
 
 
 def test_the_nodes_name_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

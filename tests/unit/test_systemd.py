@@ -110,9 +110,8 @@ async def test_a_refusal_is_a_failure_that_says_why(bus: SystemBus, me: Caller) 
             await attest(made, me)
 
 
-@pytest.mark.parametrize("address", ["unix:path=/nowhere", "nonsense"])
-async def test_no_bus(me: Caller, address: str) -> None:
-    async with attestor(address) as made:
+async def test_no_bus(me: Caller) -> None:
+    async with attestor("unix:path=/nowhere") as made:
         with pytest.raises(AttestorError, match="cannot be reached"):
             await attest(made, me)
 
