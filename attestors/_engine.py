@@ -32,7 +32,8 @@ _NOT_FOUND = 404
 
 
 class _State(Part):
-    pid: int = Field(alias="Pid")
+    # The kernel has none above (PID_MAX_LIMIT).
+    pid: int = Field(alias="Pid", ge=0, le=1 << 22)
 
 
 class _Config(Part):

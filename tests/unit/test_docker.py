@@ -160,6 +160,8 @@ def say(status: int = 200, body: bytes | str = b"") -> web.Response:
         (say(body=b"<html>"), "its answer is not a container's: all of it: Invalid JSON"),
         (say(body=b"[" * 100_000), "its answer is not a container's"),
         (say(body=b'{"Id": 1}'), "its answer is not a container's: Id: "),
+        (say(body='{"Id": "", "State": {"Pid": 4294967296}, "Config": {}}'), "State.Pid: "),
+        (say(body='{"Id": "", "State": {"Pid": -1}, "Config": {}}'), "State.Pid: "),
         (say(body='{"Id": "b", "State": {"Pid": 1}, "Config": {}}'), "it told of 'b'"),
         (say(400, b'{"message":"client version 9.9 is too new"}'), "client version 9.9 is too new"),
         (say(500, b"x" * 100_000), "HTTP status 500: 'xxx"),
