@@ -36,7 +36,7 @@ _PODMANS = frozenset({Engine.PODMAN, Engine.UNKNOWN})
 class RootlessOptions(Options):
     """Options of the `podman-rootless` attestor."""
 
-    socket: str = Field(
+    socket: AbsolutePath = Field(
         default="/run/user/{uid}/podman/podman.sock",
         description="A user's socket; {uid} stands for the user's ID.",
     )
@@ -66,11 +66,7 @@ class RootlessPodmanAttestor:
         """See Attestor.attest."""
         located = locate_workload(workload, self._own_cgroup)
         container = located.container
-        if (
-            container is None
-            or container.owner_uid is None
-            or container.engine is not Engine.PODMAN
-        ):
+        if container is None or container.owner_uid is None or container.engine not in _PODMANS:
             return Findings(notes=located.notes)
         owner, start = container.owner_uid, started(workload)
         facts = await self._asking.get(

@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager
 import pytest
 from pydantic import ValidationError
 
-from attestors.api import AttestorContext, AttestorError, Findings
+from attestors.api import AttestorContext, AttestorError, Findings, Selector
 from attestors.podman_rootless import RootlessOptions, RootlessPodmanAttestor
 from tests.support.engine_server import EngineServer, kernel_says
 from tests.support.findings import closing
@@ -86,6 +86,15 @@ async def test_a_socket_that_is_not_that_users(engine: EngineServer) -> None:
         with pytest.raises(AttestorError, match=r"let that user enable podman\.socket"):
             await made.attest(Workload(CGROUP))
     assert engine.inspected == []
+
+
+async def test_the_cgroupfs_driver_names_a_container_by_its_id_alone(engine: EngineServer) -> None:
+    engine.add(ID)
+    cgroup = f"0::{BELOW}/{ID}\n".encode()
+    with kernel_says(cgroup):
+        async with attestor(template(engine)) as made:
+            findings = await made.attest(Workload(cgroup))
+    assert Selector("podman-rootless", f"{UID}:container_name:web") in findings.selectors
 
 
 @pytest.mark.parametrize("path", ["/run/podman.sock", "/run/{uid}/{uid}"])
