@@ -92,6 +92,11 @@ _POD = re.compile(
     re.VERBOSE,
 )
 _KUBEPODS = re.compile(r"([a-z-]*-)?kubepods(-[a-z]+)?(\.slice)?")
+# What may be above a pod: the kubelet and systemd make nothing else. Below a directory of another
+# name a runtime unknown to us may have left the choice of names to what it runs.
+_ABOVE_PODS = re.compile(
+    r"\.\. | .*\.slice | kubelet | kubepods | besteffort | burstable | guaranteed", re.VERBOSE
+)
 _USER_MANAGER = re.compile(r"user@([0-9]{1,10})\.service")
 # What is below these belongs to whoever runs there.
 _DELEGATED = re.compile(r".*\.(service|scope)|lxc|lxc\..*|user", re.DOTALL)
@@ -225,12 +230,22 @@ def _plain(segment: str) -> dict[str, str] | None:
 def _pod(above: Sequence[str], segment: str) -> str:
     """The UID of the pod whose cgroup this is, if the kubelet's tree is what it lies in."""
     match = _POD.fullmatch(segment)
-    if match is None:
+    if match is None or not all(map(_is_above_pods, _below_last_container(above))):
         return ""
     hidden = bool(above) and above[0] == ".."
     if match["root"] or hidden or any(_KUBEPODS.fullmatch(each) for each in above):
         return match["uid"].replace("_", "-")
     return ""
+
+
+def _is_above_pods(segment: str) -> bool:
+    return segment in _RUNTIME_SERVICES or bool(_ABOVE_PODS.fullmatch(segment))
+
+
+def _below_last_container(above: Sequence[str]) -> Sequence[str]:
+    """The part of a path that is in the innermost container, such as a node that is one."""
+    inside = [number for number, each in enumerate(above, 1) if _CONTAINER.fullmatch(each)]
+    return above[inside[-1] :] if inside else above
 
 
 def _engine(part: Mapping[str, str], above: Sequence[str]) -> Engine:

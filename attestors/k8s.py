@@ -65,8 +65,13 @@ class K8sAttestor:
         """See Attestor.attest."""
         located = locate_workload(workload, self._own_cgroup)
         container = located.container
-        if container is None or container.owner_uid is not None or not _may_be_a_pods(container):
+        if container is None:
             return Findings(notes=located.notes)
+        if container.owner_uid is not None or not _may_be_a_pods(container):
+            note = (
+                f"no k8s selectors: container {container.id[:12]} is not in the kubelet's cgroups"
+            )
+            return Findings(notes=(*located.notes, note))
         proved = _proved(container)
         if self._lists is None:
             return self._findings(proved, located.notes)
@@ -92,9 +97,10 @@ class K8sAttestor:
 
 
 def _may_be_a_pods(container: Container) -> bool:
-    """From within a cgroup namespace the pod's part of the path is not always seen."""
-    hidden = any(path.startswith("/..") for _hierarchy, path in container.cgroups)
-    return bool(container.pod_uid) or (hidden and container.engine is not Engine.PODMAN)
+    """From within a cgroup namespace one sees of a neighbour in the own pod its name alone."""
+    above = {part for _hierarchy, path in container.cgroups for part in path.split("/")[1:-1]}
+    hidden = above == {".."} and container.engine is not Engine.PODMAN
+    return bool(container.pod_uid) or hidden
 
 
 def _proved(container: Container) -> frozenset[str]:

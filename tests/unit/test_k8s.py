@@ -54,14 +54,25 @@ async def test_without_the_kubelet_cgroups_prove_pod_and_container() -> None:
         b"0::/\n",
         f"0::/system.slice/docker-{ID}.scope\n".encode(),
         f"0::/../libpod-{ID}.scope\n".encode(),
+        f"0::/../sandbox/crio-{ID}.scope\n".encode(),
+        f"0::/../../sandbox/kubepods/pod{UID}/{ID}\n".encode(),
+        f"0::/../../system.slice/docker-{ID}.scope\n".encode(),
+        f"0::/sandbox/kubepods/pod{UID}/{ID}\n".encode(),
         f"0::/user.slice/user-7.slice/user@7.service/kubepods/pod{UID}/{ID}\n".encode(),
     ],
 )
 async def test_a_process_of_no_pod_is_answered_without_asking(cgroup: bytes) -> None:
     with KubeletServer() as kubelet:
         async with attestor(kubelet) as k8s:
-            assert values(await k8s.attest(Workload(cgroup=cgroup))) == set()
+            findings = await k8s.attest(Workload(cgroup=cgroup))
         assert kubelet.asked == 0
+    assert not findings.selectors
+    assert not findings.pending
+    assert (
+        not findings.notes
+        if ID not in cgroup.decode()
+        else "kubelet's cgroups" in findings.notes[0]
+    )
 
 
 async def test_everything_the_kubelet_knows() -> None:
