@@ -1,18 +1,24 @@
-"""The test's end of a workload that runs tests.support.ask."""
+"""The test's end of a workload that runs tests.support.ask, or is a child in some cgroup."""
 
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sys
 from itertools import count
 from typing import TYPE_CHECKING
 
+from tests.support import pids
 from tests.support.agent import PATIENCE_SECONDS
+from tests.support.ask import ask
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from tests.support.agent import RunningAgent
+    from tests.support.cgroups import Directory
 
 _NUMBERS = count()
 
@@ -58,3 +64,19 @@ class Asker:
         assert line, "the process that was to ask has ended"
         answer: list[str] | int = json.loads(line)
         return answer
+
+
+def ask_from(agent: RunningAgent, place: Directory, uid: int = 0) -> list[str] | int:
+    """What a process of this user is given that is in this cgroup."""
+    read, write = os.pipe()
+
+    def child() -> None:
+        place.enter()
+        pids.become(uid)
+        os.write(write, json.dumps(ask(str(agent.socket))).encode())
+
+    assert pids.reap(pids.fork(child)) == 0
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        answer: list[str] | int = json.loads(pipe.read())
+    return answer

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support import cgroups, pids, raw
+from tests.support import cgroups, raw
 from tests.support.agent import RunningAgent
 from tests.support.ask import ask
-from tests.support.engine import IMAGE, DockerEngine
+from tests.support.asker import ask_from
+from tests.support.engine import IMAGE, DockerEngine, mounts
 
 pytestmark = pytest.mark.system
 
@@ -137,6 +136,18 @@ def test_a_new_container_of_an_old_name_is_another(
     assert engine.run("web", agent.directory, "--label=v=2").ask() == ids("label/v/2")
 
 
+def test_a_container_that_is_started_again_is_known_at_once(
+    engine: DockerEngine, start: Callable[..., RunningAgent]
+) -> None:
+    agent = start("docker:container_name:web")
+    waiting = ("/busybox", "sleep", "infinity")
+    options = ("--network=none", "--name=web", "--init=false", *mounts(agent.directory))
+    engine.docker("run", "--detach", *options, IMAGE, *waiting)
+    for _ in range(3):
+        assert engine.exec("web", agent.directory).ask() == ids("container_name/web")
+        engine.docker("restart", "--time=0", "web")
+
+
 def test_a_new_name_is_reported_by_the_engine(
     engine: DockerEngine, start: Callable[..., RunningAgent]
 ) -> None:
@@ -186,22 +197,6 @@ def test_a_process_of_no_container_does_not_care_about_the_engine(
 # --- forged names, in real cgroup directories ----------------------------------------------------
 
 
-def from_within(agent: RunningAgent, place: cgroups.Directory, uid: int = 0) -> list[str] | int:
-    """What a process is given that is in this cgroup."""
-    read, write = os.pipe()
-
-    def child() -> None:
-        place.enter()
-        pids.become(uid)
-        os.write(write, json.dumps(ask(str(agent.socket))).encode())
-
-    assert pids.reap(pids.fork(child)) == 0
-    os.close(write)
-    with os.fdopen(read) as pipe:
-        answer: list[str] | int = json.loads(pipe.read())
-    return answer
-
-
 FORGED = {
     "of a user's manager": "user.slice/user-1001.slice/user@1001.service/docker-{id}.scope",
     "of a login session": "user.slice/user-1001.slice/session-1.scope/docker-{id}.scope",
@@ -221,7 +216,7 @@ def test_a_cgroup_with_the_victims_name_yields_nothing_of_it(
     assert victim.ask() == ids("container_name/victim")
     container_id = engine.docker("inspect", "--format={{.Id}}", "victim")
     with cgroups.directory(path.format(id=container_id)) as forged:
-        assert from_within(agent, forged, uid=1001) in (raw.PERMISSION_DENIED, raw.UNAVAILABLE)
+        assert ask_from(agent, forged, uid=1001) in (raw.PERMISSION_DENIED, raw.UNAVAILABLE)
     assert victim.ask() == ids("container_name/victim")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import uuid
 from collections.abc import Callable, Iterator
@@ -13,13 +14,14 @@ import pytest
 
 from tests.support import cgroups, raw
 from tests.support.agent import REPOSITORY, RunningAgent
-from tests.support.asker import Asker
+from tests.support.asker import Asker, ask_from
 from tests.support.kubelet_server import KubeletServer, pod
 
 pytestmark = pytest.mark.system
 
 UID = str(uuid.UUID(int=0x0E5F1C7E61A34D439E7B5F1F64B9A1C4))
 ID, OTHER = "a1" * 32, "b2" * 32
+CAP_SYS_PTRACE = 19
 SLICE = f"kubepods-burstable-pod{UID.replace('-', '_')}.slice"
 LAYOUTS = {
     "cgroupfs": f"kubepods/burstable/pod{UID}/{ID}",
@@ -35,6 +37,8 @@ FORGED = {
     "of a service": f"system.slice/web.service/kubepods.slice/{SLICE}/cri-containerd-{ID}.scope",
     "below another container": f"kubepods/pod{uuid.UUID(int=7)}/{OTHER}/pod{UID}/{ID}",
     "outside of the kubelet's tree": f"elsewhere/pod{UID}/{ID}",
+    "of a runtime unknown to us": f"sandbox/17/kubepods/burstable/pod{UID}/{ID}",
+    "of a build": f"docker/buildkit/kc2mx/kubepods.slice/{SLICE}/cri-containerd-{ID}.scope",
 }
 
 
@@ -128,6 +132,20 @@ def test_a_kubelet_out_of_order_is_named_in_the_log_and_the_caller_comes_again(
         kubelet.code, kubelet.body = 200, None
         assert asker.ask() == ["spiffe://example.org/pod-name/web"]
     assert kubelet.token not in agent.log
+
+
+def test_the_rights_in_the_manifest_are_enough(
+    agent_factory: Callable[..., RunningAgent], kubelet: KubeletServer
+) -> None:
+    """deploy/kubernetes/agent.yaml drops all capabilities but SYS_PTRACE."""
+    kubelet.pods = [pod("web", UID, app=ID)]
+    rights = ("setpriv", "--bounding-set=-all,+sys_ptrace", "--inh-caps=-all", "--no-new-privs")
+    agent = agent_factory(entries("k8s:pod-name:web"), config=with_kubelet(kubelet), prefix=rights)
+    [effective] = re.findall(r"CapEff:\s*(\w+)", Path(f"/proc/{agent.pid}/status").read_text())
+    assert int(effective, 16) == 1 << CAP_SYS_PTRACE
+    with cgroups.directory(LAYOUTS["containerd"]) as place:
+        for uid in (0, 1001):
+            assert ask_from(agent, place, uid) == ["spiffe://example.org/pod-name/web"]
 
 
 def test_a_process_of_no_pod_is_answered_without_the_kubelet(

@@ -187,7 +187,7 @@ def test_the_attestors_that_the_example_has_as_comments_are_valid_and_complete()
             assert name == "unix" or f"{key}:" in text
     example = K8sOptions.model_validate({"kubelet": {"node_name": "node-1"}}).kubelet
     assert example is not None
-    shown = attestors["k8s"].kubelet  # type: ignore[attr-defined]
+    shown = attestors["k8s"].kubelet
     assert shown == example.model_copy(update={"token_file": example.bearer_file})
     for key in KubeletOptions.model_fields:
         assert key in text
