@@ -113,7 +113,8 @@ class Containers:
             return await self._asking.get(container_id, lambda: self._ask(container_id))
         except UnreachableError:
             kept = self._recall(container_id)
-            if kept is None:
+            # It was there in between, and nobody listened: it may have changed something.
+            if kept is None or kept.era != self._era:
                 raise
             return kept.described
 

@@ -354,6 +354,19 @@ async def test_back_again_the_engine_is_asked_anew(engine: EngineServer) -> None
         assert len(engine.inspected) == asked
 
 
+async def test_what_was_known_before_an_engine_came_back_does_not_outlive_it(
+    engine: EngineServer,
+) -> None:
+    engine.add(ID)
+    async with attestor(engine) as docker:
+        await lost(docker, engine)
+        await engine.start()
+        await until(lambda: docker._docker._open)
+        await engine.stop()
+        await until(lambda: not docker._docker._open)
+        assert "cannot be asked" in await fails(docker)
+
+
 @pytest.mark.parametrize(
     "event", [b"nonsense\n", b"{}\n", b'{"Actor": {"ID": "' + b"x" * (3 << 20) + b'"}}\n']
 )
