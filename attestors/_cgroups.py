@@ -230,9 +230,10 @@ def _plain(segment: str) -> dict[str, str] | None:
 def _pod(above: Sequence[str], segment: str) -> str:
     """The UID of the pod whose cgroup this is, if the kubelet's tree is what it lies in."""
     match = _POD.fullmatch(segment)
-    if match is None or not all(map(_is_above_pods, _below_last_container(above))):
+    above = _below_last_container(above)
+    if match is None or not all(map(_is_above_pods, above)):
         return ""
-    hidden = bool(above) and above[0] == ".."
+    hidden = above[:1] == [".."]
     if match["root"] or hidden or any(_KUBEPODS.fullmatch(each) for each in above):
         return match["uid"].replace("_", "-")
     return ""
@@ -242,10 +243,10 @@ def _is_above_pods(segment: str) -> bool:
     return segment in _RUNTIME_SERVICES or bool(_ABOVE_PODS.fullmatch(segment))
 
 
-def _below_last_container(above: Sequence[str]) -> Sequence[str]:
+def _below_last_container(above: Sequence[str]) -> list[str]:
     """The part of a path that is in the innermost container, such as a node that is one."""
     inside = [number for number, each in enumerate(above, 1) if _CONTAINER.fullmatch(each)]
-    return above[inside[-1] :] if inside else above
+    return list(above[inside[-1] if inside else 0 :])
 
 
 def _engine(part: Mapping[str, str], above: Sequence[str]) -> Engine:
