@@ -147,11 +147,19 @@ def _naming(path: str) -> Iterator[None]:
     try:
         yield
     except UnreachableError as error:
+        reason = f"{error}{_advice(error.__cause__)}"
         raise UnreachableError(
-            f"the container engine at {path} cannot be asked: {error}"
+            f"the container engine at {path} cannot be asked: {reason}"
         ) from error
     except AttestorError as error:
         raise AttestorError(f"the container engine at {path}: {error}") from error
+
+
+def _advice(cause: BaseException | None) -> str:
+    is_forbidden = isinstance(cause, aiohttp.ClientConnectorError) and isinstance(
+        cause.os_error, PermissionError
+    )
+    return "; the agent has to be root, or in the socket's group" if is_forbidden else ""
 
 
 def _subject(line: bytes) -> str:

@@ -97,6 +97,8 @@ class RootlessPodmanAttestor:
 def _check_owner(path: str, owner: int) -> None:
     try:
         status = Path(path).lstat()
+    except PermissionError as error:
+        raise AttestorError(f"{path} cannot be looked at: the agent has to be root") from error
     except OSError as error:
         raise AttestorError(
             f"the Podman of user {owner} has no socket at {path} ({error.strerror}): "

@@ -16,7 +16,7 @@ from aiohttp import web
 from attestors import _containers, _engine, _processes
 from attestors.api import AttestorContext, AttestorError, Findings
 from attestors.docker import DockerAttestor, DockerOptions
-from tests.support.engine_server import EngineServer, kernel_says
+from tests.support.engine_server import EngineServer, as_nobody, kernel_says
 from tests.support.findings import closing, until, values
 from tests.support.workload import Workload
 
@@ -147,6 +147,14 @@ async def test_no_engine(engine: EngineServer) -> None:
     async with attestor(engine) as docker:
         error = await fails(docker, caller(cgroup=podmans))
     assert f"{engine.directory}/none.sock cannot be asked: No such file or directory" in error
+
+
+async def test_a_socket_that_the_agent_may_not_use(engine: EngineServer) -> None:
+    engine.path.chmod(0)
+    async with attestor(engine) as docker:
+        with as_nobody():
+            error = await fails(docker)
+    assert f"{engine.path} cannot be asked: Permission denied; the agent has to be root" in error
 
 
 def say(status: int = 200, body: bytes | str = b"") -> web.Response:

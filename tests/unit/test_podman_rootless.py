@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from attestors.api import AttestorContext, AttestorError, Findings, Selector
 from attestors.podman_rootless import RootlessOptions, RootlessPodmanAttestor
-from tests.support.engine_server import EngineServer, kernel_says
+from tests.support.engine_server import EngineServer, as_nobody, kernel_says
 from tests.support.findings import closing
 from tests.support.workload import Workload
 
@@ -95,6 +95,17 @@ async def test_the_cgroupfs_driver_names_a_container_by_its_id_alone(engine: Eng
         async with attestor(template(engine)) as made:
             findings = await made.attest(Workload(cgroup))
     assert Selector("podman-rootless", f"{UID}:container_name:web") in findings.selectors
+
+
+async def test_a_users_directory_that_the_agent_may_not_look_into(engine: EngineServer) -> None:
+    engine.add(ID)
+    engine.directory.chmod(0)
+    try:
+        async with attestor(template(engine)) as made:
+            with as_nobody(), pytest.raises(AttestorError, match="the agent has to be root"):
+                await made.attest(Workload(CGROUP))
+    finally:
+        engine.directory.chmod(0o700)
 
 
 @pytest.mark.parametrize("path", ["/run/podman.sock", "/run/{uid}/{uid}"])
