@@ -11,23 +11,23 @@ from tests.support.asker import Asker
 from tests.support.engine import IMAGE, discard, image_tar, mounts
 from tests.support.ready import Ready
 
+# runc also runs where both versions of cgroups are mounted.
+OPTIONS = (
+    "--cgroup-manager=cgroupfs", "--storage-driver=vfs", "--runtime=runc", "--events-backend=file",
+)  # fmt: skip
+
 
 class Podman:
     """`podman system service`. It owns the process, the containers and the directory."""
 
     def __init__(self) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="vouchd-pm-", dir="/var/tmp"))
-        self.socket = self.directory / "podman.sock"
         self._askers: list[Asker] = []
-        # runc also runs where both versions of cgroups are mounted.
-        self._podman = [
-            "podman", f"--root={self.directory}/root", f"--runroot={self.directory}/run",
-            "--cgroup-manager=cgroupfs", "--storage-driver=vfs", "--runtime=runc",
-            "--events-backend=file",
-        ]  # fmt: skip
+        self.socket = self.directory / "podman.sock"
+        self._podman, service = self._set_up()
         with (self.directory / "log").open("wb") as log, Ready(self.directory) as ready:
             self._service = subprocess.Popen(
-                [*self._podman, "system", "service", "--time=0", f"unix://{self.socket}"],
+                [*service, "system", "service", "--time=0", f"unix://{self.socket}"],
                 env=ready.environment,
                 stdin=subprocess.DEVNULL,
                 stderr=log,
@@ -38,6 +38,12 @@ class Podman:
             except BaseException:
                 self._end()
                 raise
+
+    def _set_up(self) -> tuple[list[str], list[str]]:
+        """The command that uses the engine, and the one that is it."""
+        own = (f"--root={self.directory}/root", f"--runroot={self.directory}/run")
+        command = ["podman", *own, *OPTIONS]
+        return command, command
 
     def podman(self, *arguments: str, stdin: bytes = b"") -> str:
         """Run the command; what it prints."""
@@ -53,7 +59,7 @@ class Podman:
         limits = ("--ulimit=nofile=1024:2048", "--ulimit=nproc=1000:2000")
         return self._ask(
             agent, "run", "--detach", "--network=none", f"--name={name}", *limits,
-            f"--workdir={REPOSITORY}", *mounts(agent), *options, IMAGE,
+            f"--workdir={REPOSITORY}", *self._mounts(agent), *options, IMAGE,
         )  # fmt: skip
 
     def exec(self, name: str, agent: Path) -> Asker:
@@ -69,6 +75,9 @@ class Podman:
             for asker in self._askers:
                 asker.close()
             self._end()
+
+    def _mounts(self, agent: Path) -> list[str]:
+        return mounts(agent)
 
     def _end(self) -> None:
         self._service.terminate()

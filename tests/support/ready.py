@@ -26,6 +26,7 @@ class Ready:
         self._path = directory / "notify.sock"
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._sock.bind(str(self._path))
+        self._path.chmod(0o666)
 
     def __enter__(self) -> Self:
         return self
