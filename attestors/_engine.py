@@ -7,6 +7,7 @@ since 1.24 (https://docs.docker.com/reference/api/engine/).
 from __future__ import annotations
 
 import json
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,8 @@ ANSWER_SECONDS = 3.0
 CONNECTIONS = 8
 # An event holds the container's labels.
 EVENT_BYTES = 1 << 20
+# An old event costs a question; engines tell times in whole seconds.
+EVENTS_AGO_SECONDS = 2
 # After these what an engine says of a container may be another thing.
 _EVENTS = json.dumps({"type": ["container"], "event": ["rename", "update", "die", "destroy"]})
 _NOT_FOUND = 404
@@ -115,8 +118,10 @@ class EngineClient:
         """
         with _naming(self._path):
             endless = aiohttp.ClientTimeout(total=None, sock_connect=ANSWER_SECONDS)
-            filters = {"filters": _EVENTS}
-            async with get(self._session(), "/events", params=filters, timeout=endless) as response:
+            # An engine agrees before it listens: what happens in between it has to look up.
+            now = int(time.time())  # noqa: TID251 - it is the engine's clock as well
+            asked = {"filters": _EVENTS, "since": str(now - EVENTS_AGO_SECONDS)}
+            async with get(self._session(), "/events", params=asked, timeout=endless) as response:
                 opened()
                 async for line in read_lines(response, EVENT_BYTES):
                     yield _subject(line)

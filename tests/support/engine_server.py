@@ -62,6 +62,7 @@ class EngineServer:
         self.inspected: list[str] = []
         self.watchers: list[web.StreamResponse] = []
         self.watched = asyncio.Event()
+        self.since: list[int] = []
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -131,6 +132,7 @@ class EngineServer:
         response = web.StreamResponse()
         await response.prepare(request)
         self.watchers.append(response)
+        self.since.append(int(request.query["since"]))
         self.watched.set()
         closed = asyncio.get_running_loop().create_future()
         try:

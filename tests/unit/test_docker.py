@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from typing import Any
@@ -310,6 +311,14 @@ async def test_a_change_that_the_engine_reports_is_seen(engine: EngineServer) ->
         await until(lambda: not docker._docker._kept)
         assert "container_name:renamed" in values(await docker.attest(caller()))
     assert engine.inspected == [ID, ID]
+
+
+async def test_events_from_before_the_engine_listened_are_asked_for(engine: EngineServer) -> None:
+    engine.add(ID)
+    before = time.time()  # noqa: TID251 - what the engine would compare it with
+    async with attestor(engine) as docker:
+        await known(docker, engine)
+    assert before - 10 < engine.since[0] < before
 
 
 async def test_a_change_while_it_is_asked_is_not_lost(engine: EngineServer) -> None:
