@@ -35,6 +35,7 @@ from agent.fingerprint import (
     own_user_namespace,
     read_fingerprint,
 )
+from agent.signals import UNHEARD, Stage
 from attestors.api import AttestorError, Findings
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
     from agent.fingerprint import Fingerprint
     from agent.peer import Caller, ProcessView
+    from agent.signals import Signals
     from attestors.api import Attestor, Selector
 
 
@@ -87,9 +89,15 @@ class _Memory:
 class WorkloadAttestor:
     """Runs the enabled attestors for a caller."""
 
-    def __init__(self, attestors: Sequence[Attestor], log: FilteringBoundLogger) -> None:
+    def __init__(
+        self,
+        attestors: Sequence[Attestor],
+        log: FilteringBoundLogger,
+        signals: Signals = UNHEARD,
+    ) -> None:
         self._attestors = tuple(attestors)
         self._log = log
+        self._signals = signals
         self._memories: WeakKeyDictionary[Caller, _Memory] = WeakKeyDictionary()
 
     @asynccontextmanager
@@ -100,19 +108,23 @@ class WorkloadAttestor:
             PeerGoneError: the process is gone.
             PeerError: it changed its program or its credentials.
         """
+        began = time.perf_counter()
         with caller.open_proc() as process, closing(ProgramPin(process)) as program:
             before = read_fingerprint(process)
             check_credentials(before, caller.credentials)
             known = self._recall(caller, before)
+            first = time.perf_counter() - began
             found = await self._run_all(process, frozenset(known))
             attestation = _join([*(replace(r, remembered=True) for r in known.values()), *found])
             if not program.holds or before.user_namespace != own_user_namespace():
                 attestation = _without_program(attestation)
             yield attestation
+            began = time.perf_counter()
             if read_fingerprint(process) != before or program.changed():
                 raise PeerError("the process changed its program or user while it was attested")
         if not caller.process.is_alive():
             raise PeerGoneError("the process exited while it was attested")
+        self._signals.timed(Stage.EVIDENCE, first + time.perf_counter() - began)
         self._remember(caller, before, found)
 
     async def close(self) -> None:
@@ -149,7 +161,9 @@ class WorkloadAttestor:
     async def _run(self, attestor: Attestor, process: ProcessView) -> Report:
         began = time.perf_counter()
         report = await self._ask(attestor, process)
-        return replace(report, seconds=time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        self._signals.attested(attestor.name, seconds, failed=report.failure is not None)
+        return replace(report, seconds=seconds)
 
     async def _ask(self, attestor: Attestor, process: ProcessView) -> Report:
         name = attestor.name

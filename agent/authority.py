@@ -199,16 +199,20 @@ class Authority:
                 self._failure = str(error)
                 self._log.error("authority not replaced", reason=str(error))
 
+    @property
+    def can_sign(self) -> bool:
+        """Whether the active authorities are of use now."""
+        now = self._clock.now()
+        active = (self.authorities.active_x509, self.authorities.active_jwt)
+        return all(a.not_before - CLOCK_STEP <= now < a.not_after - MIN_LIFE for a in active)
+
     async def be_able_to_sign(self) -> None:
         """Return at once, unless an active authority is of no use, as after a suspend.
 
         Then it is replaced first, if that is possible at all. What can wait is left to `run`: an
         RSA key takes seconds to make.
         """
-        now = self._clock.now()
-        active = (self.authorities.active_x509, self.authorities.active_jwt)
-        usable = all(a.not_before - CLOCK_STEP <= now < a.not_after - MIN_LIFE for a in active)
-        if not usable and not self._failure:
+        if not self.can_sign and not self._failure:
             await self.catch_up()
 
     async def prepare(self, kind: Kind) -> str:

@@ -9,7 +9,9 @@ Nothing here looks at the disk: whether a path exists is found out by those who 
 
 from __future__ import annotations
 
+import ipaddress
 import re
+from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import PurePath
@@ -38,7 +40,44 @@ if TYPE_CHECKING:
 # sizeof(sun_path) less the NUL that ends it: unix(7).
 MAX_SOCKET_PATH = 107
 
+MAX_PORT = 65535
+
 _MODE = re.compile(r"0?[0-7]{3}")
+# Whatever ends like a port is meant as an address; a path of that name can be written as ./NAME.
+_ADDRESS = re.compile(r"(?:\[(?P<v6>[^/]*)\]|(?P<v4>[^/\[\]]*)):(?P<port>[0-9]{1,9})")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopbackAddress:
+    """A TCP port that only this host reaches.
+
+    Raises:
+        ValueError: others reach it, or it is none.
+    """
+
+    host: str
+    port: int
+
+    def __post_init__(self) -> None:
+        if not _is_loopback(self.host):
+            raise ValueError(
+                f"{self.host or 'every address'} is not a loopback address: whoever reaches it"
+                " reads what the agent does, without a password. Write 127.0.0.1:PORT,"
+                ' "[::1]:PORT" or the path of a Unix socket, and let something that checks who'
+                " asks pass it on"
+            )
+        if not 1 <= self.port <= MAX_PORT:
+            raise ValueError(f"{self.port} is no port: write one from 1 to {MAX_PORT}")
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False  # a name, which may come to mean any address
 
 
 # --- one field at a time -----------------------------------------------------------------------
@@ -73,6 +112,20 @@ def _not_the_public_one(path: PurePath, info: ValidationInfo) -> PurePath:
     if path == info.data.get("socket_path"):
         raise ValueError("this is socket_path too: the two sockets need different paths")
     return path
+
+
+def _parse_listen(value: object, info: ValidationInfo) -> PurePath | LoopbackAddress:
+    text = as_text(value)
+    if found := _ADDRESS.fullmatch(text):
+        return LoopbackAddress(host=found["v6"] or found["v4"], port=int(found["port"]))
+    return _parse_socket_path(text, info)
+
+
+def _apart_from_the_others(section: TelemetrySettings, info: ValidationInfo) -> TelemetrySettings:
+    for name in ("socket_path", "admin_socket_path"):
+        if section.listen is not None and section.listen == info.data.get(name):
+            raise ValueError(f"listen is {name} too: the two sockets need different paths")
+    return section
 
 
 def _parse_mode(value: object) -> int:
@@ -161,6 +214,17 @@ class LogSettings(_Section):
     """`text` for people, `json` for machines."""
 
 
+class TelemetrySettings(_Section):
+    """Metrics for Prometheus, and what probes ask: `/metrics`, `/live`, `/ready` over HTTP."""
+
+    listen: Annotated[PurePath | LoopbackAddress | None, BeforeValidator(_parse_listen), _PATH] = (
+        None
+    )
+    """The path of a Unix socket, or a loopback address with a port. Nothing if left out."""
+    group: _Name = None
+    """The group, by name or number, whose members may connect to that Unix socket too."""
+
+
 class AuthoritySettings(_Section):
     """The embedded certificate authority."""
 
@@ -233,6 +297,10 @@ class Settings(_Section):
     """Whether processes without an identity may still read our own trust domain's bundle."""
     authority: AuthoritySettings = AuthoritySettings()
     """The embedded certificate authority."""
+    telemetry: Annotated[TelemetrySettings, AfterValidator(_apart_from_the_others)] = (
+        TelemetrySettings()
+    )
+    """Metrics for Prometheus, and what probes ask. Off unless it says where to listen."""
     log: LogSettings = LogSettings()
     """How the daemon logs."""
 

@@ -19,6 +19,7 @@ import signal
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,10 +28,18 @@ from agent.administration import Administration, Site
 from agent.api.admin import AdminApi, Administrators
 from agent.api.context import Guard
 from agent.api.servers import make_admin_server, make_workload_server
-from agent.api.workload import Issuers, Review, ServingPolicy, WorkloadApi
+from agent.api.workload import (
+    METHODS,
+    STREAMING,
+    Issuers,
+    Review,
+    ServingPolicy,
+    WorkloadApi,
+)
 from agent.attestation import WorkloadAttestor
 from agent.authority import Authority, AuthorityPolicy
 from agent.clock import SystemClock
+from agent.condition import Condition
 from agent.entitlement import Entitlements
 from agent.entry_yaml import parse_entries
 from agent.errors import StartupError
@@ -39,12 +48,13 @@ from agent.gate import Gate
 from agent.jwt_svids import JwtSvids
 from agent.keystore import Keystore
 from agent.listener import Listener, SocketFile, group_id
-from agent.metrics import Metrics
+from agent.metrics import Metrics, Words
 from agent.peer import identify
 from agent.refusals import Refusals
 from agent.reloading import Audience, EntryReloader
 from agent.resetting import InForce, SettingsReloader, follow
 from agent.roster import Roster
+from agent.signals import UNHEARD
 from agent.svids import Svids
 from agent.watching import FileWatch
 from attestors.api import AttestorContext, AttestorError
@@ -69,6 +79,7 @@ if TYPE_CHECKING:
     from agent.entry_yaml import LoadedEntries
     from agent.located import Source
     from agent.peer import Caller
+    from agent.signals import Signals
     from attestors.api import Attestor
 
 # How long the last bytes may take to reach the clients at stop.
@@ -153,7 +164,8 @@ async def _start(settings: Settings, host: Host, stack: AsyncExitStack) -> _Part
         admin = AdminApi(Administration(parts.site), _administrators(settings), gate, host.log)
         server = make_admin_server(admin, data_dir / ADMIN_INNER)
         await _open(gate, server, _admin_socket(settings.admin_socket_path, settings), stack)
-    guard = Guard(parts.gate, parts.site.refusals.note, host.log)
+    await _expose(settings, parts, host.log, stack)
+    guard = Guard(parts.gate, parts.site.refusals.note, host.log, parts.site.metrics)
     server = await make_workload_server(parts.api, guard, parts.gate, data_dir / INNER)
     await _open(parts.gate, server, _public_socket(settings), stack)
     return parts
@@ -166,18 +178,20 @@ async def _build(settings: Settings, log: FilteringBoundLogger, stack: AsyncExit
     entries = load_configured_entries(settings, clock)
     for warning in entries.warnings:
         log.warning("entry is doubtful", problem=str(warning))
-    attestor = WorkloadAttestor(make_attestors(settings, log), log)
+    attestors = make_attestors(settings, log)
+    metrics = _metrics(attestors)
+    attestor = WorkloadAttestor(attestors, log, metrics)
     stack.push_async_callback(attestor.close)
-    gate = _gate(settings, INNER, log)
-    roster, metrics = Roster(clock), Metrics()
+    gate = _gate(settings, INNER, log, metrics)
+    roster = Roster(clock)
     authority.on_change(lambda kind: roster.wake(lambda stream: stream.kind is kind))
-    entitlements = Entitlements(attestor, entries.entries, gate.prove_sender, clock, log)
+    entitlements = Entitlements(attestor, entries.entries, gate.prove_sender, clock, log, metrics)
     site = Site(
         trust_domain=settings.trust_domain.name,
         attestors=tuple(sorted(settings.attestors)),
         authority=authority,
-        svids=Svids(authority, clock, settings.authority.x509_svid_ttl, _spread, log),
-        jwt_svids=JwtSvids(authority, clock, settings.authority.jwt_svid_ttl, log),
+        svids=Svids(authority, clock, settings.authority.x509_svid_ttl, _spread, log, metrics),
+        jwt_svids=JwtSvids(authority, clock, settings.authority.jwt_svid_ttl, log, metrics),
         attestor=attestor,
         entitlements=entitlements,
         roster=roster,
@@ -234,7 +248,7 @@ async def _reload(parts: _Parts, host: Host, hang_up: asyncio.Event) -> None:
         parts.gate.identify_peer = _identify(settings)
 
     watches = chain([parts.first_watch], iter(lambda: _watch(parts.in_force, host.log), None))
-    settings = SettingsReloader(parts.in_force, host.reread, apply, host.log)
+    settings = SettingsReloader(parts.in_force, host.reread, apply, parts.site.metrics, host.log)
     await follow(hang_up, watches, settings, parts.site.reloader.reload)
 
 
@@ -311,6 +325,11 @@ def _admin_socket(path: PurePath, settings: Settings) -> SocketFile:
     return SocketFile(path=Path(path), mode=mode, group=group)
 
 
+def _metrics(attestors: Sequence[Attestor]) -> Metrics:
+    names = tuple(attestor.name for attestor in attestors)
+    return Metrics(Words(version=version("vouchd"), attestors=names, methods=METHODS))
+
+
 def _administrators(settings: Settings) -> Administrators:
     group = settings.admin_socket_group
     return Administrators(os.geteuid(), None if group is None else group_id(group))
@@ -355,9 +374,11 @@ def _spread() -> float:
 # --- sockets and the process ---------------------------------------------------------------------
 
 
-def _gate(settings: Settings, inner: str, log: FilteringBoundLogger) -> Gate:
+def _gate(
+    settings: Settings, inner: str, log: FilteringBoundLogger, signals: Signals = UNHEARD
+) -> Gate:
     path = str(Path(settings.data_dir) / inner)
-    return Gate(asyncio.get_running_loop(), path, log, _identify(settings))
+    return Gate(asyncio.get_running_loop(), path, log, _identify(settings), signals)
 
 
 async def _open(
@@ -375,6 +396,19 @@ async def _open(
     stack.push_async_callback(stop)
     await server.start()
     gate.start(listener.socket)
+
+
+async def _expose(
+    settings: Settings, parts: _Parts, log: FilteringBoundLogger, stack: AsyncExitStack
+) -> None:
+    condition = Condition(parts.site, parts.gate, STREAMING)
+    parts.site.metrics.watch(condition.levels)
+    if (where := settings.telemetry.listen) is None:
+        return
+    from agent.exposition import Exposition, expose  # noqa: PLC0415 - most do without an HTTP server
+
+    exposition = Exposition(parts.site.metrics.text, condition.obstacles, log)
+    await stack.enter_async_context(expose(exposition, where, settings.telemetry.group))
 
 
 def _handle_signals(stop: asyncio.Event, hang_up: asyncio.Event) -> None:

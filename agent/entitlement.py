@@ -11,6 +11,7 @@ from agent.explanation import judge, shown
 from agent.identities import match
 from agent.limits import RateLimit
 from agent.plain import as_plain
+from agent.signals import UNHEARD, Stage, Stopwatch
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from agent.explanation import Verdict
     from agent.identities import Identity, Matches
     from agent.peer import Caller
+    from agent.signals import Signals
 
 # Explanations in the log: each user may cause so many at once and one more every ten seconds, all
 # together one a second. To find the nearest of 100,000 entries takes some 50 ms.
@@ -68,8 +70,10 @@ class Entitlements:
         prove_sender: Callable[[Caller], Awaitable[None]],
         clock: Clock,
         log: FilteringBoundLogger,
+        signals: Signals = UNHEARD,
     ) -> None:
         self.entries = entries
+        self._signals = signals
         self._attestor = attestor
         self._prove_sender = prove_sender
         self._clock = clock
@@ -91,7 +95,8 @@ class Entitlements:
             NoIdentityError: nothing matches.
         """
         async with self._attestor.attest(caller) as attestation:
-            matches = self.matches(caller, attestation)
+            with Stopwatch(self._signals, Stage.MATCH):
+                matches = self.matches(caller, attestation)
             self._log_attested(caller, attestation, matches)
             if releasing and matches.evidence & attestation.program:
                 await self._prove_sender(caller)

@@ -28,13 +28,15 @@ from agent.errors import PeerError, PeerGoneError
 from agent.peer import identify
 from agent.relay import Relay, Side, read_from
 from agent.sender import ForeignSenderError, receive
+from agent.signals import UNHEARD, Refused, Stage, Stopwatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from structlog.typing import FilteringBoundLogger
 
     from agent.peer import Caller
+    from agent.signals import Signals
 
 ConnectionToken = NewType("ConnectionToken", str)
 
@@ -79,10 +81,12 @@ class Gate:
         inner_path: str,
         log: FilteringBoundLogger,
         identify_peer: Callable[[socket.socket], Caller] = identify,
+        signals: Signals = UNHEARD,
     ) -> None:
         self._loop = loop
         self._inner_path = inner_path
         self._log = log
+        self._signals = signals
         self.identify_peer = identify_peer
         self._connections: dict[ConnectionToken, _Connection] = {}
         self._of_caller: dict[Caller, _Connection] = {}
@@ -93,6 +97,16 @@ class Gate:
     def __len__(self) -> int:
         """How many connections are open."""
         return len(self._connections)
+
+    @property
+    def accepts(self) -> bool:
+        """Whether whoever connects now is served."""
+        return self._listener is not None
+
+    @property
+    def weaknesses(self) -> Mapping[str, int]:
+        """How many connections so far had each of `Caller.weaknesses`."""
+        return self._weaknesses
 
     def start(self, listener: socket.socket) -> None:
         """Begin to accept. The listener must have its senders stamped (agent.sender)."""
@@ -131,7 +145,8 @@ class Gate:
         connection = self._of_caller.get(caller)
         if connection is None or connection.challenge is None:
             raise PeerGoneError("the connection ended")
-        await connection.challenge.prove()
+        with Stopwatch(self._signals, Stage.CHALLENGE):
+            await connection.challenge.prove()
 
     def caller(self, peer: str) -> Caller:
         """The caller behind a gRPC peer name.
@@ -153,7 +168,9 @@ class Gate:
     def _on_connect(self, listener: socket.socket) -> None:
         for _ in range(ACCEPT_BATCH):
             try:
-                self._admit(listener.accept()[0])
+                outer = listener.accept()[0]
+                with Stopwatch(self._signals, Stage.ACCEPT):
+                    self._admit(outer)
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
@@ -179,6 +196,7 @@ class Gate:
             caller: Caller | PeerError = self.identify_peer(outer)
         except PeerGoneError as error:
             self._log.info("connection dropped", reason=str(error))
+            self._signals.refused(Refused.GONE)
             outer.close()
             return
         except PeerError as error:
@@ -238,6 +256,7 @@ class Gate:
 
     def _end_if_silent(self, connection: _Connection) -> None:
         if connection.relay is not None and not connection.relay.outbound.bytes:
+            self._signals.refused(Refused.SILENT)
             self._end(connection, f"silent for {FIRST_BYTES_SECONDS:.0f} s")
 
     # --- the end --------------------------------------------------------------------------------
@@ -261,6 +280,8 @@ class Gate:
             del self._of_caller[connection.caller]
             self._loop.remove_reader(connection.caller.process)
             connection.caller.close()
+        if isinstance(reason, ForeignSenderError):
+            self._signals.refused(Refused.FOREIGN_SENDER)
         self._log_end(connection, reason)
 
     def _log_end(self, connection: _Connection, reason: str | PeerError) -> None:

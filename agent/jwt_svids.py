@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from agent.errors import AuthorityError
 from agent.jwt_issuance import JwtSvidRequest
+from agent.signals import UNHEARD, Stage, Stopwatch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from agent.clock import Clock
     from agent.identities import Identity
     from agent.jwt_issuance import JwtSvid
+    from agent.signals import Signals
 
 # Some 10 MiB. Callers choose audiences, so that there must be an end to it.
 CACHE_SIZE = 10_000
@@ -49,12 +51,18 @@ class JwtSvids:
     """The JWT-SVIDs of all identities. `default_ttl` may be changed."""
 
     def __init__(
-        self, signer: JwtSigner, clock: Clock, default_ttl: timedelta, log: FilteringBoundLogger
+        self,
+        signer: JwtSigner,
+        clock: Clock,
+        default_ttl: timedelta,
+        log: FilteringBoundLogger,
+        signals: Signals = UNHEARD,
     ) -> None:
         self.default_ttl = default_ttl
         self._signer = signer
         self._clock = clock
         self._log = log
+        self._signals = signals
         self._made: OrderedDict[_Key, JwtSvid] = OrderedDict()
 
     def __len__(self) -> int:
@@ -75,7 +83,8 @@ class JwtSvids:
             self._made.move_to_end(key)
             return svid
         try:
-            return self._make(key, wanted)
+            with Stopwatch(self._signals, Stage.MINT_JWT):
+                return self._make(key, wanted)
         except AuthorityError as error:
             if svid is None or not self._is_valid(svid, now):
                 raise

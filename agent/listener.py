@@ -180,5 +180,6 @@ def group_id(group: str | None) -> int:
         return grp.getgrnam(group).gr_gid
     except KeyError as error:
         raise StartupError(
-            f"socket_group or admin_socket_group: there is no group {group!r} on this host"
+            "socket_group, admin_socket_group or telemetry.group: there is no group"
+            f" {group!r} on this host"
         ) from error

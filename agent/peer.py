@@ -24,6 +24,7 @@ import socket
 import struct
 import sys
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -63,6 +64,15 @@ class Credentials:
     uid: int
     gid: int
     groups: tuple[int, ...]
+
+
+class Weakness(StrEnum):
+    """What a kernel cannot tell of a caller, and others can."""
+
+    NO_PEERPIDFD = (
+        "no SO_PEERPIDFD (Linux 6.5): a PID reused between connect and accept is not seen"
+    )
+    NO_PIDFS = "no pidfs (Linux 6.9): the process has no number that is never used again"
 
 
 class ProcessHandle:
@@ -122,11 +132,9 @@ class Caller:
         """What this kernel could not tell, and others can."""
         found = []
         if self.proof is Proof.PIDFD_OPEN:
-            found.append(
-                "no SO_PEERPIDFD (Linux 6.5): a PID reused between connect and accept is not seen"
-            )
+            found.append(Weakness.NO_PEERPIDFD.value)
         if self.process.inode is None:
-            found.append("no pidfs (Linux 6.9): the process has no number that is never used again")
+            found.append(Weakness.NO_PIDFS.value)
         return tuple(found)
 
     def open_proc(self) -> ProcessView:

@@ -78,6 +78,7 @@ class EntryReloader:
                 self._refuse(error.problems)
             except Exception:  # noqa: BLE001 - one defect must not end what follows the files
                 self._log.exception("reload broke")
+                self._metrics.reloads.labels("broke").inc()
             else:
                 self._replace(loaded)
             self._show_in_metrics()

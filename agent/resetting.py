@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from agent.config import Settings
+    from agent.metrics import Metrics
     from agent.watching import FileWatch
 
 # Everything else is built into sockets, keys and attestors that are there since the start.
@@ -43,7 +44,7 @@ class InForce:
 class SettingsReloader:
     """Takes up changed settings, and then the entries, be they changed or not.
 
-    `apply` hands new settings to those who live by them.
+    `apply` hands new settings to those who live by them; `metrics` shows what came of it.
     """
 
     def __init__(
@@ -51,8 +52,10 @@ class SettingsReloader:
         in_force: InForce,
         reread: Callable[[], Settings],
         apply: Callable[[Settings], Awaitable[None]],
+        metrics: Metrics,
         log: FilteringBoundLogger,
     ) -> None:
+        self._metrics = metrics
         self._in_force = in_force
         self._reread = reread
         self._apply = apply
@@ -61,27 +64,30 @@ class SettingsReloader:
     async def reload(self) -> None:
         """Read the file again, and take up what can change."""
         try:
-            wanted = await asyncio.to_thread(self._reread)
-        except ConfigError as error:
-            for problem in error.problems:
-                self._log.error("settings not reloaded", problem=str(problem))
-            return
+            await self._take_up(await asyncio.to_thread(self._reread))
         except VouchdError as error:
-            self._log.error("settings not reloaded", reason=str(error))
-            return
+            self._metrics.settings_reloaded(valid=False)
+            self._log_failure(error)
+        else:
+            self._metrics.settings_reloaded(valid=True)
+
+    async def _take_up(self, wanted: Settings) -> None:
         current = self._in_force.settings
         changed = {name for name in type(wanted).model_fields if _differs(name, wanted, current)}
         for name in sorted(changed - CHANGEABLE):
             self._log.warning("setting needs a restart to change", setting=name)
         taken_up = {name: getattr(wanted, name) for name in changed & CHANGEABLE}
         settings = current.model_copy(update=taken_up)
-        try:
-            await self._apply(settings)
-        except VouchdError as error:
-            self._log.error("settings not reloaded", reason=str(error))
-            return
+        await self._apply(settings)
         self._in_force.settings = settings
         self._log.info("settings reloaded", changed=sorted(taken_up))
+
+    def _log_failure(self, error: VouchdError) -> None:
+        if not isinstance(error, ConfigError):
+            self._log.error("settings not reloaded", reason=str(error))
+            return
+        for problem in error.problems:
+            self._log.error("settings not reloaded", problem=str(problem))
 
 
 def _differs(name: str, one: Settings, other: Settings) -> bool:

@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from agent import keys
 from agent.errors import AuthorityError
 from agent.keys import KeyType
+from agent.signals import UNHEARD, Stage, Stopwatch
 from agent.x509_issuance import X509SvidRequest
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from agent.clock import Clock
     from agent.entries import EntryId
     from agent.identities import Identity
+    from agent.signals import Signals
 
 # A workload's key lives an hour; P-256 is quick to make and understood by every client.
 WORKLOAD_KEY_TYPE = KeyType.EC_P256
@@ -96,12 +98,14 @@ class Svids:
         default_ttl: timedelta,
         spread: Callable[[], float],
         log: FilteringBoundLogger,
+        signals: Signals = UNHEARD,
     ) -> None:
         self.default_ttl = default_ttl
         self._signer = signer
         self._clock = clock
         self._spread = spread
         self._log = log
+        self._signals = signals
         self._minted: dict[Identity, X509Svid] = {}
         self._per_entry: Counter[EntryId] = Counter()
         self._watchers: defaultdict[Identity, set[asyncio.Event]] = defaultdict(set)
@@ -131,6 +135,11 @@ class Svids:
                 raise
             self._log.warning("svid not renewed", entry=identity.entry_id, reason=str(error))
             return svid
+
+    @property
+    def first_expiry(self) -> datetime | None:
+        """When the first of them expires; None if there are none."""
+        return min((svid.not_after for svid in self._minted.values()), default=None)
 
     def known(self, identity: Identity) -> X509Svid | None:
         """The SVID that is there, if there is one."""
@@ -203,6 +212,12 @@ class Svids:
 
     def _mint(self, identity: Identity, now: datetime) -> X509Svid:
         self._make_room(identity)
+        with Stopwatch(self._signals, Stage.MINT_X509):
+            svid = self._make(identity, now)
+        self._keep(identity, svid)
+        return svid
+
+    def _make(self, identity: Identity, now: datetime) -> X509Svid:
         key = keys.generate(WORKLOAD_KEY_TYPE)
         certificate = self._signer.sign_x509(
             X509SvidRequest(
@@ -213,7 +228,7 @@ class Svids:
                 not_after_limit=identity.expires_at,
             )
         )
-        svid = X509Svid(
+        return X509Svid(
             spiffe_id=str(identity.spiffe_id),
             hint=identity.hint,
             chain_der=certificate.public_bytes(Encoding.DER),
@@ -224,8 +239,6 @@ class Svids:
             not_after=certificate.not_valid_after_utc,
             renew_at=self._draw_renewal(identity, now, certificate.not_valid_after_utc),
         )
-        self._keep(identity, svid)
-        return svid
 
     def _draw_renewal(self, identity: Identity, now: datetime, not_after: datetime) -> datetime:
         limit = identity.expires_at

@@ -7,6 +7,7 @@ UNAVAILABLE may be. Why a caller was refused is for the operator's log; the call
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import aclosing
 from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar
 
@@ -14,13 +15,17 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from agent.errors import (
+    AttestationError,
+    AuthorityError,
     NoIdentityError,
     PeerError,
     PeerGoneError,
     RequestError,
+    UnansweredError,
     UnavailableError,
     VouchdError,
 )
+from agent.signals import UNHEARD, Refused, Stage, Stopwatch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -28,6 +33,7 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from agent.peer import Caller, Credentials
+    from agent.signals import Signals
 
 # Workload Endpoint section 3: it keeps a process from being tricked into calling on behalf of
 # somebody who can choose the request, but not its metadata.
@@ -69,7 +75,9 @@ class Guard:
         callers: CallerTable,
         note_refusal: Callable[[Credentials, str, str, str], None],
         log: FilteringBoundLogger,
+        signals: Signals = UNHEARD,
     ) -> None:
+        self._signals = signals
         self._callers = callers
         self._note_refusal = note_refusal
         self._log = log
@@ -78,11 +86,17 @@ class Guard:
         self, request_type: type[RequestT], answer: Callable[[Caller, RequestT], Awaitable[Message]]
     ) -> grpc.RpcMethodHandler[bytes, bytes]:
         """A handler with one response."""
+        method = method_of(request_type)
 
         async def handle(raw: bytes, context: ServicerContext) -> bytes:
             try:
                 caller = self._admit(context)
-                return encode(await answer(caller, _decode(request_type, raw)))
+                response = encode(await answer(caller, _decode(request_type, raw)))
+                self._signals.ended(method, grpc.StatusCode.OK.name)
+                return response  # noqa: TRY300 - what comes next never returns
+            except asyncio.CancelledError:
+                self._signals.ended(method, grpc.StatusCode.CANCELLED.name)
+                raise
             except Exception as error:  # noqa: BLE001 - every failure becomes a status
                 await self._fail(context, request_type, error)
 
@@ -94,6 +108,7 @@ class Guard:
         answer: Callable[[Caller, RequestT], AsyncGenerator[Message, None]],
     ) -> grpc.RpcMethodHandler[bytes, bytes]:
         """A handler whose stream stays open. A response equal to the one before is not sent."""
+        method = method_of(request_type)
 
         async def handle(raw: bytes, context: ServicerContext) -> None:
             try:
@@ -103,8 +118,12 @@ class Guard:
                     async for response in responses:
                         encoded = encode(response)
                         if encoded != sent:
-                            await _write(context, encoded)
+                            with Stopwatch(self._signals, Stage.SEND):
+                                await _write(context, encoded)
                             sent = encoded
+            except asyncio.CancelledError:
+                self._signals.ended(method, grpc.StatusCode.CANCELLED.name)
+                raise
             except Exception as error:  # noqa: BLE001 - every failure becomes a status
                 await self._fail(context, request_type, error)
             # Clients freeze on a stream that ends with OK.
@@ -126,6 +145,8 @@ class Guard:
         self, context: ServicerContext, request_type: type[Message], error: Exception
     ) -> NoReturn:
         code, details = status_of(error)
+        self._signals.ended(method_of(request_type), code.name)
+        self._signals.refused(reason_of(error))
         if isinstance(error, VouchdError):
             self._log_refusal(context, request_type, code, error)
         else:
@@ -185,6 +206,33 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
             return grpc.StatusCode.UNAVAILABLE, str(error)
         case _:
             return grpc.StatusCode.UNAVAILABLE, "internal error; the agent's log says more"
+
+
+def reason_of(error: Exception) -> Refused:
+    """The word for a failure in the metrics, the most special that fits."""
+    kinds: dict[type[BaseException], Refused] = {
+        RequestError: Refused.REQUEST,
+        UnsupportedError: Refused.UNSUPPORTED,
+        PeerGoneError: Refused.GONE,
+        PeerError: Refused.EVIDENCE,
+        NoIdentityError: Refused.NO_ENTRY,
+        AttestationError: Refused.ATTESTOR,
+        UnansweredError: Refused.UNANSWERED,
+        AuthorityError: Refused.AUTHORITY,
+        UnavailableError: Refused.UNAVAILABLE,
+    }
+    return next((kinds[kind] for kind in type(error).__mro__ if kind in kinds), Refused.INTERNAL)
+
+
+def method_of(request_type: type[Message]) -> str:
+    """The method that takes such requests; each of ours has a type of its own."""
+    services = request_type.DESCRIPTOR.file.services_by_name.values()
+    return next(
+        method.name
+        for service in services
+        for method in service.methods
+        if method.input_type is request_type.DESCRIPTOR
+    )
 
 
 def _decode(request_type: type[RequestT], raw: bytes) -> RequestT:

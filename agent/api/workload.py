@@ -72,9 +72,15 @@ class _Method:
     has_svids: bool = False
 
 
+METHODS = tuple(pb.DESCRIPTOR.services_by_name["SpiffeWorkloadAPI"].methods_by_name)
+"""The names of all methods."""
+
 _X509_SVID = _Method("FetchX509SVID", Kind.X509, has_svids=True)
 _X509_BUNDLES = _Method("FetchX509Bundles", Kind.X509)
 _JWT_BUNDLES = _Method("FetchJWTBundles", Kind.JWT)
+
+STREAMING = tuple(each.name for each in (_X509_SVID, _X509_BUNDLES, _JWT_BUNDLES))
+"""The names of those whose streams stay open."""
 
 
 @dataclass(frozen=True, slots=True)

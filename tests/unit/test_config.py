@@ -21,7 +21,9 @@ from agent.config import (
     LogFormat,
     LogLevel,
     LogSettings,
+    LoopbackAddress,
     Settings,
+    TelemetrySettings,
     parse_settings,
 )
 from agent.entry_yaml import EntriesFile, EntryConfig
@@ -122,6 +124,9 @@ def test_every_option_arrives_and_every_path_is_absolute() -> None:
             jwt_svid_ttl=timedelta(seconds=90),
             key_type=KeyType.RSA_4096,
         ),
+        telemetry=TelemetrySettings(
+            listen=LoopbackAddress(host="::1", port=9464), group="prometheus"
+        ),
         log=LogSettings(level=LogLevel.DEBUG, format=LogFormat.JSON),
     )
 
@@ -135,6 +140,26 @@ def test_an_svid_may_live_a_sixth_of_the_authority_s_life() -> None:
 def test_a_socket_path_may_be_as_long_as_linux_allows() -> None:
     path = "/" + "x" * 106
     assert str(_parse(f"trust_domain: example.org\nsocket_path: {path}").socket_path) == path
+
+
+@pytest.mark.parametrize(
+    ("written", "found"),
+    [
+        ("127.0.0.1:9464", LoopbackAddress(host="127.0.0.1", port=9464)),
+        ("127.9.9.9:1", LoopbackAddress(host="127.9.9.9", port=1)),
+        ("/run/vouchd/telemetry.sock", PurePath("/run/vouchd/telemetry.sock")),
+        ("telemetry.sock", PurePath("/etc/vouchd/telemetry.sock")),
+        ("./127.0.0.1:9464", PurePath("/etc/vouchd/127.0.0.1:9464")),
+    ],
+)
+def test_telemetry_listens_on_a_path_or_a_loopback_address(written: str, found: object) -> None:
+    settings = _parse(f"trust_domain: example.org\ntelemetry: {{listen: '{written}'}}")
+    assert settings.telemetry.listen == found
+
+
+def test_a_loopback_address_reads_as_it_is_written() -> None:
+    assert str(LoopbackAddress(host="127.0.0.1", port=9464)) == "127.0.0.1:9464"
+    assert str(LoopbackAddress(host="::1", port=9464)) == "[::1]:9464"
 
 
 def test_settings_cannot_be_changed() -> None:
@@ -170,9 +195,9 @@ def test_the_annotated_example_shows_every_option_with_its_default() -> None:
     shown = settings.model_copy(update={"admin_socket_path": None})
     assert shown == defaults
     text = path.read_text(encoding="utf-8")
-    for section in (Settings, AuthoritySettings, LogSettings):
+    for section in (Settings, AuthoritySettings, TelemetrySettings, LogSettings):
         for key in section.model_fields:
-            assert re.search(rf"^ *(# )?{key}:", text, re.MULTILINE), key
+            assert re.search(rf"^ *(# *)?{key}:", text, re.MULTILINE), key
 
 
 def test_the_attestors_that_the_example_has_as_comments_are_valid_and_complete() -> None:
