@@ -124,7 +124,7 @@ def test_every_option_arrives_and_every_path_is_absolute() -> None:
             jwt_svid_ttl=timedelta(seconds=90),
             key_type=KeyType.RSA_4096,
         ),
-        telemetry=TelemetrySettings(
+        telemetry=TelemetrySettings.model_construct(
             listen=LoopbackAddress(host="::1", port=9464), group="prometheus"
         ),
         log=LogSettings(level=LogLevel.DEBUG, format=LogFormat.JSON),
