@@ -22,7 +22,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.bench import checks
+from tests.bench import checks, metering
 from tests.support.agent import (
     REPOSITORY,
     RunningAgent,
@@ -155,6 +155,9 @@ def main() -> None:
                     "CPU of the server per operation": whole,
                     "what the checks of a caller cost, of a call on an open connection": (
                         checks.measure(call)
+                    ),
+                    "what the metrics cost, of a call on an open connection": (
+                        metering.measure(call)
                     ),
                     "edits of entry files": json.loads(edits),
                     **json.loads(attested),

@@ -9,7 +9,15 @@ from typing import Any, cast
 import grpc
 import pytest
 
-from agent.api.context import Guard, ServicerContext, UnsupportedError, status_of
+from agent.api.context import (
+    Guard,
+    ServicerContext,
+    UnsupportedError,
+    method_of,
+    reason_of,
+    status_of,
+)
+from agent.api.workload import METHODS
 from agent.errors import (
     AttestationError,
     AuthorityError,
@@ -17,13 +25,42 @@ from agent.errors import (
     PeerError,
     PeerGoneError,
     RequestError,
+    UnansweredError,
+    UnavailableError,
 )
+from agent.issuance import IssuanceError
 from agent.pb import workloadapi_pb2 as pb
 from agent.peer import Caller
+from agent.signals import Refused
 from tests.support.fakes import Lines
 
 CALLER = cast("Caller", SimpleNamespace(credentials=SimpleNamespace(pid=1, uid=2)))
 Code = grpc.StatusCode
+
+
+def test_each_failure_has_a_word_in_the_metrics() -> None:
+    words = {
+        RequestError: Refused.REQUEST,
+        UnsupportedError: Refused.UNSUPPORTED,
+        PeerError: Refused.EVIDENCE,
+        PeerGoneError: Refused.GONE,
+        NoIdentityError: Refused.NO_ENTRY,
+        AttestationError: Refused.ATTESTOR,
+        UnansweredError: Refused.UNANSWERED,
+        AuthorityError: Refused.AUTHORITY,
+        IssuanceError: Refused.AUTHORITY,
+        UnavailableError: Refused.UNAVAILABLE,
+        ZeroDivisionError: Refused.INTERNAL,
+    }
+    assert {kind: reason_of(kind("why")) for kind in words} == words
+
+
+def test_each_method_has_requests_of_its_own() -> None:
+    methods = pb.DESCRIPTOR.services_by_name["SpiffeWorkloadAPI"].methods
+    requests = {method.name: getattr(pb, method.input_type.name) for method in methods}
+    assert {name: method_of(request) for name, request in requests.items()} == {
+        name: name for name in METHODS
+    }
 
 
 @pytest.mark.parametrize(

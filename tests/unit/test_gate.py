@@ -15,10 +15,12 @@ import pytest
 from agent import gate as gate_module
 from agent.errors import PeerError, PeerGoneError
 from agent.gate import Gate
+from agent.metrics import Metrics
 from agent.peer import Caller
 from agent.sender import stamp_senders
 from tests.support import pids
 from tests.support.fakes import Lines
+from tests.support.scrape import series
 
 # Passes both ways at once: as long as a client's preface, and a whole frame of the server's.
 HELLO = bytes([0, 0, 15, 4, 0, 0, 0, 0, 0]) + bytes(15)
@@ -34,6 +36,11 @@ class Site:
     path: Path
     names: list[str]
     lines: Lines
+    metrics: Metrics
+
+    def refusals(self) -> dict[str, float]:
+        counted = series(self.metrics.text()).items()
+        return {name: count for name, count in counted if "refusals" in name and count}
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_unix_connection(self.path)
@@ -73,9 +80,10 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
     server = await asyncio.start_unix_server(echo, tmp_path / "inner")
     outer = listen(tmp_path / "outer")
     lines = Lines()
-    gate = Gate(asyncio.get_running_loop(), str(tmp_path / "inner"), lines.log)
+    metrics = Metrics()
+    gate = Gate(asyncio.get_running_loop(), str(tmp_path / "inner"), lines.log, signals=metrics)
     gate.start(outer)
-    yield Site(gate, outer, tmp_path / "outer", names, lines)
+    yield Site(gate, outer, tmp_path / "outer", names, lines, metrics)
     gate.close()
     outer.close()
     for writer in list(echoes):
@@ -185,6 +193,7 @@ async def test_a_peer_that_is_gone_is_dropped_at_once(site: Site) -> None:
     reader, writer = await site.connect()
     assert await reader.read() == b""
     assert site.lines.of("connection dropped")[0]["reason"] == "exited"
+    assert site.refusals() == {'vouchd_refusals_total{reason="gone"}': 1}
     writer.close()
 
 
@@ -195,6 +204,7 @@ async def test_one_who_never_speaks_is_cut(site: Site, monkeypatch: pytest.Monke
     [line] = site.lines.of("connection ended without a call")
     assert line["pid"] == os.getpid()
     assert line["reason"].startswith("silent")
+    assert site.refusals() == {'vouchd_refusals_total{reason="silent"}': 1}
     writer.close()
 
 
@@ -330,6 +340,7 @@ async def test_bytes_of_another_process_cut_the_connection_and_are_told_of(site:
     assert line["level"] == "warning"
     assert (line["pid"], line["sender_pid"], line["bytes"]) == (os.getpid(), child, len(FRAME))
     assert (line["uid"], line["sender_uid"]) == (os.getuid(), os.getuid())
+    assert site.refusals() == {'vouchd_refusals_total{reason="foreign_sender"}': 1}
     with pytest.raises(PeerError):
         site.gate.caller(name)
     writer.close()
