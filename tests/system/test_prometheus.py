@@ -71,15 +71,17 @@ def test_others_cannot_read_the_unix_socket(agent_factory: AgentFactory) -> None
     group = 7002
     agent = agent_factory(config=f"telemetry: {{listen: t.sock, group: {group}}}")
 
-    def read() -> None:
+    def is_answered() -> None:
+        pids.become(1001, groups=(group,))
         assert scrape.get(agent.directory / "t.sock", "/live") == (200, "live\n")
 
     def is_kept_out() -> None:
+        pids.become(1001)
         with pytest.raises(PermissionError):
-            read()
+            scrape.connect(agent.directory / "t.sock")
 
-    assert pids.reap(pids.fork(lambda: (pids.become(1001, groups=(group,)), read()))) == 0
-    assert pids.reap(pids.fork(lambda: (pids.become(1001), is_kept_out()))) == 0
+    assert pids.reap(pids.fork(is_answered)) == 0
+    assert pids.reap(pids.fork(is_kept_out)) == 0
 
 
 def test_prometheus_scrapes_it_and_understands_every_query(
