@@ -12,7 +12,7 @@ import secrets
 from typing import TYPE_CHECKING
 
 from agent.errors import PeerGoneError, UnansweredError
-from agent.frames import PAYLOAD_BYTES, PingAnswers, PingInsertion
+from agent.frames import PAYLOAD_BYTES, ClientFrames, PingInsertion
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,17 +30,26 @@ class Challenge:
     def __init__(self, send: Callable[[bytes], None]) -> None:
         self._send = send
         self._insertion = PingInsertion()
-        self._answers = PingAnswers()
+        self._frames = ClientFrames()
         self._waiting: dict[bytes, asyncio.Future[None]] = {}
+
+    @property
+    def requests(self) -> int:
+        """How many requests the client has sent."""
+        return self._frames.requests
 
     def to_client(self, chunk: bytes) -> bytes:
         """What to pass on of the server's bytes."""
         return self._insertion.feed(chunk)
 
     def from_client(self, chunk: bytes) -> bytes:
-        """What to pass on of the client's bytes, which the caller itself must have sent."""
-        passing = self._answers.feed(chunk)
-        for payload in self._answers.answered():
+        """What to pass on of the client's bytes, which the caller itself must have sent.
+
+        Raises:
+            HeaderBlockError: there is no end to the headers.
+        """
+        passing = self._frames.feed(chunk)
+        for payload in self._frames.answered():
             if not self._waiting[payload].done():
                 self._waiting[payload].set_result(None)
         return passing
@@ -55,7 +64,7 @@ class Challenge:
         payload = secrets.token_bytes(PAYLOAD_BYTES)
         answer = asyncio.get_running_loop().create_future()
         self._waiting[payload] = answer
-        self._answers.expect(payload)
+        self._frames.expect(payload)
         try:
             if question := self._insertion.insert(payload):
                 self._send(question)
@@ -67,7 +76,7 @@ class Challenge:
             ) from error
         finally:
             del self._waiting[payload]
-            self._answers.forget(payload)
+            self._frames.forget(payload)
 
     def close(self) -> None:
         """The connection ended: nobody will answer any more."""

@@ -243,6 +243,42 @@ class AuthoritySettings(_Section):
         return self.x509_ca_ttl / LAST_PART
 
 
+_Count = Annotated[int, Field(ge=1, le=1_000_000)]
+
+
+def _at_most_all(count: int, info: ValidationInfo) -> int:
+    name = str(info.field_name).removesuffix("_per_user")
+    most = info.data.get(name)
+    if most is not None and count > most:
+        raise ValueError(f"{count} for one user are more than {name}, {most}, allows all together")
+    return count
+
+
+# Judged even where the default holds, because the other number may have been lowered.
+_Share = Annotated[_Count, AfterValidator(_at_most_all), Field(validate_default=True)]
+
+
+class LimitSettings(_Section):
+    """What is too much. Half of what one user may have is for what it runs in any one cgroup."""
+
+    connections: _Count = 4000
+    """Open connections, of all. Each takes four descriptors."""
+    connections_per_user: _Share = 3000
+    """Open connections of one user, or of one cgroup."""
+    streams: _Count = 16000
+    """Open streams, of all."""
+    streams_per_user: _Share = 12000
+    """Open streams of one user, or of one cgroup."""
+    attestations: _Count = 4000
+    """Calls that have no answer yet, of all."""
+    attestations_per_user: _Share = 3000
+    """Calls that have no answer yet, of one user or one cgroup."""
+    requests_per_second: _Count = 500
+    """Calls and connects of one user, or of one cgroup, in the long run. More of them wait."""
+    first_request_timeout: Duration = timedelta(seconds=10)
+    """How long a connection may be open without a request."""
+
+
 class Settings(_Section):
     """The configuration of the vouchd agent. All paths are absolute."""
 
@@ -301,6 +337,8 @@ class Settings(_Section):
         TelemetrySettings()
     )
     """Metrics for Prometheus, and what probes ask. Off unless it says where to listen."""
+    limits: LimitSettings = LimitSettings()
+    """What one user, one cgroup, and all together may have."""
     log: LogSettings = LogSettings()
     """How the daemon logs."""
 

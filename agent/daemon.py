@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent.administration import Administration, Site
+from agent.admission import REASONS, Admission, Limits
 from agent.api.admin import AdminApi, Administrators
 from agent.api.context import Guard
 from agent.api.servers import make_admin_server, make_workload_server
@@ -40,6 +41,7 @@ from agent.attestation import WorkloadAttestor
 from agent.authority import Authority, AuthorityPolicy
 from agent.clock import SystemClock
 from agent.condition import Condition
+from agent.door import Door
 from agent.entitlement import Entitlements
 from agent.entry_yaml import parse_entries
 from agent.errors import StartupError
@@ -56,6 +58,7 @@ from agent.resetting import InForce, SettingsReloader, follow
 from agent.roster import Roster
 from agent.signals import UNHEARD
 from agent.svids import Svids
+from agent.turnstile import Turnstile
 from agent.watching import FileWatch
 from attestors.api import AttestorContext, AttestorError
 from attestors.builtin import available
@@ -75,7 +78,7 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from agent.clock import Clock
-    from agent.config import Settings
+    from agent.config import LimitSettings, Settings
     from agent.entry_yaml import LoadedEntries
     from agent.located import Source
     from agent.peer import Caller
@@ -90,6 +93,8 @@ ADMIN_MODE = 0o600
 ADMIN_GROUP_MODE = 0o660
 
 _PR_SET_DUMPABLE = 4
+DESCRIPTORS_PER_CONNECTION = 4
+OWN_DESCRIPTORS = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +118,7 @@ def run(settings: Settings, host: Host) -> None:
         ConfigError: the registration entries are wrong.
     """
     _keep_memory_private()
-    _raise_descriptor_limit()
+    _raise_descriptor_limit(settings.limits.connections, host.log)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         runner.run(serve(settings, host))
 
@@ -165,7 +170,9 @@ async def _start(settings: Settings, host: Host, stack: AsyncExitStack) -> _Part
         server = make_admin_server(admin, data_dir / ADMIN_INNER)
         await _open(gate, server, _admin_socket(settings.admin_socket_path, settings), stack)
     await _expose(settings, parts, host.log, stack)
-    guard = Guard(parts.gate, parts.site.refusals.note, host.log, parts.site.metrics)
+    site = parts.site
+    admission = parts.gate.door.admission
+    guard = Guard(parts.gate, admission, site.refusals.note, host.log, site.metrics)
     server = await make_workload_server(parts.api, guard, parts.gate, data_dir / INNER)
     await _open(parts.gate, server, _public_socket(settings), stack)
     return parts
@@ -182,8 +189,7 @@ async def _build(settings: Settings, log: FilteringBoundLogger, stack: AsyncExit
     metrics = _metrics(attestors)
     attestor = WorkloadAttestor(attestors, log, metrics)
     stack.push_async_callback(attestor.close)
-    gate = _gate(settings, INNER, log, metrics)
-    roster = Roster(clock)
+    roster, gate = Roster(clock), _gate(settings, INNER, log, metrics)
     authority.on_change(lambda kind: roster.wake(lambda stream: stream.kind is kind))
     entitlements = Entitlements(attestor, entries.entries, gate.prove_sender, clock, log, metrics)
     site = Site(
@@ -245,7 +251,7 @@ async def _reload(parts: _Parts, host: Host, hang_up: asyncio.Event) -> None:
         parts.site.svids.default_ttl = settings.authority.x509_svid_ttl
         parts.site.jwt_svids.default_ttl = settings.authority.jwt_svid_ttl
         parts.api.policy = _serving_policy(settings)
-        parts.gate.identify_peer = _identify(settings)
+        parts.gate.door.identify_peer = _identify(settings)
 
     watches = chain([parts.first_watch], iter(lambda: _watch(parts.in_force, host.log), None))
     settings = SettingsReloader(parts.in_force, host.reread, apply, parts.site.metrics, host.log)
@@ -327,7 +333,9 @@ def _admin_socket(path: PurePath, settings: Settings) -> SocketFile:
 
 def _metrics(attestors: Sequence[Attestor]) -> Metrics:
     names = tuple(attestor.name for attestor in attestors)
-    return Metrics(Words(version=version("vouchd"), attestors=names, methods=METHODS))
+    return Metrics(
+        Words(version=version("vouchd"), attestors=names, methods=METHODS, limits=REASONS)
+    )
 
 
 def _administrators(settings: Settings) -> Administrators:
@@ -377,8 +385,22 @@ def _spread() -> float:
 def _gate(
     settings: Settings, inner: str, log: FilteringBoundLogger, signals: Signals = UNHEARD
 ) -> Gate:
+    loop, limits = asyncio.get_running_loop(), settings.limits
+    turnstile = Turnstile(loop, limits.requests_per_second, signals)
+    door = Door(Admission(_limits(limits)), turnstile, log, _identify(settings), signals)
     path = str(Path(settings.data_dir) / inner)
-    return Gate(asyncio.get_running_loop(), path, log, _identify(settings), signals)
+    return Gate(loop, path, door, log, limits.first_request_timeout.total_seconds(), signals)
+
+
+def _limits(settings: LimitSettings) -> Limits:
+    return Limits(
+        connections=settings.connections,
+        connections_per_user=settings.connections_per_user,
+        streams=settings.streams,
+        streams_per_user=settings.streams_per_user,
+        attestations=settings.attestations,
+        attestations_per_user=settings.attestations_per_user,
+    )
 
 
 async def _open(
@@ -423,7 +445,14 @@ def _keep_memory_private() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
-def _raise_descriptor_limit() -> None:
-    """Each connection takes five descriptors; the soft limit is meant for programs with select."""
+def _raise_descriptor_limit(connections: int, log: FilteringBoundLogger) -> None:
+    """The soft limit is meant for programs with select(2)."""
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    wanted = connections * DESCRIPTORS_PER_CONNECTION + OWN_DESCRIPTORS
+    if hard < wanted:
+        log.warning(
+            "fewer descriptors than limits.connections may need: raise LimitNOFILE, or lower it",
+            descriptors=hard,
+            needed=wanted,
+        )

@@ -2,10 +2,13 @@
 
 Nothing is changed but that: one frame more towards the client, and one less towards the server.
 Whatever the bytes are, valid or not, all others pass in their order; only the beginning of a frame
-that is still incomplete is held back until the rest of it has come.
+that is still incomplete is held back until the rest of it has come. The one thing that does not
+pass is a header block without end, which the server would keep in memory.
 """
 
 from __future__ import annotations
+
+from agent.errors import PeerError
 
 # RFC 9113 section 3.4: what a client sends before its first frame.
 CLIENT_PREFACE_BYTES = 24
@@ -13,6 +16,9 @@ CLIENT_PREFACE_BYTES = 24
 HEADER_BYTES = 9
 PAYLOAD_BYTES = 8
 PING_BYTES = HEADER_BYTES + PAYLOAD_BYTES
+# As much as the server takes in the end, with the headers of the frames: a call of a workload has
+# some 200 bytes.
+MAX_HEADER_BLOCK_BYTES = 16 * 1024
 
 _HEADERS, _PUSH_PROMISE, _PING, _CONTINUATION = 1, 5, 6, 9
 _ACK, _END_HEADERS = 0x1, 0x4
@@ -63,11 +69,21 @@ class _Cutter:
         return data[:passing], begins
 
 
-class PingAnswers:
-    """Client to server: takes out the answers to our own PINGs, and those only."""
+class HeaderBlockError(PeerError):
+    """A client sends headers without end."""
+
+
+class ClientFrames:
+    """Client to server: takes out the answers to our own PINGs, and those only.
+
+    `requests` is how many header blocks have begun: each is a request, or one of the trailers that
+    no client of ours sends.
+    """
 
     def __init__(self) -> None:
+        self.requests = 0
         self._cutter = _Cutter(CLIENT_PREFACE_BYTES)
+        self._block_bytes = 0
         self._awaited: set[bytes] = set()
         self._answered: list[bytes] = []
 
@@ -85,8 +101,14 @@ class PingAnswers:
         return answered
 
     def feed(self, chunk: bytes) -> bytes:
-        """What of the stream passes on."""
+        """What of the stream passes on.
+
+        Raises:
+            HeaderBlockError: there are too many bytes of headers in one block.
+        """
         data, begins = self._cutter.cut(chunk)
+        for at in begins:
+            self._look_at_headers(data, at)
         if not self._awaited:
             return data
         kept, start = [], 0
@@ -98,6 +120,18 @@ class PingAnswers:
                 kept.append(data[start:at])
                 start = at + PING_BYTES
         return b"".join([*kept, data[start:]])
+
+    def _look_at_headers(self, data: bytes, at: int) -> None:
+        kind = data[at + 3]
+        if kind == _HEADERS:
+            self.requests += 1
+            self._block_bytes = 0
+        elif kind != _CONTINUATION:
+            return
+        # The frames' own headers count, so that there is an end to empty frames too.
+        self._block_bytes += HEADER_BYTES + int.from_bytes(data[at : at + 3], "big")
+        if self._block_bytes > MAX_HEADER_BLOCK_BYTES:
+            raise HeaderBlockError(f"headers of more than {MAX_HEADER_BLOCK_BYTES} bytes")
 
 
 class PingInsertion:

@@ -6,7 +6,8 @@ comes out as the peer of every RPC, and the gate's table says which caller it st
 is a key, not a proof: an unknown name is refused, and a name dies with its connection.
 
 A connection ends when either side ends it, the moment its process exits (the pidfd polls readable),
-and at the first byte of anybody else, whoever may still hold the socket.
+and at the first byte of anybody else, whoever may still hold the socket. One that is too many is
+closed at once, which gRPC's clients take for UNAVAILABLE; the others have their turn to be read.
 
 The gate owns each connection's sockets and its caller's pidfd, and closes them all at its end.
 """
@@ -24,8 +25,8 @@ from functools import partial
 from typing import TYPE_CHECKING, NewType
 
 from agent.challenge import Challenge
+from agent.door import accept, has_hung_up
 from agent.errors import PeerError, PeerGoneError
-from agent.peer import identify
 from agent.relay import Relay, Side, read_from
 from agent.sender import ForeignSenderError, receive
 from agent.signals import UNHEARD, Refused, Stage, Stopwatch
@@ -35,20 +36,22 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
+    from agent.door import Door, Visitor
     from agent.peer import Caller
     from agent.signals import Signals
+    from agent.turnstile import Lane
 
 ConnectionToken = NewType("ConnectionToken", str)
 
-# Accepted in one turn of the loop before others get theirs: a flood must not starve open streams.
-ACCEPT_BATCH = 32
+# In one turn of the loop, before others get theirs: a flood must not starve open streams. Those who
+# have hung up already cost a few microseconds each, and whoever connects waits behind all of them.
+ADMITTED_PER_TURN = 32
+ACCEPTS_PER_TURN = 128
 # When descriptors run out, accept fails at once, each time; wait for connections to end instead.
 DESCRIPTORS_PAUSE = 0.1
-# Every gRPC client speaks first (RFC 9113 section 3.4); one that has not by now is not a client.
-FIRST_BYTES_SECONDS = 10.0
-# What is read of a client at once. The smallest frames, one behind the other, take the walker a
-# millisecond for this much; others have their turn in between.
-CLIENT_CHUNK_BYTES = 16 * 1024
+# What is read of a client at once: a first request, or a dozen of the smallest later ones, for all
+# of which others have to wait.
+CLIENT_CHUNK_BYTES = 512
 # How often, and how many times, the inner server is tried again while it cannot be reached.
 INNER_RETRY_SECONDS = 0.01
 INNER_ATTEMPTS = 300
@@ -58,36 +61,49 @@ _PASSING = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE})
 
 @dataclass(slots=True)
 class _Connection:
-    """One accepted connection. `caller` is an error where the kernel could not name the peer."""
+    """One accepted connection."""
 
     token: ConnectionToken
     outer: socket.socket
-    caller: Caller | PeerError
+    visitor: Visitor
     calls: int = 0
     relay: Relay | None = None
     challenge: Challenge | None = None
     silence: asyncio.TimerHandle | None = None
 
+    @property
+    def caller(self) -> Caller:
+        """Who made it.
+
+        Raises:
+            PeerError: the kernel could not name the peer.
+        """
+        if isinstance(self.visitor.caller, PeerError):
+            raise self.visitor.caller
+        return self.visitor.caller
+
 
 class Gate:
     """Accepts connections and relays them to the server behind `inner_path`.
 
-    `identify_peer`, which tells who connected, may be replaced for connections to come.
+    A connection may be silent for `first_request_seconds`.
     """
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         inner_path: str,
+        door: Door,
         log: FilteringBoundLogger,
-        identify_peer: Callable[[socket.socket], Caller] = identify,
+        first_request_seconds: float,
         signals: Signals = UNHEARD,
     ) -> None:
         self._loop = loop
         self._inner_path = inner_path
+        self.door = door
         self._log = log
+        self._first_request_seconds = first_request_seconds
         self._signals = signals
-        self.identify_peer = identify_peer
         self._connections: dict[ConnectionToken, _Connection] = {}
         self._of_caller: dict[Caller, _Connection] = {}
         self._weaknesses: Counter[str] = Counter()
@@ -148,33 +164,49 @@ class Gate:
         with Stopwatch(self._signals, Stage.CHALLENGE):
             await connection.challenge.prove()
 
-    def caller(self, peer: str) -> Caller:
-        """The caller behind a gRPC peer name.
+    def begin_call(self, peer: str) -> Caller:
+        """The caller behind a gRPC peer name, who has made a call.
 
         Raises:
             PeerError: the name stands for no open connection, or for a process that the kernel
                 could not name.
         """
+        connection = self._connection(peer)
+        connection.calls += 1
+        connection.visitor.lane.begun()
+        return connection.caller
+
+    def caller(self, peer: str) -> Caller:
+        """The caller behind a gRPC peer name.
+
+        Raises:
+            PeerError: as above.
+        """
+        return self._connection(peer).caller
+
+    def _connection(self, peer: str) -> _Connection:
         connection = self._connections.get(ConnectionToken(peer.removeprefix("unix-abstract:")))
         if connection is None:
             raise PeerError("the connection did not come through the public socket")
-        connection.calls += 1
-        if isinstance(connection.caller, PeerError):
-            raise connection.caller
-        return connection.caller
+        return connection
 
     # --- accept ---------------------------------------------------------------------------------
 
     def _on_connect(self, listener: socket.socket) -> None:
-        for _ in range(ACCEPT_BATCH):
+        admitted = 0
+        for _ in range(ACCEPTS_PER_TURN):
             try:
-                outer = listener.accept()[0]
-                with Stopwatch(self._signals, Stage.ACCEPT):
-                    self._admit(outer)
+                outer = accept(listener)
+                if outer is not None:
+                    with Stopwatch(self._signals, Stage.ACCEPT):
+                        self._admit(outer)
+                    admitted += 1
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
                 self._on_accept_failed(listener, error)
+                return
+            if admitted == ADMITTED_PER_TURN:
                 return
 
     def _on_accept_failed(self, listener: socket.socket, error: OSError) -> None:
@@ -191,26 +223,22 @@ class Gate:
             self._loop.add_reader(self._listener, self._on_connect, self._listener)
 
     def _admit(self, outer: socket.socket) -> None:
-        outer.settimeout(0)
+        visitor = None
         try:
-            caller: Caller | PeerError = self.identify_peer(outer)
-        except PeerGoneError as error:
-            self._log.info("connection dropped", reason=str(error))
-            self._signals.refused(Refused.GONE)
-            outer.close()
+            visitor = self.door.enter(outer, self._loop.time())
+        finally:
+            if visitor is None:
+                outer.close()
+        if visitor is None:
             return
-        except PeerError as error:
-            caller = error
-        except OSError:
-            outer.close()
-            raise
-        connection = _Connection(ConnectionToken(secrets.token_hex(16)), outer, caller)
+        connection = _Connection(ConnectionToken(secrets.token_hex(16)), outer, visitor)
         self._connections[connection.token] = connection
-        if not isinstance(caller, PeerError):
-            self._of_caller[caller] = connection
-            self._loop.add_reader(caller.process, self._on_exit, connection)
-            self._note_weaknesses(caller)
-        self._connect_inner(connection, INNER_ATTEMPTS)
+        if not isinstance(visitor.caller, PeerError):
+            self._of_caller[visitor.caller] = connection
+            self._loop.add_reader(visitor.caller.process, self._on_exit, connection)
+            self._note_weaknesses(visitor.caller)
+        if visitor.lane.pass_or_wait(partial(self._connect_in_turn, connection)):
+            self._connect_in_turn(connection)
 
     def _note_weaknesses(self, caller: Caller) -> None:
         """One warning for each kind; all are counted, and each caller's record has its own."""
@@ -220,6 +248,16 @@ class Gate:
                 self._log.warning("weaker proof", proof=str(caller.proof), weakness=weakness)
 
     # --- relay ----------------------------------------------------------------------------------
+
+    def _connect_in_turn(self, connection: _Connection) -> None:
+        if connection.token not in self._connections:
+            return
+        if has_hung_up(connection.outer):
+            connection.visitor.lane.passed(0)
+            self._end(connection, "closed")
+        else:
+            connection.visitor.lane.connected()
+            self._connect_inner(connection, INNER_ATTEMPTS)
 
     def _connect_inner(self, connection: _Connection, attempts: int) -> None:
         if connection.token not in self._connections:
@@ -241,23 +279,34 @@ class Gate:
             self._relay(connection, inner)
 
     def _relay(self, connection: _Connection, inner: socket.socket) -> None:
+        lane = connection.visitor.lane
         challenge = Challenge(lambda question: relay.inbound.send(question))  # noqa: PLW0108 - it is made below
         relay = Relay(
             self._loop,
-            Side(connection.outer, _reader(connection), challenge.from_client),
+            Side(
+                connection.outer,
+                _reader(connection),
+                partial(_pass_requests, lane, challenge),
+                lane.pass_or_wait,
+            ),
             Side(inner, read_from(inner), challenge.to_client),
             lambda reason: self._end(connection, reason),
         )
         connection.relay, connection.challenge = relay, challenge
         relay.start()
+        self._await_request(connection)
+
+    def _await_request(self, connection: _Connection) -> None:
         connection.silence = self._loop.call_later(
-            FIRST_BYTES_SECONDS, self._end_if_silent, connection
+            self._first_request_seconds, self._end_if_silent, connection
         )
 
     def _end_if_silent(self, connection: _Connection) -> None:
-        if connection.relay is not None and not connection.relay.outbound.bytes:
+        if connection.relay is not None and connection.relay.outbound.waiting:
+            self._await_request(connection)  # we were not listening
+        elif connection.challenge is not None and not connection.challenge.requests:
             self._signals.refused(Refused.SILENT)
-            self._end(connection, f"silent for {FIRST_BYTES_SECONDS:.0f} s")
+            self._end(connection, f"no request within {self._first_request_seconds:g} s")
 
     # --- the end --------------------------------------------------------------------------------
 
@@ -276,10 +325,10 @@ class Gate:
         if connection.challenge is not None:
             connection.challenge.close()
         connection.outer.close()
-        if not isinstance(connection.caller, PeerError):
-            del self._of_caller[connection.caller]
-            self._loop.remove_reader(connection.caller.process)
-            connection.caller.close()
+        if not isinstance(connection.visitor.caller, PeerError):
+            del self._of_caller[connection.visitor.caller]
+            self._loop.remove_reader(connection.visitor.caller.process)
+        self.door.leave(connection.visitor)
         if isinstance(reason, ForeignSenderError):
             self._signals.refused(Refused.FOREIGN_SENDER)
         self._log_end(connection, reason)
@@ -290,10 +339,11 @@ class Gate:
         Whoever spoke in another's name is told of in any case.
         """
         fields: dict[str, object] = {"reason": str(reason)}
-        if isinstance(connection.caller, PeerError):
-            fields["refused"] = str(connection.caller)
+        caller = connection.visitor.caller
+        if isinstance(caller, PeerError):
+            fields["refused"] = str(caller)
         else:
-            credentials = connection.caller.credentials
+            credentials = caller.credentials
             fields |= {"pid": credentials.pid, "uid": credentials.uid}
         if isinstance(reason, ForeignSenderError):
             self._log.warning(
@@ -308,10 +358,19 @@ class Gate:
             self._log.info("connection ended without a call", **fields)
 
 
+def _pass_requests(lane: Lane, challenge: Challenge, chunk: bytes) -> bytes:
+    before = challenge.requests
+    try:
+        return challenge.from_client(chunk)
+    finally:
+        lane.passed(challenge.requests - before)
+
+
 def _reader(connection: _Connection) -> Callable[[], bytes]:
-    if isinstance(connection.caller, PeerError):  # refused anyway, whoever speaks
+    caller = connection.visitor.caller
+    if isinstance(caller, PeerError):  # refused anyway, whoever speaks
         return read_from(connection.outer)
-    return partial(receive, connection.outer, CLIENT_CHUNK_BYTES, connection.caller)
+    return partial(receive, connection.outer, CLIENT_CHUNK_BYTES, caller)
 
 
 def _close(sock: socket.socket | None) -> None:

@@ -1,18 +1,75 @@
-"""How often something may happen: a bucket of tokens for each key, refilled as time passes."""
+"""How often something may happen: buckets of tokens, refilled as time passes.
+
+Time is in seconds of any clock that only goes forward.
+"""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Generic, TypeVar
 
-# Keys that are remembered; one that was forgotten begins with a full bucket.
-KEYS = 1000
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+
+# Keys that are remembered; one that was forgotten begins anew. Whoever can have so many users or
+# cgroups that they push each other out is bounded by what all together may have.
+KEYS = 4096
+
+K = TypeVar("K", bound="Hashable")
+V = TypeVar("V")
+
+
+@dataclass(slots=True, kw_only=True)
+class Bucket:
+    """`burst` tokens at once, and `rate` more a second. It may get into debt."""
+
+    burst: float
+    rate: float
+    _tokens: float = field(init=False)
+    _filled_at: float = field(init=False, default=float("-inf"))
+
+    def __post_init__(self) -> None:
+        self._tokens = self.burst
+
+    def tokens(self, now: float) -> float:
+        """What is in it."""
+        gained = (now - self._filled_at) * self.rate
+        self._tokens = min(self.burst, self._tokens + gained)
+        self._filled_at = now
+        return self._tokens
+
+    def charge(self, cost: float, now: float) -> None:
+        """Take so many out, whether they are there or not."""
+        self._tokens = self.tokens(now) - cost
+
+    def seconds_until(self, tokens: float, now: float) -> float:
+        """How long until there are so many; 0 if there are."""
+        return max(0.0, (tokens - self.tokens(now)) / self.rate)
+
+
+class Recent(Generic[K, V]):
+    """A value for each key, made when it is first asked for; the longest unused are forgotten."""
+
+    def __init__(self, make: Callable[[], V], keys: int = KEYS) -> None:
+        self._make = make
+        self._keys = keys
+        self._values: OrderedDict[K, V] = OrderedDict()
+
+    def of(self, key: K) -> V:
+        """The value of a key."""
+        value = self._values.get(key)
+        if value is None:
+            value = self._values[key] = self._make()
+            if len(self._values) > self._keys:
+                self._values.popitem(last=False)
+        self._values.move_to_end(key)
+        return value
 
 
 @dataclass(slots=True)
-class _Bucket:
-    tokens: float
-    filled_at: float
+class _Allowance:
+    bucket: Bucket
     refused: int = 0
 
 
@@ -20,26 +77,20 @@ class RateLimit:
     """`burst` at once for each key, and one more every `seconds`."""
 
     def __init__(self, burst: int, seconds: float) -> None:
-        self._burst = burst
-        self._seconds = seconds
-        self._buckets: OrderedDict[object, _Bucket] = OrderedDict()
+        self._allowances: Recent[object, _Allowance] = Recent(
+            lambda: _Allowance(Bucket(burst=burst, rate=1 / seconds))
+        )
 
     def take(self, key: object, now: float) -> int | None:
-        """Ask whether it may happen now, in seconds of any clock that only goes forward.
+        """Ask whether it may happen now.
 
         Returns:
             None if it may not; else how often it was refused since it last happened.
         """
-        bucket = self._buckets.setdefault(key, _Bucket(self._burst, now))
-        self._buckets.move_to_end(key)
-        if len(self._buckets) > KEYS:
-            self._buckets.popitem(last=False)
-        gained = (now - bucket.filled_at) / self._seconds
-        bucket.tokens = min(self._burst, bucket.tokens + gained)
-        bucket.filled_at = now
-        if bucket.tokens < 1:
-            bucket.refused += 1
+        allowance = self._allowances.of(key)
+        if allowance.bucket.tokens(now) < 1:
+            allowance.refused += 1
             return None
-        bucket.tokens -= 1
-        refused, bucket.refused = bucket.refused, 0
+        allowance.bucket.charge(1, now)
+        refused, allowance.refused = allowance.refused, 0
         return refused

@@ -152,6 +152,11 @@ class Metrics:
             reason: refusals.labels(reason) for reason in (*map(str, Refused), *words.limits)
         }
 
+        self._waits = self._counter(
+            "vouchd_request_waits",
+            "How often the requests of a user in a cgroup had to wait for their share.",
+        )
+
     def settings_reloaded(self, *, valid: bool) -> None:
         """It was tried to take up changed settings."""
         self.settings_valid.set(valid)
@@ -169,6 +174,10 @@ class Metrics:
         self._attestors[name].observe(seconds)
         if failed:
             self._failures[name].inc()
+
+    def waited(self) -> None:
+        """See Signals.waited."""
+        self._waits.inc()
 
     def refused(self, reason: str) -> None:
         """See Signals.refused."""

@@ -30,6 +30,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from agent.admission import Place, cgroup_of
 from agent.config import Proof
 from agent.errors import AttestationError, PeerError, PeerGoneError
 
@@ -126,6 +127,13 @@ class Caller:
     credentials: Credentials
     proof: Proof
     process: ProcessHandle
+    cgroup: str = ""
+    """Whose cgroup it was in when it was identified; empty at the root."""
+
+    @property
+    def place(self) -> Place:
+        """Whom its calls are put down to."""
+        return Place(self.credentials.uid, self.cgroup)
 
     @property
     def weaknesses(self) -> tuple[str, ...]:
@@ -260,16 +268,46 @@ def identify(sock: socket.socket, required: Proof = Proof.PIDFD_OPEN) -> Caller:
     """
     credentials = read_credentials(sock)
     pidfd, proof = _open_pidfd(sock, credentials.pid)
-    caller = Caller(credentials=credentials, proof=proof, process=ProcessHandle(pidfd))
-    if not caller.process.is_alive():
-        caller.close()
+    process = ProcessHandle(pidfd)
+    try:
+        cgroup = _read_cgroup(credentials.pid) if process.is_alive() else ""
+        _check(process, proof, required)
+    except BaseException:
+        process.close()
+        raise
+    return Caller(credentials=credentials, proof=proof, process=process, cgroup=cgroup)
+
+
+def _check(process: ProcessHandle, proof: Proof, required: Proof) -> None:
+    """After what was read by PID: while the process lived, nobody else had its PID."""
+    if not process.is_alive():
         raise PeerGoneError("the process exited before its connection was accepted")
     if not proof.satisfies(required):
-        caller.close()
         raise PeerError(
             f"the kernel's proof of who connected is {proof}, and require_proof asks for {required}"
         )
-    return caller
+
+
+def _read_cgroup(pid: int) -> str:
+    try:
+        descriptor = os.open(f"/proc/{pid}/cgroup", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in _OUR_SHORTAGES:
+            raise
+        return ""  # gone, as is found out next, or hidden from the agent: the user alone counts
+    try:
+        return cgroup_of(os.read(descriptor, _USUAL_BYTES))
+    except ProcessLookupError:
+        return ""
+    finally:
+        os.close(descriptor)
+
+
+def read_pid(sock: socket.socket) -> int:
+    """The PID alone, of whoever connected; 0 if it cannot be seen from here."""
+    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    pid: int = _UCRED.unpack(raw)[0]
+    return pid
 
 
 def read_credentials(sock: socket.socket) -> Credentials:

@@ -33,16 +33,24 @@ def unchanged(chunk: bytes) -> bytes:
     return chunk
 
 
+def at_once(_resume: Callable[[], None]) -> bool:
+    """Nobody waits."""
+    return True
+
+
 @dataclass(slots=True)
 class Side:
-    """One of the two sockets: how its bytes are read, and what of them passes to the other.
+    """One of the two sockets: when and how it is read, and what of its bytes passes to the other.
 
-    `read` may raise OSError, and PeerError if what came must not pass: that cuts the connection.
+    `turn` tells whether to read now; if not, it calls what it was handed when it is time. `read`
+    may raise OSError, and PeerError if what came must not pass, as `passing` may: that cuts the
+    connection.
     """
 
     sock: socket.socket
     read: Callable[[], bytes]
     passing: Callable[[bytes], bytes] = unchanged
+    turn: Callable[[Callable[[], None]], bool] = at_once
 
 
 class Relay:
@@ -107,6 +115,7 @@ class _Flow:
         self._on_end = on_end
         self._pending = memoryview(b"")
         self.bytes = 0
+        self.waiting = False
         self.ended = False
 
     def start(self) -> None:
@@ -127,8 +136,22 @@ class _Flow:
             self._pass_on(data)
 
     def _on_readable(self) -> None:
+        if self._source.turn(self._resume):
+            self._read()
+        else:
+            self.waiting = True
+            self._loop.remove_reader(self._source.sock)
+
+    def _resume(self) -> None:
+        self.waiting = False
+        if not self.ended:
+            self._loop.add_reader(self._source.sock, self._on_readable)
+            self._read()
+
+    def _read(self) -> None:
         try:
             chunk = self._source.read()
+            passing = self._source.passing(chunk) if chunk else chunk
         except (BlockingIOError, InterruptedError):
             return
         except (OSError, PeerError) as error:
@@ -138,7 +161,7 @@ class _Flow:
             self._end(None)
             return
         self.bytes += len(chunk)
-        if passing := self._source.passing(chunk):
+        if passing:
             self._pass_on(passing)
 
     def _pass_on(self, data: bytes) -> None:

@@ -75,6 +75,10 @@ class Signals(Protocol):
         """An attestor has answered, or has failed to."""
         ...
 
+    def waited(self) -> None:
+        """The requests of somebody have to wait for their share."""
+        ...
+
     def refused(self, reason: str) -> None:
         """Somebody was refused, for one of `Refused` or a limit."""
         ...
@@ -92,6 +96,9 @@ class Unheard:
 
     def attested(self, attestor: str, seconds: float, *, failed: bool) -> None:
         """See Signals.attested."""
+
+    def waited(self) -> None:
+        """See Signals.waited."""
 
     def refused(self, reason: str) -> None:
         """See Signals.refused."""

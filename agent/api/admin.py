@@ -132,7 +132,7 @@ class AdminApi:
         return grpc.unary_unary_rpc_method_handler(handle)
 
     def _admit(self, context: ServicerContext) -> Credentials:
-        credentials = self._callers.caller(context.peer()).credentials
+        credentials = self._callers.begin_call(context.peer()).credentials
         if not self._administrators.include(credentials):
             raise PeerError(f"user {credentials.uid} may not administer this agent")
         return credentials

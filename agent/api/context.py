@@ -8,12 +8,13 @@ UNAVAILABLE may be. Why a caller was refused is for the operator's log; the call
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError, Message
 
+from agent.admission import OverLimitError
 from agent.errors import (
     AttestationError,
     AuthorityError,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
+    from agent.admission import Admission
     from agent.peer import Caller, Credentials
     from agent.signals import Signals
 
@@ -53,6 +55,14 @@ class UnsupportedError(VouchdError):
 class CallerTable(Protocol):
     """Who is behind a connection."""
 
+    def begin_call(self, peer: str) -> Caller:
+        """The caller behind a gRPC peer name, who has made a call.
+
+        Raises:
+            PeerError: nobody who can be vouched for.
+        """
+        ...
+
     def caller(self, peer: str) -> Caller:
         """The caller behind a gRPC peer name.
 
@@ -73,12 +83,14 @@ class Guard:
     def __init__(
         self,
         callers: CallerTable,
+        admission: Admission,
         note_refusal: Callable[[Credentials, str, str, str], None],
         log: FilteringBoundLogger,
         signals: Signals = UNHEARD,
     ) -> None:
         self._signals = signals
         self._callers = callers
+        self._admission = admission
         self._note_refusal = note_refusal
         self._log = log
 
@@ -91,7 +103,8 @@ class Guard:
         async def handle(raw: bytes, context: ServicerContext) -> bytes:
             try:
                 caller = self._admit(context)
-                response = encode(await answer(caller, _decode(request_type, raw)))
+                with self._admission.attestation(caller.place):
+                    response = encode(await answer(caller, _decode(request_type, raw)))
                 self._signals.ended(method, grpc.StatusCode.OK.name)
                 return response  # noqa: TRY300 - what comes next never returns
             except asyncio.CancelledError:
@@ -113,14 +126,10 @@ class Guard:
         async def handle(raw: bytes, context: ServicerContext) -> None:
             try:
                 caller = self._admit(context)
-                sent = None
-                async with aclosing(answer(caller, _decode(request_type, raw))) as responses:
-                    async for response in responses:
-                        encoded = encode(response)
-                        if encoded != sent:
-                            with Stopwatch(self._signals, Stage.SEND):
-                                await _write(context, encoded)
-                            sent = encoded
+                with self._admission.stream(caller.place), ExitStack() as first:
+                    first.enter_context(self._admission.attestation(caller.place))
+                    async with aclosing(answer(caller, _decode(request_type, raw))) as responses:
+                        await self._write_changes(context, responses, first.close)
             except asyncio.CancelledError:
                 self._signals.ended(method, grpc.StatusCode.CANCELLED.name)
                 raise
@@ -133,13 +142,28 @@ class Guard:
 
         return grpc.unary_stream_rpc_method_handler(handle)
 
+    async def _write_changes(
+        self,
+        context: ServicerContext,
+        responses: AsyncGenerator[Message, None],
+        attested: Callable[[], None],
+    ) -> None:
+        sent = None
+        async for response in responses:
+            attested()
+            encoded = encode(response)
+            if encoded != sent:
+                with Stopwatch(self._signals, Stage.SEND):
+                    await _write(context, encoded)
+                sent = encoded
+
     def _admit(self, context: ServicerContext) -> Caller:
         header = [v for k, v in context.invocation_metadata() or () if k == SECURITY_HEADER]
         if header != ["true"]:
             raise RequestError(
                 f"security header missing: send the metadata {SECURITY_HEADER}: true"
             )
-        return self._callers.caller(context.peer())
+        return self._callers.begin_call(context.peer())
 
     async def _fail(
         self, context: ServicerContext, request_type: type[Message], error: Exception
@@ -208,8 +232,10 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
             return grpc.StatusCode.UNAVAILABLE, "internal error; the agent's log says more"
 
 
-def reason_of(error: Exception) -> Refused:
+def reason_of(error: Exception) -> str:
     """The word for a failure in the metrics, the most special that fits."""
+    if isinstance(error, OverLimitError):
+        return error.reason
     kinds: dict[type[BaseException], Refused] = {
         RequestError: Refused.REQUEST,
         UnsupportedError: Refused.UNSUPPORTED,

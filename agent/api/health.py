@@ -30,5 +30,5 @@ class Health(health.aio.HealthServicer):
     ) -> HealthCheckResponse:
         """See grpc.health.v1."""
         with suppress(PeerError):
-            self._callers.caller(context.peer())
+            self._callers.begin_call(context.peer())
         return await super().Check(request, context)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.frames import CLIENT_PREFACE_BYTES, PingAnswers, PingInsertion, ping
+from agent.frames import CLIENT_PREFACE_BYTES, ClientFrames, PingInsertion, ping
 
 OURS = b"\x01ours\x02\x03\x04"
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -64,7 +64,7 @@ cuts = st.lists(st.integers(0, 10_000), max_size=20)
 def test_our_answer_is_taken_out_once_and_all_else_passes(
     frames: list[bytes], position: int, acks: int, cuts: list[int]
 ) -> None:
-    walker = PingAnswers()
+    walker = ClientFrames()
     walker.expect(OURS)
     answer = frame(6, 1, OURS, 0)
     place = position % (len(frames) + 1)
@@ -79,7 +79,7 @@ def test_our_answer_is_taken_out_once_and_all_else_passes(
 
 @given(frames=streams, cuts=cuts)
 def test_without_a_question_every_answer_passes(frames: list[bytes], cuts: list[int]) -> None:
-    walker = PingAnswers()
+    walker = ClientFrames()
     sent = PREFACE + b"".join([*frames, frame(6, 1, OURS, 0)])
     assert b"".join(walker.feed(chunk) for chunk in cut(sent, cuts)) == sent
     assert walker.answered() == []
@@ -87,7 +87,7 @@ def test_without_a_question_every_answer_passes(frames: list[bytes], cuts: list[
 
 @given(garbage=st.binary(max_size=400), cuts=cuts)
 def test_garbage_passes_but_for_the_beginning_of_a_frame(garbage: bytes, cuts: list[int]) -> None:
-    for walker in (PingAnswers(), PingInsertion()):
+    for walker in (ClientFrames(), PingInsertion()):
         passed = b"".join(walker.feed(chunk) for chunk in cut(garbage, cuts))
         assert garbage.startswith(passed)
         assert len(garbage) - len(passed) < len(ping(OURS))
@@ -144,7 +144,7 @@ def test_before_the_servers_first_frame_it_waits() -> None:
 def test_a_real_stack_answers_and_nobody_else_is_asked() -> None:
     client = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
     server = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
-    insertion, answers = PingInsertion(), PingAnswers()
+    insertion, answers = PingInsertion(), ClientFrames()
     client.initiate_connection()
     server.initiate_connection()
     answers.expect(OURS)

@@ -60,7 +60,7 @@ def flooded(
 
     def flood() -> None:
         for _ in streams():
-            _one_connection(target.socket, frames())
+            one_connection(target.socket, frames())
 
     if clients == 0:
         yield
@@ -69,7 +69,8 @@ def flooded(
         yield
 
 
-def _one_connection(path: str, frames: Iterator[bytes]) -> None:
+def one_connection(path: str, frames: Iterator[bytes]) -> None:
+    """Send these frames on a connection, until it ends."""
     try:
         with connect(path) as sock:
             sock.settimeout(None)

@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import structlog
 from pydantic import BaseModel
 
+from agent.admission import Admission, Limits
+from agent.door import Door
 from agent.entries import EntryId
 from agent.identities import Identity
+from agent.signals import UNHEARD, Signals
 from agent.spiffe import SpiffeId, TrustDomain
+from agent.turnstile import Turnstile
 from attestors.api import AttestorContext, Findings, Options, Selector
 
 if TYPE_CHECKING:
@@ -30,6 +34,39 @@ def identity(name: str = "a", **fields: Any) -> Identity:
     """An identity of example.org whose entry has the same name."""
     path = SpiffeId(TrustDomain("example.org"), f"/{name}")
     return Identity(**{"entry_id": EntryId(name), "spiffe_id": path, **fields})
+
+
+def door(
+    *,
+    connections: int = 4000,
+    per_user: int = 8000,
+    rate: float = 1_000_000,
+    signals: Signals = UNHEARD,
+    log: FilteringBoundLogger | None = None,
+) -> Door:
+    """Everybody may come in, unless the test says otherwise."""
+    turnstile = Turnstile(asyncio.get_running_loop(), rate, signals)
+    admits = admission(connections=connections, per_user=per_user)
+    return Door(admits, turnstile, log or Lines().log, signals=signals)
+
+
+def admission(
+    *,
+    connections: int = 10_000,
+    streams: int = 10_000,
+    attestations: int = 10_000,
+    per_user: int = 20_000,
+) -> Admission:
+    """Admits everything, unless the test says otherwise."""
+    limits = Limits(
+        connections=connections,
+        connections_per_user=per_user,
+        streams=streams,
+        streams_per_user=per_user,
+        attestations=attestations,
+        attestations_per_user=per_user,
+    )
+    return Admission(limits)
 
 
 class FakeClock:

@@ -123,7 +123,7 @@ def test_one_who_misbehaves_is_ended_with_one_line(
 def test_one_who_never_speaks_is_ended(agent: RunningAgent) -> None:
     with connect(agent) as sock:
         until_ended(sock)
-    assert "silent for 10 s" in agent.wait_for_log("connection ended without a call")
+    assert "no request within 10 s" in agent.wait_for_log("connection ended without a call")
 
 
 def test_one_who_sends_noise_after_a_good_start_ends_only_itself(agent: RunningAgent) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from types import SimpleNamespace
 from typing import Any, cast
@@ -9,6 +10,7 @@ from typing import Any, cast
 import grpc
 import pytest
 
+from agent.admission import Place
 from agent.api.context import (
     Guard,
     ServicerContext,
@@ -32,9 +34,12 @@ from agent.issuance import IssuanceError
 from agent.pb import workloadapi_pb2 as pb
 from agent.peer import Caller
 from agent.signals import Refused
-from tests.support.fakes import Lines
+from tests.support.fakes import Lines, admission
 
-CALLER = cast("Caller", SimpleNamespace(credentials=SimpleNamespace(pid=1, uid=2)))
+CALLER = cast(
+    "Caller",
+    SimpleNamespace(place=Place(2, "a.service"), credentials=SimpleNamespace(pid=1, uid=2)),
+)
 Code = grpc.StatusCode
 
 
@@ -114,6 +119,9 @@ class Table:
     def __init__(self, caller: Caller | PeerError = CALLER) -> None:
         self._caller = caller
 
+    def begin_call(self, peer: str) -> Caller:
+        return self.caller(peer)
+
     def caller(self, _peer: str) -> Caller:
         if isinstance(self._caller, PeerError):
             raise self._caller
@@ -141,7 +149,7 @@ async def stream(
             yield response
 
     context, lines = Context(*metadata), Lines()
-    guard = Guard(table or Table(), lambda *_refusal: None, lines.log)
+    guard = Guard(table or Table(), admission(), lambda *_refusal: None, lines.log)
     handler = cast("Any", guard.stream(pb.JWTBundlesRequest, answer))
     with pytest.raises(Aborted):
         await handler.unary_stream(raw, cast("ServicerContext", context))
@@ -204,13 +212,67 @@ async def test_a_defect_is_logged_with_its_trace_and_not_told() -> None:
     assert lines.of("call broke")[0]["exc_info"]
 
 
+async def test_one_call_too_many_is_unavailable_and_counted() -> None:
+    full = admission(attestations=1)
+    waiting = asyncio.Event()
+
+    async def answer(_caller: Caller, _request: pb.JWTSVIDRequest) -> pb.JWTSVIDResponse:
+        await waiting.wait()
+        return pb.JWTSVIDResponse()
+
+    guard = Guard(Table(), full, lambda *_refusal: None, Lines().log)
+    handler = cast("Any", guard.unary(pb.JWTSVIDRequest, answer))
+    async with asyncio.TaskGroup() as tasks:
+        first = tasks.create_task(handler.unary_unary(b"", Context(HEADER)))
+        await asyncio.sleep(0)
+        second = Context(HEADER)
+        with pytest.raises(Aborted):
+            await handler.unary_unary(b"", second)
+        waiting.set()
+    assert first.result() == b""
+    assert second.code is Code.UNAVAILABLE
+    assert second.details == "too many attestations of all processes together; try again later"
+    assert await handler.unary_unary(b"", Context(HEADER)) == b"", "the first has ended"
+
+
+async def test_a_stream_counts_as_attested_from_its_first_message_on() -> None:
+    full = admission(attestations=1, streams=2)
+    sent = asyncio.Event()
+
+    async def answer(
+        _caller: Caller, _request: pb.JWTBundlesRequest
+    ) -> AsyncGenerator[pb.JWTBundlesResponse, None]:
+        yield pb.JWTBundlesResponse()
+        sent.set()
+        await asyncio.get_running_loop().create_future()
+
+    guard = Guard(Table(), full, lambda *_refusal: None, Lines().log)
+    handler = cast("Any", guard.stream(pb.JWTBundlesRequest, answer))
+    async with asyncio.TaskGroup() as tasks:
+        streams = []
+        for _ in range(2):
+            streams.append(tasks.create_task(handler.unary_stream(b"", Context(HEADER))))
+            await sent.wait()
+            sent.clear()
+        third = Context(HEADER)
+        with pytest.raises(Aborted):
+            await handler.unary_stream(b"", third)
+        for stream in streams:
+            stream.cancel()
+    assert third.code is Code.UNAVAILABLE
+    assert third.details.startswith("too many streams")
+
+
 async def test_unary_methods_fail_alike() -> None:
     async def answer(_caller: Caller, _request: pb.JWTSVIDRequest) -> pb.JWTSVIDResponse:
         raise AuthorityError("no key")
 
     context = Context(HEADER)
     handler = cast(
-        "Any", Guard(Table(), lambda *_refusal: None, Lines().log).unary(pb.JWTSVIDRequest, answer)
+        "Any",
+        Guard(Table(), admission(), lambda *_refusal: None, Lines().log).unary(
+            pb.JWTSVIDRequest, answer
+        ),
     )
     with pytest.raises(Aborted):
         await handler.unary_unary(b"", context)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
-
-from agent import limits
-from agent.limits import RateLimit
+from agent.limits import RateLimit, Recent
 
 
 def test_a_burst_and_then_one_each_time() -> None:
@@ -30,9 +27,11 @@ def test_silence_does_not_save_up_more_than_a_burst() -> None:
     assert [limit.take("a", 1000.0) for _ in range(3)] == [0, 0, None]
 
 
-def test_many_keys_take_no_more_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "KEYS", 10)
-    limit = RateLimit(burst=1, seconds=1)
-    for key in range(100):
-        limit.take(key, 0.0)
-    assert len(limit._buckets) == 10
+def test_many_keys_take_no_more_room() -> None:
+    recent: Recent[int, list[int]] = Recent(list, keys=3)
+    for key in (1, 2, 3):
+        recent.of(key).append(key)
+    assert recent.of(1) == [1]
+    recent.of(4)
+    assert recent.of(1) == [1], "it was used since"
+    assert recent.of(2) == [], "it was forgotten"

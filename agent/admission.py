@@ -1,0 +1,207 @@
+"""How much of the agent one user, one cgroup, and all together may have at a time.
+
+Each is counted by itself: what a user has in one cgroup, what it has in all, and what all users of
+one cgroup have. A container that runs away leaves the other half to the containers of the same
+user; a user that runs away leaves the other half to the other users of its cgroup.
+
+The cgroup is cut where it begins to be the affair of whoever runs there, who could otherwise have
+as many as it likes. What is over a limit gets an error that asks to come again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, TypeAlias
+
+from agent.errors import UnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
+
+# Below a unit of systemd's, a user's slice, and a container, those who run there make cgroups.
+_END = re.compile(r".*\.(service|scope)|user-[0-9]+\.slice|[0-9a-f]{64}", re.DOTALL)
+
+
+class Scope(StrEnum):
+    """Whose share is meant."""
+
+    USER_IN_CGROUP = "user_in_cgroup"
+    USER = "user"
+    CGROUP = "cgroup"
+    ALL = "all"
+
+
+class Kind(StrEnum):
+    """What there may be too many of."""
+
+    CONNECTIONS = "connections"
+    STREAMS = "streams"
+    ATTESTATIONS = "attestations"
+
+
+_WHOSE = {
+    Scope.USER_IN_CGROUP: "this user in this cgroup",
+    Scope.USER: "this user",
+    Scope.CGROUP: "this cgroup",
+    Scope.ALL: "all processes together",
+}
+REASONS = tuple(f"{kind}_of_{scope}" for kind in Kind for scope in Scope)
+"""All words of OverLimitError.reason."""
+
+Key: TypeAlias = tuple[Scope, int, str]
+
+
+class OverLimitError(UnavailableError):
+    """Somebody has its share already. `reason` is one of few words, for counting."""
+
+    def __init__(self, what: Kind, scope: Scope) -> None:
+        self.reason = f"{what}_of_{scope}"
+        super().__init__(f"too many {what} of {_WHOSE[scope]}; try again later")
+
+
+@dataclass(frozen=True, slots=True, weakref_slot=True)
+class Place:
+    """Whom something is put down to. No cgroup: it is in none of its own."""
+
+    uid: int
+    cgroup: str
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """Whose shares it counts against, the smallest first."""
+        of_user = (Scope.USER, self.uid, "")
+        if not self.cgroup:
+            return ((Scope.USER_IN_CGROUP, self.uid, ""), of_user)
+        return (
+            (Scope.USER_IN_CGROUP, self.uid, self.cgroup),
+            of_user,
+            (Scope.CGROUP, -1, self.cgroup),
+        )
+
+
+def cgroup_of(text: bytes) -> str:
+    """Whose cgroup it is, by the text of /proc/PID/cgroup (cgroups(7)); empty at the root."""
+    paths = {}
+    for line in text.decode(errors="surrogateescape").split("\n"):
+        match line.split(":", 2):
+            case [_number, hierarchy, path]:
+                paths[hierarchy] = path.strip("/")
+            case _:
+                pass  # the end of the text
+    # The unified hierarchy; on older hosts that in which systemd keeps its units.
+    path = paths.get("") or paths.get("name=systemd") or max(paths.values(), default="")
+    kept = []
+    for name in path.split("/"):
+        kept.append(name)
+        if _END.fullmatch(name):
+            break
+    return "/".join(kept)
+
+
+class Occupancy:
+    """How many there may be at a time: `most` in all, `per_user` of one user or cgroup.
+
+    Half of that of one user in one cgroup.
+    """
+
+    def __init__(self, what: Kind, *, most: int, per_user: int) -> None:
+        self._what = what
+        self._most = most
+        self._share = {
+            Scope.USER_IN_CGROUP: -(-per_user // 2),
+            Scope.USER: per_user,
+            Scope.CGROUP: per_user,
+        }
+        self._counts: Counter[Key] = Counter()
+        self._count = 0
+
+    def enter(self, place: Place) -> None:
+        """Be one more.
+
+        Raises:
+            OverLimitError: there are enough.
+        """
+        for key in place.keys:
+            if self._counts[key] >= self._share[key[0]]:
+                raise OverLimitError(self._what, key[0])
+        if self._count >= self._most:
+            raise OverLimitError(self._what, Scope.ALL)
+        self._counts.update(place.keys)
+        self._count += 1
+
+    def leave(self, place: Place) -> None:
+        """Be one less."""
+        self._count -= 1
+        for key in place.keys:
+            self._counts[key] -= 1
+            if not self._counts[key]:
+                del self._counts[key]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How many there may be, of all and of one user or cgroup."""
+
+    connections: int
+    connections_per_user: int
+    streams: int
+    streams_per_user: int
+    attestations: int
+    attestations_per_user: int
+
+
+class Admission:
+    """Admits connections, streams and attestations."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._connections = Occupancy(
+            Kind.CONNECTIONS, most=limits.connections, per_user=limits.connections_per_user
+        )
+        self._streams = Occupancy(
+            Kind.STREAMS, most=limits.streams, per_user=limits.streams_per_user
+        )
+        self._attestations = Occupancy(
+            Kind.ATTESTATIONS, most=limits.attestations, per_user=limits.attestations_per_user
+        )
+
+    def connect(self, place: Place) -> None:
+        """Let a connection in; `disconnect` at its end.
+
+        Raises:
+            OverLimitError: it is one too many.
+        """
+        self._connections.enter(place)
+
+    def disconnect(self, place: Place) -> None:
+        """The end of a connection that was let in."""
+        self._connections.leave(place)
+
+    def stream(self, place: Place) -> AbstractContextManager[None]:
+        """Be a stream for the block.
+
+        Raises:
+            OverLimitError: it is one too many.
+        """
+        return _within(self._streams, place)
+
+    def attestation(self, place: Place) -> AbstractContextManager[None]:
+        """Be attested for the block.
+
+        Raises:
+            OverLimitError: it is one too many.
+        """
+        return _within(self._attestations, place)
+
+
+@contextmanager
+def _within(occupancy: Occupancy, place: Place) -> Iterator[None]:
+    occupancy.enter(place)
+    try:
+        yield
+    finally:
+        occupancy.leave(place)

@@ -1,0 +1,169 @@
+"""The door: who came in, and whether there is room for one more. Nothing is relayed yet.
+
+A flood costs least where hardly anything is done for each who comes: one who has hung up already is
+dropped by a single poll(2), and a process that was refused is refused again, for a moment, by its
+PID alone.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from agent.admission import OverLimitError, Place
+from agent.errors import PeerError, PeerGoneError
+from agent.limits import RateLimit
+from agent.peer import identify, read_pid
+from agent.signals import UNHEARD, Refused
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from structlog.typing import FilteringBoundLogger
+
+    from agent.admission import Admission
+    from agent.peer import Caller
+    from agent.signals import Signals
+    from agent.turnstile import Lane, Turnstile
+
+# How long a process that was refused is refused again without a closer look.
+REFUSED_SECONDS = 0.2
+REFUSED_PROCESSES = 1024
+# Refusals in the log: a line at once for each user, and one every ten seconds.
+LOGGED_SECONDS = 10.0
+# Nobody in particular, as whom all count together whom the kernel could not name.
+NOBODY = Place(-1, "")
+
+# Asked about one descriptor at a time.
+_HANG_UPS = select.poll()
+
+
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """Who came in. `caller` is an error where the kernel could not name the peer."""
+
+    caller: Caller | PeerError
+    place: Place
+    lane: Lane
+    """Where what it sends waits for its turn."""
+
+
+class Door:
+    """Lets visitors in, as long as they are not too many.
+
+    `identify_peer`, which tells who connected, may be replaced. `admission` is for what its
+    visitors have later, too.
+    """
+
+    def __init__(
+        self,
+        admission: Admission,
+        turnstile: Turnstile,
+        log: FilteringBoundLogger,
+        identify_peer: Callable[[socket.socket], Caller] = identify,
+        signals: Signals = UNHEARD,
+    ) -> None:
+        self.identify_peer = identify_peer
+        self.admission = admission
+        self._turnstile = turnstile
+        self._log = log
+        self._signals = signals
+        self._refused: dict[int, tuple[float, OverLimitError]] = {}
+        self._logged = RateLimit(1, LOGGED_SECONDS)
+
+    def enter(self, sock: socket.socket, now: float) -> Visitor | None:
+        """Let somebody in who has connected; `leave` at the end of the connection.
+
+        Returns:
+            None if it is gone already, or one too many.
+
+        Raises:
+            OSError: the agent is out of descriptors or memory.
+        """
+        try:
+            self._check_not_refused_just_now(sock, now)
+            return self._admit(sock, now)
+        except PeerGoneError as error:
+            self._log.info("connection dropped", reason=str(error))
+            self._signals.refused(Refused.GONE)
+        except OverLimitError as error:
+            self._signals.refused(error.reason)
+        return None
+
+    def leave(self, visitor: Visitor) -> None:
+        """The end of somebody's connection, and of the caller's pidfd."""
+        self.admission.disconnect(visitor.place)
+        if not isinstance(visitor.caller, PeerError):
+            visitor.caller.close()
+
+    def _admit(self, sock: socket.socket, now: float) -> Visitor:
+        try:
+            caller: Caller | PeerError = self.identify_peer(sock)
+        except PeerGoneError:
+            raise
+        except PeerError as error:
+            caller = error
+        place = NOBODY if isinstance(caller, PeerError) else caller.place
+        try:
+            self.admission.connect(place)
+        except OverLimitError as error:
+            if not isinstance(caller, PeerError):
+                self._turn_away(caller, error, now)
+            raise
+        return Visitor(caller, place, self._turnstile.lane(place))
+
+    def _turn_away(self, caller: Caller, error: OverLimitError, now: float) -> None:
+        """One more is too many of them: say so, but not each time."""
+        credentials = caller.credentials
+        caller.close()
+        if len(self._refused) >= REFUSED_PROCESSES:
+            self._refused.clear()
+        self._refused[credentials.pid] = (now + REFUSED_SECONDS, error)
+        unsaid = self._logged.take(credentials.uid, now)
+        if unsaid is not None:
+            self._log.warning(
+                "connection refused",
+                reason=str(error),
+                pid=credentials.pid,
+                uid=credentials.uid,
+                cgroup=caller.cgroup,
+                refusals_not_logged=unsaid,
+            )
+
+    def _check_not_refused_just_now(self, sock: socket.socket, now: float) -> None:
+        if self._refused:
+            until, error = self._refused.get(read_pid(sock), (0.0, None))
+            if error is not None and now < until:
+                raise error
+
+
+def accept(listener: socket.socket) -> socket.socket | None:
+    """Accept a connection; None if whoever made it has closed it already.
+
+    Raises:
+        OSError: see accept(2).
+    """
+    # What accept() of Python adds to this costs as much as all the rest.
+    descriptor, _address = listener._accept()  # type: ignore[attr-defined]  # noqa: SLF001
+    _HANG_UPS.register(descriptor, 0)
+    hung_up = _HANG_UPS.poll(0)
+    _HANG_UPS.unregister(descriptor)
+    if hung_up:
+        os.close(descriptor)
+        return None
+    accepted = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, descriptor)
+    accepted.settimeout(0)
+    return accepted
+
+
+def has_hung_up(sock: socket.socket) -> bool:
+    """Whether there is nothing to read, nor will be."""
+    try:
+        return not sock.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True

@@ -1,0 +1,163 @@
+"""Users whose clients ask much are heard in turn, and in the long run no faster than their share.
+
+Nobody is refused: what a client has sent stays in its socket until it is its turn, so that a flood
+costs little but the flooder's own time. Connections of one user in one cgroup wait in one queue, a
+lane. Three things make it wait:
+
+* what it passed on before, and the server has not begun to answer: whoever else calls then waits
+  behind a few calls of the lane, however many there are;
+* what it passed on within this millisecond, be it calls or frames that cost no less;
+* its share in the long run: a bucket of tokens for the lane, for its user, and for its cgroup.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
+
+from agent.admission import Scope
+from agent.limits import Bucket, Recent
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from agent.admission import Key, Place
+    from agent.signals import Signals
+
+# What passes at once. A new connection weighs as much as several reads.
+QUANTUM_SECONDS = 0.001
+READS_PER_QUANTUM = 8
+CONNECT_READS = 4
+# A read that brings no request costs this much of one.
+READ_COST = 0.05
+# The server begins with what it was passed on within a millisecond or two, but never with a request
+# that is not complete.
+PATIENCE_SECONDS = 0.05
+# As much as this many seconds bring may be had at once: many processes start together.
+BURST_SECONDS = 5.0
+
+
+class Turnstile:
+    """Lets `rate` requests a second pass of each user and cgroup, and half as many of a lane.
+
+    It reports whenever a lane begins to wait for its share.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, rate: float, signals: Signals) -> None:
+        self._loop = loop
+        self._shares = _Shares(rate)
+        self._signals = signals
+        self._lanes: WeakValueDictionary[Place, Lane] = WeakValueDictionary()
+
+    def lane(self, place: Place) -> Lane:
+        """Where the connections of this user in this cgroup wait. Each of them holds it."""
+        lane = self._lanes.get(place)
+        if lane is None:
+            lane = self._lanes[place] = Lane(self._loop, self._shares, place, self._signals)
+        return lane
+
+
+class Lane:
+    """The queue of one user in one cgroup."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        shares: _Shares,
+        place: Place,
+        signals: Signals,
+    ) -> None:
+        self._loop = loop
+        self._shares = shares
+        self._place = place
+        self._signals = signals
+        self._waiting: deque[Callable[[], None]] = deque()
+        self._armed = False
+        self._quantum = 0.0
+        self._reads = 0
+        self._unbegun = 0
+        self._unbegun_since = 0.0
+
+    def pass_or_wait(self, resume: Callable[[], None]) -> bool:
+        """Whether it may go on now; if not, `resume` is called when it is its turn.
+
+        Whoever goes on says at once what it has passed on.
+        """
+        if not self._waiting and self._may_pass(self._loop.time()):
+            return True
+        self._waiting.append(resume)
+        if not self._armed and self._arm() > QUANTUM_SECONDS:
+            self._signals.waited()
+        return False
+
+    def connected(self) -> None:
+        """A connection has passed."""
+        self._reads += CONNECT_READS
+        self._shares.charge(self._place, 1.0, self._loop.time())
+
+    def passed(self, requests: int) -> None:
+        """What was read once has passed, with so many requests in it."""
+        now = self._loop.time()
+        self._reads += 1
+        self._shares.charge(self._place, READ_COST + requests, now)
+        if requests:
+            self._unbegun += requests
+            self._unbegun_since = now
+
+    def begun(self) -> None:
+        """The server has begun with a request."""
+        self._unbegun -= self._unbegun > 0
+        if self._waiting and not self._unbegun:
+            self._loop.call_soon(self._go_on)
+
+    def _may_pass(self, now: float) -> bool:
+        if now - self._quantum >= QUANTUM_SECONDS:
+            self._quantum, self._reads = now, 0
+        if self._reads >= READS_PER_QUANTUM:
+            return False
+        if self._unbegun and now - self._unbegun_since < PATIENCE_SECONDS:
+            return False
+        self._unbegun = 0
+        return not self._shares.wait(self._place, now)
+
+    def _arm(self) -> float:
+        wait = max(self._shares.wait(self._place, self._loop.time()), QUANTUM_SECONDS)
+        self._armed = True
+        self._loop.call_later(wait, self._on_time)
+        return wait
+
+    def _on_time(self) -> None:
+        self._go_on()
+        self._armed = False
+        if self._waiting:
+            self._arm()
+
+    def _go_on(self) -> None:
+        while self._waiting and self._may_pass(self._loop.time()):
+            self._waiting.popleft()()
+
+
+class _Shares:
+    """What users and cgroups have left of their rate."""
+
+    def __init__(self, rate: float) -> None:
+        self._buckets = {
+            Scope.USER_IN_CGROUP: _buckets(rate / 2),
+            Scope.USER: _buckets(rate),
+            Scope.CGROUP: _buckets(rate),
+        }
+
+    def charge(self, place: Place, cost: float, now: float) -> None:
+        """Put something down to them, whether they can pay or not."""
+        for key in place.keys:
+            self._buckets[key[0]].of(key).charge(cost, now)
+
+    def wait(self, place: Place, now: float) -> float:
+        """How many seconds until all of them can pay."""
+        return max(self._buckets[key[0]].of(key).seconds_until(1, now) for key in place.keys)
+
+
+def _buckets(rate: float) -> Recent[Key, Bucket]:
+    return Recent(lambda: Bucket(burst=max(1.0, BURST_SECONDS * rate), rate=rate))

@@ -1,0 +1,165 @@
+"""One user's flood, and what calls of another take meanwhile (needs root, to be two users).
+
+The agent and the caller who is measured run before all others (SCHED_RR), so that what is measured
+is how the agent divides its time, not how a small machine does. On a host the service manager's
+shares of the processor are what a flood of its user's programs cannot get past.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from agent.pb import workloadapi_pb2 as pb
+from tests.support import abuse, pids, raw
+
+FLOODER, OTHER = 2001, 2002
+FLOODERS = 4
+SECONDS = 5.0
+PAUSE_SECONDS = 0.005
+FIRST = ("chrt", "--rr", "1")
+# A flood has its full force after its connections are made and its share for a burst is used up.
+WARM_UP_SECONDS = 1.0
+
+ENTRIES = f"""
+entries:
+  - spiffe_id: /flooder
+    selectors: [unix:uid:{FLOODER}]
+  - spiffe_id: /other
+    selectors: [unix:uid:{OTHER}]
+"""
+
+
+def reset_at_once() -> Iterator[bytes]:
+    """Calls that are taken back as soon as they are made, as many as fit."""
+    headers = abuse.call_headers()
+    for stream in abuse.streams():
+        yield abuse.frame(abuse.HEADERS, abuse.END_HEADERS, stream, headers)
+        yield abuse.frame(abuse.DATA, abuse.END_STREAM, stream, bytes(5))
+        yield abuse.frame(abuse.RST_STREAM, 0, stream, (8).to_bytes(4, "big"))
+
+
+def pings() -> Iterator[bytes]:
+    """Nothing but PINGs."""
+    while True:
+        yield abuse.frame(abuse.PING, payload=bytes(8))
+
+
+def sends(path: str, frames: Callable[[], Iterator[bytes]]) -> None:
+    """Frames as fast as they are taken, connection after connection."""
+    while True:
+        abuse.one_connection(path, frames())
+
+
+def fetches(path: str) -> None:
+    """Calls on many connections, each as soon as the last is answered."""
+    clients = [raw.connect(path) for _ in range(50)]
+    while True:
+        waiting = [(c, c.call("FetchJWTSVID", pb.JWTSVIDRequest(audience=["a"]))) for c in clients]
+        for client, stream in waiting:
+            client.status(stream)
+
+
+def connects(path: str) -> None:
+    """Connection after connection, each with a call."""
+    while True:
+        with suppress(OSError, raw.ConnectionEndedError):
+            client = raw.connect(path)
+            client.fetch_x509()
+            client.sock.close()
+
+
+def hangs_up(path: str) -> None:
+    """Connections that are closed at once."""
+    while True:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.setblocking(False)
+            sock.connect_ex(path)
+
+
+def holds(path: str) -> None:
+    """As many connections as it can have, and on each as many streams."""
+    kept = []
+    while True:
+        with suppress(OSError, raw.ConnectionEndedError, AssertionError):
+            client = raw.connect(path)
+            for _ in range(20):
+                client.call("FetchX509SVID", pb.X509SVIDRequest())
+            kept.append(client)
+
+
+FLOODS: dict[str, Callable[[str], None]] = {
+    "calls": fetches,
+    "calls, reset at once": lambda path: sends(path, reset_at_once),
+    "PINGs": lambda path: sends(path, pings),
+    "connect + call": connects,
+    "connects, hung up at once": hangs_up,
+    "connections and streams held": holds,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Latencies:
+    """Of calls on an open connection, and of connects with a call, in seconds."""
+
+    call: list[float]
+    connect: list[float]
+
+
+@contextmanager
+def flood(behave: Callable[[str], None], path: str) -> Iterator[None]:
+    """Several processes of one user who do this, for the block."""
+
+    def run() -> None:
+        pids.become(FLOODER)
+        behave(path)
+
+    children = [pids.fork(run) for _ in range(FLOODERS)]
+    try:
+        time.sleep(WARM_UP_SECONDS)  # noqa: TID251 - nobody tells when a flood is full
+        yield
+    finally:
+        for child in children:
+            pids.kill_and_reap(child)
+
+
+def latencies(path: str) -> Latencies:
+    """What calls of a process of another user take, for some seconds."""
+    read, write = os.pipe()
+
+    def run() -> None:
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+        pids.become(OTHER)
+        steady = raw.connect(path)
+        end = time.perf_counter() + SECONDS
+        while time.perf_counter() < end:
+            began = time.perf_counter()
+            _fetch(steady)
+            between = time.perf_counter()
+            fresh = raw.connect(path)
+            _fetch(fresh)
+            fresh.sock.close()
+            done = time.perf_counter()
+            os.write(write, f"{between - began} {done - between}\n".encode())
+            time.sleep(PAUSE_SECONDS)  # noqa: TID251 - it asks now and then, as workloads do
+
+    child = pids.fork(run)
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        pairs = [line.split() for line in pipe]
+    assert pids.reap(child) == 0
+    return Latencies([float(a) for a, _ in pairs], [float(b) for _, b in pairs])
+
+
+def percentile(share: float, values: list[float]) -> float:
+    """The value below which this share of them lies."""
+    return sorted(values)[min(int(share * len(values)), len(values) - 1)]
+
+
+def _fetch(client: raw.RawClient) -> None:
+    call = client.status(client.call("FetchJWTSVID", pb.JWTSVIDRequest(audience=["a"])))
+    assert call.status == 0, call.details

@@ -1,0 +1,207 @@
+"""Lanes on a clock of the test's own."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from itertools import count
+from typing import Any, cast
+
+import pytest
+
+from agent.admission import Place
+from agent.signals import UNHEARD, Signals, Unheard
+from agent.turnstile import (
+    BURST_SECONDS,
+    CONNECT_READS,
+    PATIENCE_SECONDS,
+    READS_PER_QUANTUM,
+    Lane,
+    Turnstile,
+)
+
+ALICE = Place(1001, "a.service")
+
+
+class Loop:
+    """An event loop as far as lanes need one, whose time stands still."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self._timers: list[tuple[float, int, Callable[[], object]]] = []
+        self._order = count()
+
+    def time(self) -> float:
+        return self.now
+
+    def call_later(self, delay: float, callback: Callable[[], object]) -> None:
+        heapq.heappush(self._timers, (self.now + delay, next(self._order), callback))
+
+    def call_soon(self, callback: Callable[[], object]) -> None:
+        self.call_later(0.0, callback)
+
+    def run(self, seconds: float) -> None:
+        end = self.now + seconds
+        while self._timers and self._timers[0][0] <= end:
+            self.now, _, callback = heapq.heappop(self._timers)
+            callback()
+        self.now = end
+
+
+class Client:
+    """One that always has more to send, `requests` in each read; the server begins at once."""
+
+    def __init__(self, lane: Lane, requests: int, *, begins: bool = True) -> None:
+        self.passed = 0
+        self._lane = lane
+        self._requests = requests
+        self._begins = begins
+
+    def send(self) -> None:
+        while self._lane.pass_or_wait(self._resume):
+            self._read()
+
+    def _resume(self) -> None:
+        self._read()
+        self.send()
+
+    def _read(self) -> None:
+        self.passed += 1
+        self._lane.passed(self._requests)
+        for _ in range(self._requests if self._begins else 0):
+            self._lane.begun()
+
+
+@pytest.fixture
+def loop() -> Loop:
+    return Loop()
+
+
+def turnstile(loop: Loop, rate: float, signals: Signals = UNHEARD) -> Turnstile:
+    return Turnstile(cast("Any", loop), rate, signals)
+
+
+def test_in_the_long_run_a_lane_has_half_of_its_users_rate(loop: Loop) -> None:
+    client = Client(turnstile(loop, 100).lane(ALICE), 1)
+    client.send()
+    loop.run(10 * BURST_SECONDS)
+    burst, rest = 50 * BURST_SECONDS, 50 * 10 * BURST_SECONDS
+    assert client.passed == pytest.approx((burst + rest) / 1.05, rel=0.01)
+
+
+def test_a_user_has_its_rate_in_all_its_cgroups_together(loop: Loop) -> None:
+    all_of_it = turnstile(loop, 100)
+    clients = [Client(all_of_it.lane(Place(1001, f"{n}.service")), 1) for n in range(8)]
+    for client in clients:
+        client.send()
+    loop.run(10 * BURST_SECONDS)
+    assert sum(c.passed for c in clients) == pytest.approx(
+        100 * 11 * BURST_SECONDS / 1.05, rel=0.02
+    )
+    assert min(c.passed for c in clients) > 0
+
+
+def test_users_of_one_cgroup_share_its_rate_and_others_do_not_feel_it(loop: Loop) -> None:
+    all_of_it = turnstile(loop, 100)
+    crowd = [Client(all_of_it.lane(Place(uid, "rootless")), 1) for uid in range(2000, 2100)]
+    for client in crowd:
+        client.send()
+    loop.run(2 * BURST_SECONDS)
+    assert sum(c.passed for c in crowd) < 100 * 3 * BURST_SECONDS + len(crowd)
+    assert all_of_it.lane(ALICE).pass_or_wait(lambda: None)
+
+
+def test_frames_without_requests_cost_too(loop: Loop) -> None:
+    client = Client(turnstile(loop, 100).lane(ALICE), 0)
+    client.send()
+    loop.run(10 * BURST_SECONDS)
+    assert client.passed < 50 * 11 * BURST_SECONDS / 0.05 * 1.01
+
+
+def test_no_more_passes_before_the_server_has_begun_with_what_did(loop: Loop) -> None:
+    lane = turnstile(loop, 1e6).lane(ALICE)
+    resumed: list[int] = []
+    assert lane.pass_or_wait(lambda: None)
+    lane.passed(3)
+    assert not lane.pass_or_wait(lambda: resumed.append(1))
+    lane.begun()
+    lane.begun()
+    loop.run(0.002)
+    assert not resumed
+    lane.begun()
+    loop.run(0.0)
+    assert resumed == [1]
+
+
+def test_a_request_that_never_begins_does_not_hold_up_its_lane_for_long(loop: Loop) -> None:
+    client = Client(turnstile(loop, 1e6).lane(ALICE), 1, begins=False)
+    client.send()
+    loop.run(1.0)
+    assert client.passed == pytest.approx(1.0 / PATIENCE_SECONDS, abs=2)
+
+
+def test_a_millisecond_has_room_for_a_few_reads_and_for_fewer_connects(loop: Loop) -> None:
+    lane = turnstile(loop, 1e6).lane(ALICE)
+    client = Client(lane, 0)
+    client.send()
+    assert client.passed == READS_PER_QUANTUM
+    loop.run(0.0101)
+    assert client.passed <= 12 * READS_PER_QUANTUM
+    other = turnstile(loop, 1e6).lane(ALICE)
+    connects = 0
+    while other.pass_or_wait(lambda: None):
+        other.connected()
+        connects += 1
+    assert connects == READS_PER_QUANTUM / CONNECT_READS
+
+
+def test_those_who_wait_go_on_in_their_order(loop: Loop) -> None:
+    lane = turnstile(loop, 1e6).lane(ALICE)
+    order: list[str] = []
+
+    def goes_on(name: str) -> Callable[[], None]:
+        def resume() -> None:
+            order.append(name)
+            lane.passed(1)
+
+        return resume
+
+    assert lane.pass_or_wait(lambda: None)
+    lane.passed(1)
+    for name in "abc":
+        assert not lane.pass_or_wait(goes_on(name))
+    for _ in range(3):
+        lane.begun()
+        loop.run(0.0)
+    assert order == ["a", "b", "c"]
+
+
+def test_who_has_to_wait_for_its_share_is_noted_once_and_who_waits_its_turn_is_not(
+    loop: Loop,
+) -> None:
+    waits: list[None] = []
+
+    class Heard(Unheard):
+        def waited(self) -> None:
+            waits.append(None)
+
+    lane = turnstile(loop, 10, Heard()).lane(ALICE)
+    while lane.pass_or_wait(lambda: None):
+        lane.passed(0)
+    assert not waits
+    loop.run(0.1)
+    lane.passed(1000)
+    lane.begun()
+    loop.run(0.1)
+    for _ in range(3):
+        assert not lane.pass_or_wait(lambda: None)
+    assert len(waits) == 1
+
+
+def test_a_lane_is_one_for_all_connections_and_gone_with_the_last(loop: Loop) -> None:
+    all_of_it = turnstile(loop, 10)
+    lane = all_of_it.lane(ALICE)
+    assert all_of_it.lane(Place(1001, "a.service")) is lane
+    assert all_of_it.lane(Place(1001, "b.service")) is not lane
+    del lane
+    assert not all_of_it._lanes
