@@ -331,6 +331,8 @@ class Settings(_Section):
     """How often, at least, the caller of an open stream is attested again."""
     allow_unauthenticated_verifiers: bool = False
     """Whether processes without an identity may still read our own trust domain's bundle."""
+    svid_cache: bool = True
+    """Whether X.509-SVIDs outlast a restart of the agent, encrypted in data_dir."""
     authority: AuthoritySettings = AuthoritySettings()
     """The embedded certificate authority."""
     telemetry: Annotated[TelemetrySettings, AfterValidator(_apart_from_the_others)] = (

@@ -48,7 +48,7 @@ from agent.errors import StartupError
 from agent.files import load_entries
 from agent.gate import Gate
 from agent.jwt_svids import JwtSvids
-from agent.keystore import Keystore
+from agent.keystore import Keystore, KeystoreError
 from agent.listener import Listener, SocketFile, group_id
 from agent.metrics import Metrics, Words
 from agent.peer import identify
@@ -57,6 +57,8 @@ from agent.reloading import Audience, EntryReloader
 from agent.resetting import InForce, SettingsReloader, follow
 from agent.roster import Roster
 from agent.signals import UNHEARD
+from agent.svid_cache import FILE as CACHE_FILE
+from agent.svid_cache import KEY_FILE, SvidCache, cache_secret
 from agent.svids import Svids
 from agent.turnstile import Turnstile
 from agent.watching import FileWatch
@@ -92,6 +94,11 @@ ADMIN_INNER = "admin-inner.sock"
 ADMIN_MODE = 0o600
 ADMIN_GROUP_MODE = 0o660
 
+# gRPC crashes when it gets no descriptor, or no thread, while it starts. An idle agent has thirty
+# descriptors and some hundred MiB of addresses.
+MIN_DESCRIPTORS = 64
+MIN_ADDRESS_SPACE = 1 << 30
+
 _PR_SET_DUMPABLE = 4
 DESCRIPTORS_PER_CONNECTION = 4
 OWN_DESCRIPTORS = 200
@@ -119,6 +126,7 @@ def run(settings: Settings, host: Host) -> None:
     """
     _keep_memory_private()
     _raise_descriptor_limit(settings.limits.connections, host.log)
+    _require_address_space()
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         runner.run(serve(settings, host))
 
@@ -144,6 +152,8 @@ async def serve(settings: Settings, host: Host) -> None:
                 tasks.create_task(parts.site.roster.run(), name="ends of entries"),
                 tasks.create_task(_reload(parts, host, hang_up), name="reload"),
             ]
+            if parts.cache is not None:
+                endless.append(tasks.create_task(parts.cache.run(), name="svid cache"))
             await stop.wait()
             for task in endless:
                 task.cancel()
@@ -159,6 +169,7 @@ class _Parts:
     gate: Gate
     api: WorkloadApi
     first_watch: FileWatch
+    cache: SvidCache | None
 
 
 async def _start(settings: Settings, host: Host, stack: AsyncExitStack) -> _Parts:
@@ -180,7 +191,12 @@ async def _start(settings: Settings, host: Host, stack: AsyncExitStack) -> _Part
 
 async def _build(settings: Settings, log: FilteringBoundLogger, stack: AsyncExitStack) -> _Parts:
     clock, in_force = SystemClock(), InForce(settings)
-    authority = await _open_authority(settings, clock, log, stack)
+    keystore = Keystore(Path(settings.data_dir))
+    stack.callback(keystore.close)
+    authority = await _open_authority(settings, keystore, clock, log, stack)
+    cache = _open_cache(settings, keystore, authority, clock, log)
+    if cache is not None:
+        stack.push_async_callback(cache.close)
     first_watch = _watch(in_force, log)
     entries = load_configured_entries(settings, clock)
     for warning in entries.warnings:
@@ -196,7 +212,9 @@ async def _build(settings: Settings, log: FilteringBoundLogger, stack: AsyncExit
         trust_domain=settings.trust_domain.name,
         attestors=tuple(sorted(settings.attestors)),
         authority=authority,
-        svids=Svids(authority, clock, settings.authority.x509_svid_ttl, _spread, log, metrics),
+        svids=Svids(
+            authority, clock, settings.authority.x509_svid_ttl, _spread, log, metrics, cache
+        ),
         jwt_svids=JwtSvids(authority, clock, settings.authority.jwt_svid_ttl, log, metrics),
         attestor=attestor,
         entitlements=entitlements,
@@ -215,7 +233,9 @@ async def _build(settings: Settings, log: FilteringBoundLogger, stack: AsyncExit
         count_connections=lambda: len(gate),
     )
     api = _workload_api(site, settings, log)
-    return _Parts(in_force=in_force, site=site, gate=gate, api=api, first_watch=first_watch)
+    return _Parts(
+        in_force=in_force, site=site, gate=gate, api=api, first_watch=first_watch, cache=cache
+    )
 
 
 def _workload_api(site: Site, settings: Settings, log: FilteringBoundLogger) -> WorkloadApi:
@@ -230,14 +250,39 @@ def _workload_api(site: Site, settings: Settings, log: FilteringBoundLogger) -> 
 
 
 async def _open_authority(
-    settings: Settings, clock: Clock, log: FilteringBoundLogger, stack: AsyncExitStack
+    settings: Settings,
+    keystore: Keystore,
+    clock: Clock,
+    log: FilteringBoundLogger,
+    stack: AsyncExitStack,
 ) -> Authority:
-    keystore = Keystore(Path(settings.data_dir))
-    stack.callback(keystore.close)
     authority = Authority.open(_authority_policy(settings), keystore, clock, log)
     stack.callback(authority.close)
     await authority.catch_up()
     return authority
+
+
+def _open_cache(
+    settings: Settings,
+    keystore: Keystore,
+    authority: Authority,
+    clock: Clock,
+    log: FilteringBoundLogger,
+) -> SvidCache | None:
+    """The cache of SVIDs, if it is on and can be used. There is no reason not to start without."""
+    try:
+        if not settings.svid_cache:
+            keystore.remove(CACHE_FILE)
+            keystore.remove(KEY_FILE)
+            return None
+        credentials = os.environ.get("CREDENTIALS_DIRECTORY")
+        secret = cache_secret(keystore, Path(credentials) if credentials else None)
+    except KeystoreError as error:
+        log.warning("svid cache not used", reason=str(error))
+        return None
+    cache = SvidCache(keystore, secret, lambda: authority.bundle, clock, log)
+    cache.load()
+    return cache
 
 
 # --- what changes while it runs ------------------------------------------------------------------
@@ -446,8 +491,17 @@ def _keep_memory_private() -> None:
 
 
 def _raise_descriptor_limit(connections: int, log: FilteringBoundLogger) -> None:
-    """The soft limit is meant for programs with select(2)."""
+    """The soft limit is meant for programs with select(2).
+
+    Raises:
+        StartupError: there are not enough to begin with, so that gRPC would crash.
+    """
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < MIN_DESCRIPTORS:
+        raise StartupError(
+            f"only {hard} open files are allowed, and the agent needs {MIN_DESCRIPTORS} at least: "
+            "raise LimitNOFILE= in its unit, or ulimit -n"
+        )
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     wanted = connections * DESCRIPTORS_PER_CONNECTION + OWN_DESCRIPTORS
     if hard < wanted:
@@ -455,4 +509,18 @@ def _raise_descriptor_limit(connections: int, log: FilteringBoundLogger) -> None
             "fewer descriptors than limits.connections may need: raise LimitNOFILE, or lower it",
             descriptors=hard,
             needed=wanted,
+        )
+
+
+def _require_address_space() -> None:
+    """Refuse a limit of addresses that gRPC, which reserves many, aborts at.
+
+    Raises:
+        StartupError: there is such a limit.
+    """
+    limit, _hard = resource.getrlimit(resource.RLIMIT_AS)
+    if 0 <= limit < MIN_ADDRESS_SPACE:
+        raise StartupError(
+            f"the address space is limited to {limit >> 20} MiB, and {MIN_ADDRESS_SPACE >> 20} are "
+            "reserved, though hardly used: limit memory by MemoryMax= instead of LimitAS= or ulimit"
         )

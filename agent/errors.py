@@ -6,6 +6,7 @@ table that turns these classes into gRPC status codes; nothing here knows of gRP
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -83,3 +84,21 @@ class AuthorityError(UnavailableError):
 
 class StartupError(VouchdError):
     """The daemon cannot start here: a live socket, a locked or damaged data directory."""
+
+
+_REMEDIES = {
+    errno.ENOSPC: "make room on its disk",
+    errno.EDQUOT: "make room in the quota of the agent's user",
+    errno.EROFS: "have its disk mounted writable, and see in the kernel's log why it is not",
+    errno.EIO: "look after its disk; the kernel's log says more",
+    errno.EMFILE: "allow the agent more open files (LimitNOFILE= in its unit, or ulimit -n)",
+    errno.ENFILE: "have fewer files open on this host, or raise fs.file-max",
+    errno.ENOMEM: "allow the agent more memory (MemoryMax= in its unit), or free some on this host",
+}
+
+
+def with_remedy(error: OSError) -> str:
+    """What the system says is wrong, and what to do about it where that is known."""
+    reason = error.strerror or str(error)
+    remedy = _REMEDIES.get(error.errno or 0)
+    return reason if remedy is None else f"{reason}: {remedy}"

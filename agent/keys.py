@@ -7,11 +7,16 @@ a NIST curve that JWS names, or RSA of at least 2048 bits. Keys on disk are not 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TypeAlias, assert_never
+from typing import TYPE_CHECKING, TypeAlias, assert_never
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 PrivateKey: TypeAlias = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 PublicKey: TypeAlias = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
@@ -82,13 +87,28 @@ def load_pem(data: bytes) -> PrivateKey:
         ValueError: it is something else, or a key that `check_public` refuses. The message holds
             nothing of the data.
     """
+    return _load(serialization.load_pem_private_key, data, "PEM")
+
+
+def load_der(data: bytes) -> PrivateKey:
+    """Read what `to_pkcs8_der` wrote.
+
+    Raises:
+        ValueError: see `load_pem`.
+    """
+    return _load(serialization.load_der_private_key, data, "DER")
+
+
+def _load(
+    parse: Callable[[bytes, bytes | None], PrivateKeyTypes], data: bytes, form: str
+) -> PrivateKey:
     # The library's own messages are not passed on: they are about ASN.1 and may quote the input.
     try:
-        key = serialization.load_pem_private_key(data, password=None)
+        key = parse(data, None)
     except TypeError:
         raise ValueError("the private key is encrypted, and no password can be given") from None
     except (ValueError, UnsupportedAlgorithm):
-        raise ValueError("this is not a private key in PEM, or it is damaged") from None
+        raise ValueError(f"this is not a private key in {form}, or it is damaged") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
         raise ValueError("the private key is neither EC nor RSA")  # noqa: TRY004 - data, not a type
     check_public(key.public_key())

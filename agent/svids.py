@@ -7,6 +7,7 @@
 * Only what somebody watches is renewed; the rest is forgotten when it comes due, or at once if it
   was for one process alone.
 * What the clock, once it was set back, or a tainted authority makes worthless is not served.
+* What was handed out before a restart is handed out again after it, as long as it is good.
 * A watcher is told that something changed, never what: it asks again and gets the present state, so
   that a slow reader skips what it missed instead of piling it up.
 """
@@ -17,23 +18,21 @@ import asyncio
 import heapq
 from collections import Counter, defaultdict
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import TYPE_CHECKING, Protocol
-
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from agent import keys
 from agent.errors import AuthorityError
 from agent.keys import KeyType
 from agent.signals import UNHEARD, Stage, Stopwatch
 from agent.x509_issuance import X509SvidRequest
+from agent.x509_svids import X509Svid
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from cryptography import x509
     from structlog.typing import FilteringBoundLogger
 
     from agent.clock import Clock
@@ -70,25 +69,23 @@ class X509Signer(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class X509Svid:
-    """An X.509-SVID with its key, in the forms that go over the wire."""
+class Shelf(Protocol):
+    """Where SVIDs are put so that they outlast a restart of the agent."""
 
-    spiffe_id: str
-    hint: str
-    chain_der: bytes
-    key_der: bytes
-    serial: int
-    authority_id: str
-    not_before: datetime
-    not_after: datetime
-    renew_at: datetime
+    def find(self, identity: Identity) -> X509Svid | None:
+        """One that verifies now and is not due for renewal, if it is there."""
+        ...
+
+    def put(self, identity: Identity, svid: X509Svid) -> None:
+        """Put a new one there, in the place of the former. Takes no time and cannot fail."""
+        ...
 
 
 class Svids:
     """The X.509-SVIDs of all identities.
 
     `spread` draws from [-1, 1): where in its spread a renewal falls. `default_ttl` may be changed.
+    SVIDs that processes share are put on the `shelf`; without one, none outlasts a restart.
     """
 
     def __init__(
@@ -99,8 +96,10 @@ class Svids:
         spread: Callable[[], float],
         log: FilteringBoundLogger,
         signals: Signals = UNHEARD,
+        shelf: Shelf | None = None,
     ) -> None:
         self.default_ttl = default_ttl
+        self._shelf = shelf
         self._signer = signer
         self._clock = clock
         self._spread = spread
@@ -128,7 +127,7 @@ class Svids:
         if svid is not None and now < svid.renew_at and self._is_valid(svid, now):
             return svid
         try:
-            return self._mint(identity, now)
+            return self._take_up(identity, now) or self._mint(identity, now)
         except AuthorityError as error:
             if svid is None or not self._is_valid(svid, now):
                 self._schedule(now + RETRY, identity)
@@ -210,11 +209,27 @@ class Svids:
         for changed in self._watchers[identity]:
             changed.set()
 
+    def _take_up(self, identity: Identity, now: datetime) -> X509Svid | None:
+        """The SVID from before a restart, if it is as good as a new one."""
+        svid = None if self._shelf is None else self._shelf.find(identity)
+        if (
+            svid is None
+            or not self._is_valid(svid, now)
+            or svid.not_after > now + self._ttl(identity)  # they were made shorter meanwhile
+        ):
+            return None
+        self._make_room(identity)
+        self._keep(identity, svid)
+        return svid
+
     def _mint(self, identity: Identity, now: datetime) -> X509Svid:
         self._make_room(identity)
         with Stopwatch(self._signals, Stage.MINT_X509):
             svid = self._make(identity, now)
         self._keep(identity, svid)
+        # A key that is for one process alone is not for the disk either.
+        if self._shelf is not None and not identity.holder:
+            self._shelf.put(identity, svid)
         return svid
 
     def _make(self, identity: Identity, now: datetime) -> X509Svid:
@@ -223,22 +238,16 @@ class Svids:
             X509SvidRequest(
                 spiffe_id=identity.spiffe_id,
                 public_key=key.public_key(),
-                ttl=identity.x509_svid_ttl or self.default_ttl,
+                ttl=self._ttl(identity),
                 dns_names=identity.dns_names,
                 not_after_limit=identity.expires_at,
             )
         )
-        return X509Svid(
-            spiffe_id=str(identity.spiffe_id),
-            hint=identity.hint,
-            chain_der=certificate.public_bytes(Encoding.DER),
-            key_der=keys.to_pkcs8_der(key),
-            serial=certificate.serial_number,
-            authority_id=_authority_id(certificate),
-            not_before=certificate.not_valid_before_utc,
-            not_after=certificate.not_valid_after_utc,
-            renew_at=self._draw_renewal(identity, now, certificate.not_valid_after_utc),
-        )
+        renew_at = self._draw_renewal(identity, now, certificate.not_valid_after_utc)
+        return X509Svid.of(identity, certificate, key, renew_at)
+
+    def _ttl(self, identity: Identity) -> timedelta:
+        return identity.x509_svid_ttl or self.default_ttl
 
     def _draw_renewal(self, identity: Identity, now: datetime, not_after: datetime) -> datetime:
         limit = identity.expires_at
@@ -289,8 +298,3 @@ class Svids:
         heapq.heappush(self._due, (due, next(self._order), identity))
         if len(self._due) > 2 * len(self._minted) + BATCH:  # most of them forgotten
             self._look_at_all(datetime.max.replace(tzinfo=UTC))
-
-
-def _authority_id(certificate: x509.Certificate) -> str:
-    extension = certificate.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier)
-    return (extension.value.key_identifier or b"").hex()

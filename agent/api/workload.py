@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from agent.peer import Caller
     from agent.roster import OpenStream, Roster
     from agent.spiffe import TrustDomain
-    from agent.svids import Svids, X509Svid
+    from agent.svids import Svids
+    from agent.x509_svids import X509Svid
 
 SERVICE = pb.DESCRIPTOR.services_by_name["SpiffeWorkloadAPI"].full_name
 

@@ -118,3 +118,9 @@ def test_the_nine_algorithms_of_jwt_svid() -> None:
     assert sorted(keys.JWS_ALGORITHMS) == sorted(
         ["ES256", "ES384", "ES512", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512"]
     )
+
+
+def test_der_reads_back_and_anything_else_is_refused_by_name() -> None:
+    assert keys.load_der(keys.to_pkcs8_der(LEAF_KEY)).public_key() == LEAF_KEY.public_key()
+    with pytest.raises(ValueError, match="not a private key in DER"):
+        keys.load_der(keys.to_pem(LEAF_KEY))

@@ -122,7 +122,9 @@ def test_a_failed_write_keeps_the_old_content(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, step, fail)
-    with pytest.raises(KeystoreError, match=r"No space left on device; the old content is kept"):
+    with pytest.raises(
+        KeystoreError, match=r"No space left on device: make room on its disk; nothing was"
+    ):
         keystore.write("f", b"new")
     monkeypatch.undo()
     assert keystore.read("f") == b"old"
@@ -139,7 +141,9 @@ def test_a_disk_that_has_become_read_only_is_an_error_that_says_so(
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(os, "unlink", fail)
-    with pytest.raises(KeystoreError, match="Read-only file system; the old content is kept"):
+    with pytest.raises(
+        KeystoreError, match=r"Read-only file system: have its disk .*; nothing was changed"
+    ):
         keystore.write("f", b"new")
     keystore.close()
 
@@ -187,3 +191,87 @@ def test_a_file_in_the_way(directory: Path) -> None:
     directory.write_bytes(b"")
     with pytest.raises(KeystoreError, match="cannot use the data directory"):
         Keystore(directory)
+
+
+def test_what_is_spooled_and_appended_is_read(directory: Path) -> None:
+    keystore = Keystore(directory)
+    keystore.spool("f", (b"one ", b"two"))
+    keystore.append("f", (b" three", b" four"))
+    assert keystore.read("f") == b"one two three four"
+    assert stat.S_IMODE((directory / "f").stat().st_mode) == 0o600
+    keystore.spool("f", ())
+    assert keystore.read("f") == b""
+    keystore.remove("f")
+    keystore.remove("f")
+    assert keystore.read("f") is None
+    keystore.close()
+
+
+def test_nothing_waits_for_the_disk_that_need_not_survive_a_power_cut(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keystore = Keystore(directory)
+
+    def fsync(_descriptor: int) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    keystore.spool("f", (b"x",))
+    keystore.append("f", (b"x",))
+    keystore.close()
+
+
+def test_one_cannot_append_to_what_is_not_there_or_no_file(directory: Path) -> None:
+    keystore = Keystore(directory)
+    (directory / "dir").mkdir(0o700)
+    for name in ("missing", "dir"):
+        with pytest.raises(KeystoreError, match=f"cannot write {directory / name}"):
+            keystore.append(name, (b"x",))
+    assert os.listdir(directory) == ["dir"]
+    with pytest.raises(KeystoreError, match=f"cannot remove {directory / 'dir'}"):
+        keystore.remove("dir")
+    keystore.close()
+
+
+def test_a_disk_that_cannot_be_read_is_an_error_that_says_so(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keystore = Keystore(directory)
+    keystore.write("f", b"x")
+
+    def fail(*_args: object, **_options: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fdopen", fail)
+    with pytest.raises(KeystoreError, match=f"cannot read {directory}/f: Input/output error"):
+        keystore.read("f")
+    keystore.close()
+
+
+def name_of(descriptor: int) -> str:
+    return str(Path(f"/proc/self/fd/{descriptor}").readlink())
+
+
+def test_every_directory_that_was_made_is_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(name_of(fd)))
+    Keystore(tmp_path / "a" / "b" / "data").close()
+    assert synced == [str(tmp_path), f"{tmp_path}/a", f"{tmp_path}/a/b"]
+    assert stat.S_IMODE((tmp_path / "a" / "b" / "data").stat().st_mode) == 0o700
+
+
+def test_a_new_name_that_may_not_survive_is_told(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keystore = Keystore(directory)
+
+    def fail(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(KeystoreError, match=r"cannot tell whether .* would survive a power cut"):
+        keystore.write("f", b"x")
+    keystore.close()
