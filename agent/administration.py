@@ -88,6 +88,9 @@ class Administration:
 
     def __init__(self, site: Site) -> None:
         self._site = site
+        self._version = version(
+            "vouchd"
+        )  # reads a file, for which there may be no descriptor later
 
     # --- looking ---------------------------------------------------------------------------------
 
@@ -95,7 +98,7 @@ class Administration:
         """Everything at a glance."""
         site, reload = self._site, self._site.reloader.status
         return Status(
-            version=version("vouchd"),
+            version=self._version,
             trust_domain=site.trust_domain,
             started_at=site.started_at,
             authority=self.authorities(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from typing import TYPE_CHECKING
 
 import grpc
@@ -13,7 +14,7 @@ from agent.api import admin
 from agent.api.health import Health
 from agent.api.workload import SERVICE
 from agent.config import MAX_SOCKET_PATH
-from agent.errors import StartupError
+from agent.errors import StartupError, with_remedy
 from agent.files import MAX_FILE_BYTES
 
 if TYPE_CHECKING:
@@ -81,8 +82,12 @@ def _bind(server: grpc.aio.Server, inner: Path) -> None:
     if len(os.fsencode(inner)) > MAX_SOCKET_PATH:
         raise StartupError(f"data_dir {inner.parent} is too long to hold a socket; shorten it")
     try:
+        # gRPC says why it cannot only in a log of its own; so it is found out before.
+        inner.unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.bind(str(inner))
         server.add_insecure_port(f"unix:{inner}")
+    except OSError as error:
+        raise StartupError(f"cannot make the socket {inner}: {with_remedy(error)}") from error
     except RuntimeError as error:
-        raise StartupError(
-            f"cannot make the socket {inner}: is there room on its disk, and may it be written?"
-        ) from error
+        raise StartupError(f"cannot make the socket {inner}") from error

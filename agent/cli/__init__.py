@@ -8,13 +8,14 @@ Commands are imported when they are used: gRPC alone takes longer than most of t
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
 from typing import TYPE_CHECKING, NoReturn, cast
 
 import click
 
-from agent.errors import ConfigError, VouchdError
+from agent.errors import ConfigError, VouchdError, with_remedy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -83,6 +84,10 @@ def _explain(error: Exception) -> tuple[str, int]:
             return f"vouchd: {_usage_sentence(error)}", EXIT_USAGE
         case VouchdError() | click.ClickException():
             return f"vouchd: {error}", EXIT_FAILED
+        case OSError(errno=errno.EMFILE | errno.ENFILE | errno.ENOMEM | errno.ENOSPC):
+            return f"vouchd: {with_remedy(error)}", EXIT_FAILED
+        case MemoryError():
+            return f"vouchd: {with_remedy(OSError(errno.ENOMEM, 'Out of memory'))}", EXIT_FAILED
         case _:
             return (
                 f"vouchd: this is a defect of vouchd ({type(error).__name__}: {error});"

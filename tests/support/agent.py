@@ -34,6 +34,7 @@ class RunningAgent:
         config: further lines for agent.yaml, beside the paths, the trust domain and a debug log.
         env: further environment variables of the agent.
         prefix: a command that starts it, as `setpriv` and `unshare` do.
+        data_dir: where it keeps its keys.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class RunningAgent:
         config: str = "",
         env: dict[str, str] | None = None,
         prefix: tuple[str, ...] = (),
+        data_dir: str = "data",
     ) -> None:
         # Short, since a socket's path has at most 107 bytes; open, so that other users get through.
         self.directory = Path(tempfile.mkdtemp(prefix="vouchd-", dir="/tmp"))
@@ -53,7 +55,7 @@ class RunningAgent:
         self.entries = self.directory / "entries.yaml"
         self.entries.write_text(entries)
         self.config.write_text(
-            f"trust_domain: {TRUST_DOMAIN}\ndata_dir: data\nsocket_path: agent.sock\n"
+            f"trust_domain: {TRUST_DOMAIN}\ndata_dir: {data_dir}\nsocket_path: agent.sock\n"
             f"admin_socket_path: admin.sock\nentries: [{self.entries.name}]\n{config}\n"
         )
         self._env = {**os.environ, **(env or {})}

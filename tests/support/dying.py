@@ -1,8 +1,10 @@
-"""An agent that is killed at a chosen moment of writing its state.
+"""An agent that is killed, or loses its power, at a chosen moment of writing its state.
 
     python -m tests.support.dying N run -c FILE
+    python -m tests.support.dying N:MOUNTPOINT run -c FILE
 
-N counts the moments just before and just after each fsync and each rename, from 1.
+N counts the moments just before and just after each fsync and each rename, from 1. With a mount
+point, the power of the disk there is cut at that moment.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from itertools import count
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from agent.cli import main
+from tests.support.faults import cut_power
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +25,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _moments = count(1)
-_last = int(sys.argv.pop(1))
+_last, _, _disk = sys.argv.pop(1).partition(":")
 
 
 def _dying(call: Callable[P, T]) -> Callable[P, T]:
@@ -36,7 +39,9 @@ def _dying(call: Callable[P, T]) -> Callable[P, T]:
 
 
 def _pass() -> None:
-    if next(_moments) == _last:
+    if next(_moments) == int(_last):
+        if _disk:
+            cut_power(_disk)
         os.kill(os.getpid(), signal.SIGKILL)
 
 

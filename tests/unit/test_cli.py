@@ -59,6 +59,30 @@ def test_a_defect_is_one_sentence_and_no_traceback(
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (MemoryError(), "Out of memory: allow the agent more memory (MemoryMax="),
+        (OSError(24, "Too many open files"), "Too many open files: allow the agent more"),
+    ],
+)
+def test_a_host_that_has_no_more_to_give_is_no_defect(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    config: Path,
+    error: Exception,
+    told: str,
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("agent.cli.configured.load_settings", fail)
+    code, out, err = run(capsys, "check", "-c", config)
+    assert (code, out) == (1, "")
+    assert err.startswith(f"vouchd: {told}")
+    assert err.count("\n") == 1
+
+
 def test_ctrl_c_is_quiet_and_has_the_code_of_shells(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, config: Path
 ) -> None:

@@ -1,0 +1,367 @@
+"""What a host does to an agent: it is killed, its disk fills up, descriptors and memory run out.
+
+It serves, or ends with a sentence that says why. What it keeps is in order whatever happened, and
+when the fault is gone it goes on by itself, or at its next start.
+"""
+
+from __future__ import annotations
+
+import random
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+
+from agent.api.admin_client import AdminClient
+from agent.api.client import WorkloadClient, X509Update
+from agent.authority import FILE
+from agent.errors import UnavailableError, VouchdError
+from agent.svid_cache import FILE as CACHE_FILE
+from tests.support import cgroups, faults
+from tests.support.agent import PATIENCE_SECONDS, REPOSITORY, RunningAgent
+
+pytestmark = pytest.mark.system
+
+KILLS = 6
+CLIENTS = 4
+IDENTITIES = 20
+ENTRIES = "entries:\n" + "".join(
+    f"  - {{spiffe_id: /test/{n}, selectors: ['unix:uid:0']}}\n" for n in range(IDENTITIES)
+)
+
+
+def fetch(agent: RunningAgent) -> X509Update:
+    with WorkloadClient(agent.socket, PATIENCE_SECONDS) as client:
+        return client.fetch_x509_svids()
+
+
+def serials(update: X509Update) -> dict[str, int]:
+    return {
+        svid.spiffe_id: x509.load_der_x509_certificate(svid.chain_der).serial_number
+        for svid in update.svids
+    }
+
+
+def active(agent: RunningAgent) -> set[str]:
+    with AdminClient(agent.admin_socket, PATIENCE_SECONDS) as client:
+        found = client.status()["authority"]["authorities"]
+    return {each["id"] for each in found if each["state"] == "active"}
+
+
+# --- killed --------------------------------------------------------------------------------------
+
+
+class Load:
+    """Clients that fetch all the time, and remember what they got."""
+
+    def __init__(self, agent: RunningAgent) -> None:
+        self.seen: defaultdict[str, set[int]] = defaultdict(set)
+        self.bundles: set[bytes] = set()
+        self.wrong: list[Exception] = []
+        self._agent = agent
+        self._rounds = threading.Semaphore(0)
+        self._ended = threading.Event()
+        self._threads = [threading.Thread(target=self._run) for _ in range(CLIENTS)]
+        for thread in self._threads:
+            thread.start()
+
+    def wait_for(self, fetches: int) -> None:
+        for _ in range(fetches):
+            assert self._rounds.acquire(timeout=PATIENCE_SECONDS)
+
+    def end(self) -> None:
+        self._ended.set()
+        for thread in self._threads:
+            thread.join(PATIENCE_SECONDS)
+
+    def _run(self) -> None:
+        while not self._ended.wait(0.01):
+            try:
+                update = fetch(self._agent)
+            except UnavailableError:
+                continue  # it is dead just now
+            except Exception as error:  # noqa: BLE001 - whatever it is, the test shows it
+                self.wrong.append(error)
+                return
+            for spiffe_id, serial in serials(update).items():
+                self.seen[spiffe_id].add(serial)
+            self.bundles.update(svid.bundle_der for svid in update.svids)
+            self._rounds.release()
+
+
+def test_killed_again_and_again_under_load_it_gives_everybody_what_they_had() -> None:
+    moment = random.Random(6)  # noqa: S311 - the same moments each time
+    agent = RunningAgent(ENTRIES)
+    load = Load(agent)
+    try:
+        load.wait_for(1)
+        wait_for_cache(agent, IDENTITIES)
+        for _ in range(KILLS):
+            load.wait_for(moment.randrange(1, 30))
+            agent.kill()
+            agent.start()
+        load.wait_for(CLIENTS)
+    finally:
+        load.end()
+        agent.close()
+    assert not load.wrong
+    assert len(load.bundles) == 1, "the same authority all the time"
+    assert {len(each) for each in load.seen.values()} == {1}, "the same SVIDs all the time"
+    assert len(load.seen) == IDENTITIES
+
+
+def wait_for_cache(agent: RunningAgent, svids: int) -> None:
+    """Until the second has passed after which SVIDs are saved."""
+    path = agent.directory / "data" / CACHE_FILE
+    pause = threading.Event()
+    for _ in range(int(PATIENCE_SECONDS * 20)):
+        if path.exists() and path.stat().st_size > svids * 600:
+            return
+        pause.wait(0.05)
+    raise AssertionError(agent.log)
+
+
+def test_killed_while_svids_are_made_it_starts_with_those_that_were_saved() -> None:
+    """The moment may be in the middle of a save; then the last ones are made anew."""
+    agent = RunningAgent(ENTRIES)
+    try:
+        for attempt in range(5):
+            fetch(agent)
+            agent.entries.write_text(ENTRIES.replace("/test/", f"/test{attempt}/"))
+            agent.hang_up()
+            agent.wait_for_log("settings reloaded", since=agent.log.count("\n") - 1)
+            known = serials(fetch(agent))
+            agent.kill()
+            agent.start()
+            again = serials(fetch(agent))
+            assert set(again) == set(known)
+        assert "defect" not in agent.log
+    finally:
+        agent.close()
+
+
+# --- the disk ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def full(where: Path) -> Iterator[None]:
+    filling = faults.fill(where)
+    yield
+    filling.unlink()
+
+
+@contextmanager
+def read_only(where: Path) -> Iterator[None]:
+    faults.remount(where, "ro")
+    yield
+    faults.remount(where, "rw")
+
+
+Fault = Callable[[Path], AbstractContextManager[None]]
+FAULTS = [(full, "No space left on device: make room"), (read_only, "Read-only file system: have")]
+
+
+@pytest.mark.parametrize(("fault", "told"), FAULTS)
+def test_a_disk_that_takes_nothing_more_is_told_and_serving_goes_on(
+    fault: Fault, told: str
+) -> None:
+    with faults.small_disk("256k") as where:
+        agent = RunningAgent(ENTRIES, data_dir=str(where / "data"))
+        try:
+            stored = where / "data" / FILE
+            before = stored.read_bytes(), active(agent)
+            with AdminClient(agent.admin_socket, PATIENCE_SECONDS) as client:
+                with fault(where):
+                    with pytest.raises(VouchdError, match=told):
+                        client.prepare_authority("x509")
+                    known = serials(fetch(agent))
+                    assert told in agent.wait_for_log("svid cache not saved")
+                    assert (stored.read_bytes(), active(agent)) == before
+                client.prepare_authority("x509")
+                client.activate_authority("x509")
+            assert active(agent) != before[1]
+            assert serials(fetch(agent)) == known
+            assert agent.stop() == 0
+            agent.start()
+            assert serials(fetch(agent)) == known, "saved in the end"
+        finally:
+            agent.close()
+
+
+@pytest.mark.parametrize(("fault", "told"), FAULTS)
+@pytest.mark.parametrize("first_start", [True, False])
+def test_an_agent_that_cannot_write_at_its_start_serves_or_says_why(
+    fault: Fault, told: str, *, first_start: bool
+) -> None:
+    with faults.small_disk("256k") as where:
+        agent = RunningAgent(ENTRIES, data_dir=str(where / "data"))
+        try:
+            known = serials(fetch(agent))
+            agent.stop()
+            if first_start:
+                (where / "data" / FILE).unlink()
+            kept = contents(where / "data")
+            with fault(where):
+                if fault is full and not first_start:
+                    agent.start()
+                    assert serials(fetch(agent)) == known
+                    agent.stop()
+                else:
+                    said = fails_to_start(agent)
+                    assert told in said
+                    assert str(where / "data") in said
+                assert contents(where / "data") == kept
+            agent.start()
+            assert set(serials(fetch(agent))) == set(known)
+            assert first_start or serials(fetch(agent)) == known
+        finally:
+            agent.close()
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {each.name: each.read_bytes() for each in directory.iterdir()}
+
+
+def fails_to_start(agent: RunningAgent, *prefix: str) -> str:
+    """The one sentence of an agent that does not start."""
+    done = subprocess.run(
+        [*prefix, sys.executable, "-m", "agent", "run", "-c", agent.config],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    *before, last = done.stderr.splitlines()
+    assert last.startswith("vouchd: ")
+    assert all("svid cache" in line for line in before), done.stderr
+    return last
+
+
+# --- descriptors ---------------------------------------------------------------------------------
+
+
+def test_without_descriptors_it_waits_for_some_and_keeps_its_state() -> None:
+    agent = RunningAgent(ENTRIES)
+    try:
+        known = serials(fetch(agent))
+        wait_for_cache(agent, IDENTITIES)
+        before = active(agent)
+        with AdminClient(agent.admin_socket, PATIENCE_SECONDS) as client:
+            client.status()  # over a connection that is there to stay
+            in_use = len(list(Path(f"/proc/{agent.pid}/fd").iterdir()))
+            _soft, hard = resource.prlimit(agent.pid, resource.RLIMIT_NOFILE)
+            resource.prlimit(agent.pid, resource.RLIMIT_NOFILE, (in_use, hard))
+            with connected(agent):
+                assert "Too many open files" in agent.wait_for_log("cannot accept connections")
+                with pytest.raises(VouchdError, match="Too many open files: allow the agent more"):
+                    client.prepare_authority("x509")
+            # Room for two connections; those that hold it go away again.
+            resource.prlimit(agent.pid, resource.RLIMIT_NOFILE, (in_use + 14, hard))
+            with ExitStack() as stack:
+                for _ in range(20):
+                    stack.enter_context(connected(agent))
+            assert serials(fetch(agent)) == known
+            assert active(agent) == before
+            client.prepare_authority("x509")
+        agent.kill()
+        agent.start()
+        assert active(agent) == before
+        assert serials(fetch(agent)) == known
+    finally:
+        agent.close()
+
+
+@contextmanager
+def connected(agent: RunningAgent) -> Iterator[None]:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(str(agent.socket))
+        yield
+
+
+def test_with_too_few_descriptors_it_does_not_start() -> None:
+    agent = RunningAgent(ENTRIES)
+    try:
+        agent.stop()
+        for count in (12, 16, 63):
+            said = fails_to_start(agent, "prlimit", f"--nofile={count}:{count}")
+            assert f"only {count} open files are allowed" in said
+            assert "LimitNOFILE=" in said
+    finally:
+        agent.start()
+        agent.close()
+
+
+# --- memory --------------------------------------------------------------------------------------
+
+
+def test_with_too_small_an_address_space_it_does_not_start() -> None:
+    agent = RunningAgent(ENTRIES)
+    try:
+        agent.stop()
+        for mebibytes in (200, 300, 1000):
+            said = fails_to_start(agent, "prlimit", f"--as={mebibytes << 20}")
+            assert f"limited to {mebibytes} MiB" in said
+            assert "MemoryMax=" in said
+    finally:
+        agent.start()
+        agent.close()
+
+
+def test_killed_by_the_kernel_for_its_memory_it_loses_nothing() -> None:
+    """As MemoryMax= does it; that the kernel killed it, and why, is in the kernel's log."""
+    agent = RunningAgent(ENTRIES)
+    try:
+        known = serials(fetch(agent))
+        wait_for_cache(agent, IDENTITIES)
+        before = active(agent)
+        with memory_limit(f"vouchd-test-{agent.pid}", 40 << 20) as directory:
+            directory.take(agent.pid)
+            with suppress(VouchdError):
+                for _ in range(1000):
+                    fetch(agent)
+            agent.kill()
+            starting = subprocess.run(
+                [
+                    *directory.enter_command(),
+                    sys.executable,
+                    "-m",
+                    "agent",
+                    "run",
+                    "-c",
+                    agent.config,
+                ],
+                cwd=REPOSITORY,
+                capture_output=True,
+                timeout=PATIENCE_SECONDS,
+                check=False,
+            )
+            assert starting.returncode == -signal.SIGKILL
+        agent.start()
+        assert active(agent) == before
+        assert serials(fetch(agent)) == known
+    finally:
+        agent.close()
+
+
+@contextmanager
+def memory_limit(name: str, limit: int) -> Iterator[cgroups.Directory]:
+    with cgroups.directory(name) as directory:
+        files = [
+            root / name / file
+            for root in cgroups.hierarchies()
+            for file in ("memory.limit_in_bytes", "memory.max")
+        ]
+        [file] = [each for each in files if each.exists()]
+        file.write_text(str(limit))
+        yield directory

@@ -1,0 +1,172 @@
+"""The power is cut at every moment at which the agent writes its state, on a real file system.
+
+ext4 is told to stop (FS_IOC_SHUTDOWN) without writing another block, mounted with the least that it
+can promise, and mounted again as after a boot: what was not synced is gone. What another file
+system might leave is in tests/unit/test_power_cut.py.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from agent.api.admin_client import AdminClient
+from agent.api.client import WorkloadClient
+from agent.authority import Authority, AuthorityPolicy
+from agent.clock import SystemClock
+from agent.errors import UnavailableError
+from agent.keys import KeyType
+from agent.keystore import Keystore
+from agent.spiffe import TrustDomain
+from agent.svid_cache import cache_secret
+from tests.support import faults
+from tests.support.agent import PATIENCE_SECONDS, REPOSITORY, RunningAgent, entry_for_me
+from tests.support.fakes import Lines
+from tests.support.faults import Disk
+
+pytestmark = pytest.mark.system
+
+# Around the fsync of the parent, and of each file its fsync, its rename, the directory's fsync.
+FIRST_START = range(1, 15)
+
+
+class Agent(RunningAgent):
+    """Its disk loses its power at a moment of its life; 0 is never."""
+
+    def __init__(self, disk: Disk) -> None:
+        self.moment = 0
+        self._disk = disk
+        super().__init__(entry_for_me(), data_dir=str(disk.where / "data"))
+
+    def _program(self) -> list[str]:
+        if not self.moment:
+            return super()._program()
+        return [
+            "tests.support.dying",
+            f"{self.moment}:{self._disk.where}",
+            *super()._program()[1:],
+        ]
+
+
+@pytest.fixture
+def disk() -> Iterator[Disk]:
+    with faults.disk() as disk:
+        yield disk
+
+
+def states(agent: RunningAgent) -> dict[str, str]:
+    with AdminClient(agent.admin_socket, PATIENCE_SECONDS) as client:
+        return {a["id"]: a["state"] for a in client.status()["authority"]["authorities"]}
+
+
+def fetch(agent: RunningAgent) -> bytes:
+    with WorkloadClient(agent.socket, PATIENCE_SECONDS) as client:
+        return client.fetch_x509_svids().svids[0].bundle_der
+
+
+def test_no_moment_of_the_first_start_leaves_anything_that_hinders_the_next(disk: Disk) -> None:
+    agent = Agent(disk)
+    try:
+        agent.stop()
+        for moment in FIRST_START:
+            for each in (disk.where / "data").iterdir():
+                each.unlink()
+            (disk.where / "data").rmdir()
+            command = [sys.executable, "-m", "tests.support.dying", f"{moment}:{disk.where}"]
+            died = subprocess.run(
+                [*command, "run", "-c", agent.config],
+                cwd=REPOSITORY,
+                stderr=subprocess.DEVNULL,
+                timeout=PATIENCE_SECONDS,
+                check=False,
+            )
+            assert died.returncode == -signal.SIGKILL, moment
+            disk.reboot()
+            opens(disk.where / "data")
+        agent.start()
+        assert fetch(agent)
+    finally:
+        agent.close()
+
+
+def opens(directory: Path) -> None:
+    """As the agent does at its start, without the rest of it."""
+    lines, clock = Lines(), SystemClock()
+    with closing(Keystore(directory)) as keystore:
+        policy = AuthorityPolicy(
+            trust_domain=TrustDomain("example.org"),
+            key_type=KeyType.EC_P256,
+            ttl=timedelta(hours=24),
+        )
+        Authority.open(policy, keystore, clock, lines.log).close()
+        cache_secret(keystore, None)
+    assert not lines.lines
+
+
+def test_once_it_was_ready_its_authority_survives(disk: Disk) -> None:
+    agent = Agent(disk)
+    try:
+        known, bundle = states(agent), fetch(agent)
+        faults.cut_power(str(disk.where))
+        agent.kill()
+        disk.reboot()
+        agent.start()
+        assert states(agent) == known
+        assert fetch(agent) == bundle
+    finally:
+        agent.close()
+
+
+@pytest.mark.parametrize("moment", range(1, 7))
+def test_a_step_of_a_rotation_is_taken_or_not(disk: Disk, moment: int) -> None:
+    agent = Agent(disk)
+    try:
+        before = states(agent)
+        agent.stop()
+        agent.moment = moment
+        agent.start()
+        with (
+            AdminClient(agent.admin_socket, PATIENCE_SECONDS) as client,
+            pytest.raises(UnavailableError),
+        ):
+            client.prepare_authority("x509")
+        agent.kill()
+        disk.reboot()
+        agent.moment = 0
+        agent.start()
+        after = states(agent)
+        # Nobody was told of it before the directory was synced.
+        assert (after == before) if moment <= 3 else (moment < 6 or after != before)
+        assert before.items() <= after.items()
+        assert fetch(agent)
+        if after == before:
+            with AdminClient(agent.admin_socket, PATIENCE_SECONDS) as client:
+                client.prepare_authority("x509")
+    finally:
+        agent.close()
+
+
+def test_svids_that_are_lost_are_made_anew(disk: Disk) -> None:
+    """They are not synced, so the file may be anything."""
+    agent = Agent(disk)
+    try:
+        fetch(agent)
+        agent.stop()
+        agent.start()
+        cache = disk.where / "data" / "svids.cache"
+        assert cache.stat().st_size > 500
+        faults.cut_power(str(disk.where))
+        agent.kill()
+        disk.reboot()
+        agent.start()
+        assert fetch(agent)
+        assert "defect" not in agent.log
+    finally:
+        agent.close()
