@@ -36,6 +36,8 @@ class RunningAgent:
         prefix: a command that starts it, as `setpriv` and `unshare` do.
     """
 
+    _pass_fds: tuple[int, ...] = ()
+
     def __init__(
         self,
         entries: str = "",
@@ -86,6 +88,7 @@ class RunningAgent:
             [*self._prefix, sys.executable, "-m", *self._program()],
             cwd=REPOSITORY,
             env=self._env,
+            pass_fds=self._pass_fds,
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
