@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 _BUS = "run/dbus/system_bus_socket"
-_CACHE = Path("/var/cache/vouchd-tests")
+CACHE = Path("/var/cache/vouchd-tests")
+"""What is made once and kept between runs."""
 
 
 def _binds() -> list[str]:
@@ -31,14 +32,17 @@ def _binds() -> list[str]:
     ]
 
 
-def debian(release: str) -> Path:
-    """The root file system of a Debian release, made when it is first needed and then kept."""
-    root = _CACHE / release
+def debian(release: str, *packages: str) -> Path:
+    """The root file system of a Debian release, made when it is first needed and then kept.
+
+    It has systemd, and further packages that are named.
+    """
+    root = CACHE / "-".join((release, *packages))
     if not root.exists():
-        _CACHE.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=f"{release}-", dir=_CACHE))
+        CACHE.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{release}-", dir=CACHE))
         fresh.chmod(0o755)
-        include = "--include=systemd,systemd-sysv,dbus"
+        include = f"--include={','.join(('systemd', 'systemd-sysv', 'dbus', *packages))}"
         command = ["debootstrap", "--variant=minbase", include, release, str(fresh)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
