@@ -21,8 +21,13 @@ entries:
   - spiffe_id: /payments/api
     selectors: [unix:user:payments]
 """
+# Nobody pulls the plug: there is no need to wait for the disk.
+INSTALL = "dpkg --force-unsafe-io --install /run/vouchd_*.deb"
 # What dpkg and others write about every package, whether it is there or was.
-JOURNALS = ("/var/cache/man/", "/var/lib/dpkg/", "/var/lib/systemd/", "/var/log/", "/etc/.pwd.lock")
+JOURNALS = (
+    "/etc/.pwd.lock", "/run/systemd/", "/var/cache/man/", "/var/lib/dpkg/", "/var/lib/systemd/",
+    "/var/log/",
+)  # fmt: skip
 BACKUPS = {f"/etc/{name}-" for name in ("passwd", "group", "shadow", "gshadow", "subuid", "subgid")}
 
 
@@ -45,7 +50,7 @@ def installed(machine: Machine, before: set[str]) -> Machine:
     assert before
     package = built()
     shutil.copy(package, f"/proc/{machine.init}/root/run/{package.name}")
-    machine.run("dpkg", "--install", f"/run/{package.name}")
+    machine.run("sh", "-c", INSTALL)
     return machine
 
 
@@ -113,7 +118,7 @@ def test_the_shell_completes_commands(installed: Machine) -> None:
 
 def test_an_upgrade_restarts_it_and_keeps_what_was_edited(installed: Machine) -> None:
     first = installed.run("systemctl", "show", "--property=MainPID", "vouchd")
-    installed.run("sh", "-c", "dpkg --install /run/vouchd_*.deb")
+    installed.run("sh", "-c", INSTALL)
     assert state(installed, "is-active") == ["active", "active"]
     assert installed.run("systemctl", "show", "--property=MainPID", "vouchd") != first
     assert "spiffe://example.org/payments/api" in ask(installed)
