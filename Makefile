@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PROTOS := $(wildcard proto/*.proto)
 
-.PHONY: demo run test clients test-system lint format proto schemas bench clean
+.PHONY: demo run test clients test-system lint format proto schemas bench deb clean
 
 $(VENV)/.installed: pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -49,6 +49,10 @@ schemas: $(VENV)/.installed
 ## the benchmarks, as ratios to a bare gRPC server
 bench: $(VENV)/.installed
 	$(BIN)/python tests/bench/bench.py
+
+## a Debian package, build/vouchd_VERSION_ARCH.deb
+deb: $(VENV)/.installed
+	deploy/debian/build
 
 clean:
 	rm -rf $(VENV) .venv-interop .run build *.egg-info .coverage* .mypy_cache .ruff_cache .pytest_cache

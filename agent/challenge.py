@@ -3,22 +3,28 @@
 Every HTTP/2 stack answers a PING by itself, at once, with the same payload (RFC 9113 section 6.7),
 so that the workload takes no part in it. The payload is random: the answer was sent after the
 question. That the caller's own process sent it is what `agent.sender` sees to, for all bytes.
+
+At stop the same PING tells when a client has understood that it is to call elsewhere: what it
+sent before it knew has come by then.
 """
 
 from __future__ import annotations
 
 import asyncio
 import secrets
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from agent.errors import PeerGoneError, UnansweredError
-from agent.frames import PAYLOAD_BYTES, ClientFrames, PingInsertion
+from agent.frames import GO_AWAY, PAYLOAD_BYTES, Calls, ClientFrames, Insertion, ping
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 # A client answers within a millisecond. One that is stopped, or swapped out, comes again later.
 ANSWER_SECONDS = 10.0
+# A client that does not read has sent nothing either.
+HEARD_SECONDS = 1.0
 
 
 class Challenge:
@@ -29,9 +35,12 @@ class Challenge:
 
     def __init__(self, send: Callable[[bytes], None]) -> None:
         self._send = send
-        self._insertion = PingInsertion()
-        self._frames = ClientFrames()
+        self._calls = Calls()
+        self._insertion = Insertion(self._calls)
+        self._frames = ClientFrames(self._calls)
         self._waiting: dict[bytes, asyncio.Future[None]] = {}
+        self._progress: asyncio.Event | None = None  # only while somebody waits, for memory's sake
+        self._closed = False
 
     @property
     def requests(self) -> int:
@@ -40,7 +49,9 @@ class Challenge:
 
     def to_client(self, chunk: bytes) -> bytes:
         """What to pass on of the server's bytes."""
-        return self._insertion.feed(chunk)
+        passing = self._insertion.feed(chunk)
+        self._tell_progress()
+        return passing
 
     def from_client(self, chunk: bytes) -> bytes:
         """What to pass on of the client's bytes, which the caller itself must have sent.
@@ -52,6 +63,7 @@ class Challenge:
         for payload in self._frames.answered():
             if not self._waiting[payload].done():
                 self._waiting[payload].set_result(None)
+        self._tell_progress()
         return passing
 
     async def prove(self) -> None:
@@ -66,8 +78,7 @@ class Challenge:
         self._waiting[payload] = answer
         self._frames.expect(payload)
         try:
-            if question := self._insertion.insert(payload):
-                self._send(question)
+            self._insert(ping(payload))
             async with asyncio.timeout(ANSWER_SECONDS):
                 await answer
         except TimeoutError as error:
@@ -78,8 +89,37 @@ class Challenge:
             del self._waiting[payload]
             self._frames.forget(payload)
 
+    async def turn_away(self) -> None:
+        """Have the client call elsewhere; return when no call here waits for its first response."""
+        self._insert(GO_AWAY)
+        with suppress(TimeoutError, PeerGoneError):
+            async with asyncio.timeout(HEARD_SECONDS):
+                await self.prove()
+        await self._until(lambda: not self._calls.unanswered)
+
+    async def quiet(self) -> None:
+        """Return when no call is under way."""
+        await self._until(lambda: not self._calls.open)
+
+    async def _until(self, holds: Callable[[], bool]) -> None:
+        while not self._closed and not holds():
+            if self._progress is None:
+                self._progress = asyncio.Event()
+            await self._progress.wait()
+
+    def _tell_progress(self) -> None:
+        if self._progress is not None:
+            self._progress.set()
+            self._progress = None
+
+    def _insert(self, frame: bytes) -> None:
+        if now := self._insertion.insert(frame):
+            self._send(now)
+
     def close(self) -> None:
         """The connection ended: nobody will answer any more."""
+        self._closed = True
+        self._tell_progress()
         for answer in self._waiting.values():
             if not answer.done():
                 answer.set_exception(PeerGoneError("the connection ended"))

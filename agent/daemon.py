@@ -1,22 +1,16 @@
 """The composition root: builds every part, hands each its collaborators, starts and stops them.
 
 Start: data directory, authority, entries, attestors, gRPC servers, and the public socket last, so
-that nobody can connect before there is somebody to answer.
-
-Stop, in this order: no new connections; streams end with UNAVAILABLE; what is still open is cut;
-the socket is removed. Clients that see their stream end while the socket still accepts would
-reconnect in a tight loop.
+that nobody can connect before there is somebody to answer. Stop: the other way round (agent.front).
 """
 
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import random
-import resource
 import signal
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -24,6 +18,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from agent.activation import take_sockets
 from agent.administration import Administration, Site
 from agent.admission import REASONS, Admission, Limits
 from agent.api.admin import AdminApi, Administrators
@@ -44,14 +39,16 @@ from agent.condition import Condition
 from agent.door import Door
 from agent.entitlement import Entitlements
 from agent.entry_yaml import parse_entries
-from agent.errors import StartupError
 from agent.files import load_entries
+from agent.front import Front
 from agent.gate import Gate
 from agent.jwt_svids import JwtSvids
 from agent.keystore import Keystore, KeystoreError
 from agent.listener import Listener, SocketFile, group_id
 from agent.metrics import Metrics, Words
 from agent.peer import identify
+from agent.plugins import make_attestors
+from agent.process import prepare_process
 from agent.refusals import Refusals
 from agent.reloading import Audience, EntryReloader
 from agent.resetting import InForce, SettingsReloader, follow
@@ -62,8 +59,6 @@ from agent.svid_cache import KEY_FILE, SvidCache, cache_secret
 from agent.svids import Svids
 from agent.turnstile import Turnstile
 from agent.watching import FileWatch
-from attestors.api import AttestorContext, AttestorError
-from attestors.builtin import available
 
 new_event_loop: Callable[[], asyncio.AbstractEventLoop]
 try:
@@ -76,32 +71,24 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import PurePath
 
-    import grpc
     from structlog.typing import FilteringBoundLogger
 
+    from agent.activation import ActivatedListener
     from agent.clock import Clock
     from agent.config import LimitSettings, Settings
     from agent.entry_yaml import LoadedEntries
     from agent.located import Source
     from agent.peer import Caller
+    from agent.service_manager import ServiceManager
     from agent.signals import Signals
     from attestors.api import Attestor
 
-# How long the last bytes may take to reach the clients at stop.
-DRAIN_SECONDS = 1.0
+# The names that socket units give what they pass (FileDescriptorName=).
+AGENT, ADMIN = "agent", "admin"
 INNER = "inner.sock"
 ADMIN_INNER = "admin-inner.sock"
 ADMIN_MODE = 0o600
 ADMIN_GROUP_MODE = 0o660
-
-# gRPC crashes when it gets no descriptor, or no thread, while it starts. An idle agent has thirty
-# descriptors and some hundred MiB of addresses.
-MIN_DESCRIPTORS = 64
-MIN_ADDRESS_SPACE = 1 << 30
-
-_PR_SET_DUMPABLE = 4
-DESCRIPTORS_PER_CONNECTION = 4
-OWN_DESCRIPTORS = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +99,7 @@ class Host:
     """
 
     log: FilteringBoundLogger
+    manager: ServiceManager
     ready: Callable[[str], None]
     reread: Callable[[], Settings]
     relog: Callable[[Settings], None]
@@ -124,9 +112,7 @@ def run(settings: Settings, host: Host) -> None:
         StartupError: the daemon cannot start here.
         ConfigError: the registration entries are wrong.
     """
-    _keep_memory_private()
-    _raise_descriptor_limit(settings.limits.connections, host.log)
-    _require_address_space()
+    prepare_process(settings.limits.connections, host.log)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         runner.run(serve(settings, host))
 
@@ -145,16 +131,20 @@ async def serve(settings: Settings, host: Host) -> None:
             attestors=sorted(settings.attestors),
             authority="created" if parts.site.authority.created else "loaded",
         )
+        host.manager.tell(READY=1, STATUS=parts.status())
         async with asyncio.TaskGroup() as tasks:
             endless = [
                 tasks.create_task(parts.site.svids.run(), name="svid renewal"),
                 tasks.create_task(parts.site.authority.run(), name="authority rotation"),
                 tasks.create_task(parts.site.roster.run(), name="ends of entries"),
                 tasks.create_task(_reload(parts, host, hang_up), name="reload"),
+                tasks.create_task(host.manager.follow(parts.status), name="status"),
+                tasks.create_task(host.manager.feed_watchdog(), name="watchdog"),
             ]
             if parts.cache is not None:
                 endless.append(tasks.create_task(parts.cache.run(), name="svid cache"))
             await stop.wait()
+            host.manager.tell(STOPPING=1, STATUS="stopping")
             for task in endless:
                 task.cancel()
     host.log.info("stopped")
@@ -169,28 +159,44 @@ class _Parts:
     gate: Gate
     api: WorkloadApi
     first_watch: FileWatch
+    settings: SettingsReloader
     cache: SvidCache | None
+
+    def status(self) -> str:
+        """One line for the operator: how much there is, and what of the files is not in force."""
+        reload, callers = self.site.reloader.status, len(self.gate)
+        line = f"serving {reload.entries} entries to {callers} callers"
+        if self.settings.failure:
+            line += f"; settings not reloaded: {self.settings.failure}"
+        if reload.problems:
+            line += f"; entries not reloaded, the last good ones serve: {reload.problems[0]}"
+        return line
 
 
 async def _start(settings: Settings, host: Host, stack: AsyncExitStack) -> _Parts:
-    parts = await _build(settings, host.log, stack)
-    data_dir = Path(settings.data_dir)
+    passed = _take_sockets(settings, stack)
+    parts = await _build(settings, host, stack)
+    data_dir, site = Path(settings.data_dir), parts.site
     if settings.admin_socket_path is not None:
         gate = _gate(settings, ADMIN_INNER, host.log)
-        admin = AdminApi(Administration(parts.site), _administrators(settings), gate, host.log)
+        admin = AdminApi(Administration(site), _administrators(settings), gate, host.log)
         server = make_admin_server(admin, data_dir / ADMIN_INNER)
-        await _open(gate, server, _admin_socket(settings.admin_socket_path, settings), stack)
+        file = _admin_socket(settings.admin_socket_path, settings)
+        listener = passed.get(ADMIN) or Listener(file)
+        await _open(Front(gate=gate, server=server, listener=listener), stack)
     await _expose(settings, parts, host.log, stack)
-    site = parts.site
     admission = parts.gate.door.admission
     guard = Guard(parts.gate, admission, site.refusals.note, host.log, site.metrics)
     server = await make_workload_server(parts.api, guard, parts.gate, data_dir / INNER)
-    await _open(parts.gate, server, _public_socket(settings), stack)
+    listener = passed.get(AGENT) or Listener(_public_socket(settings))
+    end_streams = site.roster.close
+    front = Front(gate=parts.gate, server=server, listener=listener, end_streams=end_streams)
+    await _open(front, stack)
     return parts
 
 
-async def _build(settings: Settings, log: FilteringBoundLogger, stack: AsyncExitStack) -> _Parts:
-    clock, in_force = SystemClock(), InForce(settings)
+async def _build(settings: Settings, host: Host, stack: AsyncExitStack) -> _Parts:
+    clock, in_force, log = SystemClock(), InForce(settings), host.log
     keystore = Keystore(Path(settings.data_dir))
     stack.callback(keystore.close)
     authority = await _open_authority(settings, keystore, clock, log, stack)
@@ -233,8 +239,15 @@ async def _build(settings: Settings, log: FilteringBoundLogger, stack: AsyncExit
         count_connections=lambda: len(gate),
     )
     api = _workload_api(site, settings, log)
+    apply = partial(_apply, site, gate, api, host)
     return _Parts(
-        in_force=in_force, site=site, gate=gate, api=api, first_watch=first_watch, cache=cache
+        in_force=in_force,
+        site=site,
+        gate=gate,
+        api=api,
+        first_watch=first_watch,
+        settings=SettingsReloader(in_force, host.reread, apply, metrics, log),
+        cache=cache,
     )
 
 
@@ -289,18 +302,23 @@ def _open_cache(
 
 
 async def _reload(parts: _Parts, host: Host, hang_up: asyncio.Event) -> None:
-    async def apply(settings: Settings) -> None:
-        # First, because it alone can fail.
-        await parts.site.authority.adopt(_authority_policy(settings))
-        host.relog(settings)
-        parts.site.svids.default_ttl = settings.authority.x509_svid_ttl
-        parts.site.jwt_svids.default_ttl = settings.authority.jwt_svid_ttl
-        parts.api.policy = _serving_policy(settings)
-        parts.gate.door.identify_peer = _identify(settings)
+    async def reload_all() -> None:
+        with host.manager.reloading(parts.status):
+            await parts.settings.reload()
+            await parts.site.reloader.reload()
 
     watches = chain([parts.first_watch], iter(lambda: _watch(parts.in_force, host.log), None))
-    settings = SettingsReloader(parts.in_force, host.reread, apply, parts.site.metrics, host.log)
-    await follow(hang_up, watches, settings, parts.site.reloader.reload)
+    await follow(hang_up, watches, parts.site.reloader.reload, reload_all)
+
+
+async def _apply(site: Site, gate: Gate, api: WorkloadApi, host: Host, settings: Settings) -> None:
+    # First, because it alone can fail.
+    await site.authority.adopt(_authority_policy(settings))
+    host.relog(settings)
+    site.svids.default_ttl = settings.authority.x509_svid_ttl
+    site.jwt_svids.default_ttl = settings.authority.jwt_svid_ttl
+    api.policy = _serving_policy(settings)
+    gate.door.identify_peer = _identify(settings)
 
 
 def _watch(in_force: InForce, log: FilteringBoundLogger) -> FileWatch:
@@ -388,38 +406,6 @@ def _administrators(settings: Settings) -> Administrators:
     return Administrators(os.geteuid(), None if group is None else group_id(group))
 
 
-def known_attestors() -> dict[str, type[Attestor]]:
-    """All attestors that the configuration may name.
-
-    Raises:
-        StartupError: an installed plug-in cannot be loaded.
-    """
-    try:
-        return available()
-    except Exception as error:
-        raise StartupError(
-            f"an installed attestor cannot be loaded ({type(error).__name__}: {error}); "
-            "repair or uninstall its package"
-        ) from error
-
-
-def make_attestors(settings: Settings, log: FilteringBoundLogger) -> list[Attestor]:
-    """The attestors that are on. Whoever asks closes them.
-
-    Raises:
-        StartupError: one of them cannot start.
-    """
-    known = known_attestors()
-    made: list[Attestor] = []
-    for name, options in settings.attestors.items():
-        context = AttestorContext(log=log.bind(attestor=name).warning)
-        try:
-            made.append(known[name](options, context))
-        except AttestorError as error:
-            raise StartupError(f"attestor {name} cannot start: {error}") from error
-    return made
-
-
 def _spread() -> float:
     return random.uniform(-1, 1)  # noqa: S311 - spreads load, guards nothing
 
@@ -448,21 +434,15 @@ def _limits(settings: LimitSettings) -> Limits:
     )
 
 
-async def _open(
-    gate: Gate, server: grpc.aio.Server, file: SocketFile, stack: AsyncExitStack
-) -> None:
-    listener = Listener(file)
+def _take_sockets(settings: Settings, stack: AsyncExitStack) -> dict[str, ActivatedListener]:
+    admin = settings.admin_socket_path
+    paths = {AGENT: Path(settings.socket_path), ADMIN: Path(admin) if admin else None}
+    return take_sockets(os.environ, paths, stack.enter_context(ExitStack()))
 
-    async def stop() -> None:
-        gate.stop_accepting()
-        listener.close()
-        await server.stop(grace=None)
-        await gate.drain(DRAIN_SECONDS)
-        gate.close()
 
-    stack.push_async_callback(stop)
-    await server.start()
-    gate.start(listener.socket)
+async def _open(front: Front, stack: AsyncExitStack) -> None:
+    stack.push_async_callback(front.close)
+    await front.open()
 
 
 async def _expose(
@@ -483,44 +463,3 @@ def _handle_signals(stop: asyncio.Event, hang_up: asyncio.Event) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, hang_up.set)
-
-
-def _keep_memory_private() -> None:
-    """Keys are here: no core dumps, and no ptrace by others of the same user (prctl(2))."""
-    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-
-
-def _raise_descriptor_limit(connections: int, log: FilteringBoundLogger) -> None:
-    """The soft limit is meant for programs with select(2).
-
-    Raises:
-        StartupError: there are not enough to begin with, so that gRPC would crash.
-    """
-    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard < MIN_DESCRIPTORS:
-        raise StartupError(
-            f"only {hard} open files are allowed, and the agent needs {MIN_DESCRIPTORS} at least: "
-            "raise LimitNOFILE= in its unit, or ulimit -n"
-        )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    wanted = connections * DESCRIPTORS_PER_CONNECTION + OWN_DESCRIPTORS
-    if hard < wanted:
-        log.warning(
-            "fewer descriptors than limits.connections may need: raise LimitNOFILE, or lower it",
-            descriptors=hard,
-            needed=wanted,
-        )
-
-
-def _require_address_space() -> None:
-    """Refuse a limit of addresses that gRPC, which reserves many, aborts at.
-
-    Raises:
-        StartupError: there is such a limit.
-    """
-    limit, _hard = resource.getrlimit(resource.RLIMIT_AS)
-    if 0 <= limit < MIN_ADDRESS_SPACE:
-        raise StartupError(
-            f"the address space is limited to {limit >> 20} MiB, and {MIN_ADDRESS_SPACE >> 20} are "
-            "reserved, though hardly used: limit memory by MemoryMax= instead of LimitAS= or ulimit"
-        )

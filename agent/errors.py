@@ -70,6 +70,10 @@ class UnavailableError(VouchdError):
     """Our side cannot answer now; the same call may succeed later."""
 
 
+class StoppingError(UnavailableError):
+    """The agent ends now; whoever calls again reaches its successor."""
+
+
 class AttestationError(UnavailableError):
     """An attestor failed and nothing else matched, so that "no identity" would be a guess."""
 

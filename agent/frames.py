@@ -1,9 +1,10 @@
-"""HTTP/2 frames as they pass by (RFC 9113): where a PING may be put in, and which answer is ours.
+"""HTTP/2 frames as they pass by (RFC 9113): where one may be put in, and which answer is ours.
 
-Nothing is changed but that: one frame more towards the client, and one less towards the server.
+Nothing is changed but that: a frame more towards the client, and one less towards the server.
 Whatever the bytes are, valid or not, all others pass in their order; only the beginning of a frame
 that is still incomplete is held back until the rest of it has come. The one thing that does not
-pass is a header block without end, which the server would keep in memory.
+pass is a header block without end, which the server would keep in memory. On the way it is noted
+which calls are under way.
 """
 
 from __future__ import annotations
@@ -20,10 +21,17 @@ PING_BYTES = HEADER_BYTES + PAYLOAD_BYTES
 # some 200 bytes.
 MAX_HEADER_BLOCK_BYTES = 16 * 1024
 
-_HEADERS, _PUSH_PROMISE, _PING, _CONTINUATION = 1, 5, 6, 9
-_ACK, _END_HEADERS = 0x1, 0x4
+_DATA, _HEADERS, _RST_STREAM, _PUSH_PROMISE, _PING, _GOAWAY, _CONTINUATION = 0, 1, 3, 5, 6, 7, 9
+_OF_CALLS = frozenset({_DATA, _HEADERS, _RST_STREAM})
+_ACK, _END_STREAM, _END_HEADERS = 0x1, 0x1, 0x4
 _PING_HEADER = bytes([0, 0, PAYLOAD_BYTES, _PING, 0, 0, 0, 0, 0])
 _PING_ACK_START = bytes([0, 0, PAYLOAD_BYTES, _PING])
+_HIGHEST_STREAM = (1 << 31) - 1
+GO_AWAY = bytes([0, 0, 8, _GOAWAY, 0, 0, 0, 0, 0]) + _HIGHEST_STREAM.to_bytes(4, "big") + bytes(4)
+"""Tells a client to make its next calls on another connection; those under way go on (section 6.8).
+
+No call is said to be too late for this one, because some may be on their way.
+"""
 
 
 def ping(payload: bytes) -> bytes:
@@ -69,6 +77,43 @@ class _Cutter:
         return data[:passing], begins
 
 
+class Calls:
+    """The calls of one connection that are under way, by the frames that pass (section 5.1)."""
+
+    def __init__(self) -> None:
+        self.open: set[int] = set()
+        """Those that the server has not ended, nor the client given up."""
+        self.unanswered: set[int] = set()
+        """Those of them that have had no response yet, not even the first of many."""
+        self._last = 0
+
+    def from_client(self, data: bytes, at: int) -> None:
+        """The header of a frame of the client's begins there."""
+        kind = data[at + 3]
+        if kind == _HEADERS:
+            # Each call has a higher number than the last (section 5.1.1); others are trailers.
+            if (stream := _stream(data, at)) > self._last:
+                self._last = stream
+                self.open.add(stream)
+                self.unanswered.add(stream)
+        elif kind == _RST_STREAM:
+            self._end(_stream(data, at))
+
+    def from_server(self, data: bytes, at: int) -> None:
+        """The header of a frame of the server's begins there."""
+        kind = data[at + 3]
+        if kind not in _OF_CALLS:
+            return
+        if kind == _RST_STREAM or data[at + 4] & _END_STREAM:
+            self._end(_stream(data, at))
+        elif kind == _DATA:
+            self.unanswered.discard(_stream(data, at))
+
+    def _end(self, stream: int) -> None:
+        self.open.discard(stream)
+        self.unanswered.discard(stream)
+
+
 class HeaderBlockError(PeerError):
     """A client sends headers without end."""
 
@@ -80,8 +125,9 @@ class ClientFrames:
     no client of ours sends.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, calls: Calls | None = None) -> None:
         self.requests = 0
+        self._calls = calls or Calls()
         self._cutter = _Cutter(CLIENT_PREFACE_BYTES)
         self._block_bytes = 0
         self._awaited: set[bytes] = set()
@@ -109,6 +155,7 @@ class ClientFrames:
         data, begins = self._cutter.cut(chunk)
         for at in begins:
             self._look_at_headers(data, at)
+            self._calls.from_client(data, at)
         if not self._awaited:
             return data
         kept, start = [], 0
@@ -134,19 +181,20 @@ class ClientFrames:
             raise HeaderBlockError(f"headers of more than {MAX_HEADER_BLOCK_BYTES} bytes")
 
 
-class PingInsertion:
-    """Server to client: puts PINGs between frames, where the standard allows one."""
+class Insertion:
+    """Server to client: puts frames of ours between others, where the standard allows it."""
 
-    def __init__(self) -> None:
+    def __init__(self, calls: Calls | None = None) -> None:
+        self._calls = calls or Calls()
         self._cutter = _Cutter(0)
         self._waiting: list[bytes] = []
         # The server's first frame must be SETTINGS (section 3.4), and nothing may come between the
         # frames of one header block (section 4.3).
         self._open = False
 
-    def insert(self, payload: bytes) -> bytes:
-        """What to send at once; nothing if the PING has to wait for the end of a frame."""
-        self._waiting.append(ping(payload))
+    def insert(self, frame: bytes) -> bytes:
+        """What to send at once; nothing if ours has to wait for the end of another."""
+        self._waiting.append(frame)
         return self._release() if self._cutter.between_frames else b""
 
     def feed(self, chunk: bytes) -> bytes:
@@ -154,6 +202,7 @@ class PingInsertion:
         data, begins = self._cutter.cut(chunk)
         parts, start = [], 0
         for at in begins:
+            self._calls.from_server(data, at)
             if self._waiting:
                 parts += [data[start:at], self._release()]
                 start = at
@@ -171,6 +220,11 @@ class PingInsertion:
         released = b"".join(self._waiting)
         self._waiting.clear()
         return released
+
+
+def _stream(data: bytes, at: int) -> int:
+    # The first bit is reserved, and to be ignored (section 4.1).
+    return int.from_bytes(data[at + 5 : at + HEADER_BYTES], "big") & _HIGHEST_STREAM
 
 
 def _is_ping_ack(data: bytes, at: int) -> bool:

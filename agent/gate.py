@@ -20,7 +20,7 @@ import secrets
 import socket
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, NewType
 
@@ -32,7 +32,7 @@ from agent.sender import ForeignSenderError, receive
 from agent.signals import UNHEARD, Refused, Stage, Stopwatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Coroutine, Mapping
 
     from structlog.typing import FilteringBoundLogger
 
@@ -68,8 +68,15 @@ class _Connection:
     visitor: Visitor
     calls: int = 0
     relay: Relay | None = None
-    challenge: Challenge | None = None
     silence: asyncio.TimerHandle | None = None
+    challenge: Challenge = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.challenge = Challenge(self._send)
+
+    def _send(self, data: bytes) -> None:
+        if self.relay is not None:
+            self.relay.inbound.send(data)
 
     @property
     def caller(self) -> Caller:
@@ -135,6 +142,27 @@ class Gate:
             self._loop.remove_reader(self._listener)
             self._listener = None
 
+    async def turn_away(self, seconds: float) -> None:
+        """Accept no more, and wait until each call that has come has had its first response.
+
+        Meanwhile clients are told to make their next calls on other connections. They do so without
+        an error, which one whose connection just ends cannot be sure of. At most so many seconds.
+        """
+        self.stop_accepting()
+        await self._all(Challenge.turn_away, seconds)
+
+    async def quiet(self, seconds: float) -> None:
+        """Wait until no call is under way, at most so many seconds."""
+        await self._all(Challenge.quiet, seconds)
+
+    async def _all(
+        self, wait: Callable[[Challenge], Coroutine[None, None, None]], seconds: float
+    ) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds), asyncio.TaskGroup() as tasks:
+                for connection in self._connections.values():
+                    tasks.create_task(wait(connection.challenge))
+
     async def drain(self, seconds: float) -> None:
         """Wait until all connections have ended by themselves, at most so long."""
         self._drained.clear()
@@ -159,7 +187,7 @@ class Gate:
             UnansweredError: there is no answer.
         """
         connection = self._of_caller.get(caller)
-        if connection is None or connection.challenge is None:
+        if connection is None:
             raise PeerGoneError("the connection ended")
         with Stopwatch(self._signals, Stage.CHALLENGE):
             await connection.challenge.prove()
@@ -279,9 +307,8 @@ class Gate:
             self._relay(connection, inner)
 
     def _relay(self, connection: _Connection, inner: socket.socket) -> None:
-        lane = connection.visitor.lane
-        challenge = Challenge(lambda question: relay.inbound.send(question))  # noqa: PLW0108 - it is made below
-        relay = Relay(
+        lane, challenge = connection.visitor.lane, connection.challenge
+        connection.relay = Relay(
             self._loop,
             Side(
                 connection.outer,
@@ -292,8 +319,7 @@ class Gate:
             Side(inner, read_from(inner), challenge.to_client),
             lambda reason: self._end(connection, reason),
         )
-        connection.relay, connection.challenge = relay, challenge
-        relay.start()
+        connection.relay.start()
         self._await_request(connection)
 
     def _await_request(self, connection: _Connection) -> None:
@@ -304,7 +330,7 @@ class Gate:
     def _end_if_silent(self, connection: _Connection) -> None:
         if connection.relay is not None and connection.relay.outbound.waiting:
             self._await_request(connection)  # we were not listening
-        elif connection.challenge is not None and not connection.challenge.requests:
+        elif not connection.challenge.requests:
             self._signals.refused(Refused.SILENT)
             self._end(connection, f"no request within {self._first_request_seconds:g} s")
 
@@ -322,8 +348,7 @@ class Gate:
             connection.silence.cancel()
         if connection.relay is not None:
             connection.relay.close(reason)
-        if connection.challenge is not None:
-            connection.challenge.close()
+        connection.challenge.close()
         connection.outer.close()
         if not isinstance(connection.visitor.caller, PeerError):
             del self._of_caller[connection.visitor.caller]

@@ -60,12 +60,16 @@ class SettingsReloader:
         self._reread = reread
         self._apply = apply
         self._log = log
+        self.failure = ""
+        """Why what the file says now is not in force."""
 
     async def reload(self) -> None:
         """Read the file again, and take up what can change."""
+        self.failure = ""
         try:
             await self._take_up(await asyncio.to_thread(self._reread))
         except VouchdError as error:
+            self.failure = str(error).partition("\n")[0]
             self._metrics.settings_reloaded(valid=False)
             self._log_failure(error)
         else:
@@ -97,8 +101,8 @@ def _differs(name: str, one: Settings, other: Settings) -> bool:
 async def follow(
     hang_up: asyncio.Event,
     watches: Iterator[FileWatch],
-    settings: SettingsReloader,
     reload_entries: Callable[[], Awaitable[None]],
+    reload_all: Callable[[], Awaitable[None]],
 ) -> None:
     """Reload the entries when their files change, and everything at each `hang_up`, for ever.
 
@@ -110,8 +114,7 @@ async def follow(
             await hang_up.wait()
             hang_up.clear()
             watching.cancel()
-        await settings.reload()
-        await reload_entries()
+        await reload_all()
 
 
 async def _watch(watch: FileWatch, reload_entries: Callable[[], Awaitable[None]]) -> None:

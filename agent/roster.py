@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+from agent.errors import StoppingError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from datetime import datetime
@@ -60,6 +62,7 @@ class Roster:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._streams: set[OpenStream] = set()
+        self._closed = False
         self._served: WeakKeyDictionary[Caller, dict[str, Served]] = WeakKeyDictionary()
 
     @property
@@ -76,6 +79,20 @@ class Roster:
             yield stream
         finally:
             self._streams.discard(stream)
+
+    def close(self) -> None:
+        """The agent ends: tell all streams, and those to come."""
+        self._closed = True
+        self.wake(lambda _: True)
+
+    def check_open(self) -> None:
+        """Whether streams may go on.
+
+        Raises:
+            StoppingError: the agent ends.
+        """
+        if self._closed:
+            raise StoppingError("the agent stops, perhaps to start again; try again")
 
     def note_served(self, caller: Caller, method: str, identities: Sequence[Identity]) -> None:
         """Remember what a caller is given now."""

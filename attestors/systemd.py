@@ -36,7 +36,11 @@ CALLS_AT_ONCE = 32
 _SYSTEMD = "org.freedesktop.systemd1"
 _MANAGER = "/org/freedesktop/systemd1"
 _NO_UNIT = frozenset({f"{_SYSTEMD}.NoUnitForPID", f"{_SYSTEMD}.NoSuchUnit"})
-_NO_METHOD = "org.freedesktop.DBus.Error.UnknownMethod"
+# Before a user other than root learns that there is no such method, the bus rejects the message:
+# older policies do not name it.
+_NO_METHOD = frozenset(
+    {"org.freedesktop.DBus.Error.UnknownMethod", "org.freedesktop.DBus.Error.AccessDenied"}
+)
 # Kinds of units that processes are in, and the interface that has their `Slice`.
 _INTERFACES = {
     suffix: f"{_SYSTEMD}.{suffix.capitalize()}"
@@ -133,8 +137,8 @@ class SystemdAttestor:
         return variant.value
 
 
-class _UnknownMethodError(Exception):
-    """This systemd is older than the method."""
+class _UnknownMethodError(AttestorError):
+    """This systemd is older than the method, or it is not for us."""
 
 
 class _Bus:
@@ -202,7 +206,6 @@ def _refusal(answer: Message | None) -> Exception:
     name = None if answer is None else answer.error_name
     if name in _NO_UNIT:
         return _NoUnitError()
-    if name == _NO_METHOD:
-        return _UnknownMethodError()
     text = str(answer.body[0])[:200] if answer is not None and answer.body else ""
-    return AttestorError(f"systemd refuses: {name} {text}".strip())
+    kind = _UnknownMethodError if name in _NO_METHOD else AttestorError
+    return kind(f"systemd refuses: {name} {text}".strip())

@@ -8,6 +8,7 @@ UNAVAILABLE may be. Why a caller was refused is for the operator's log; the call
 from __future__ import annotations
 
 import asyncio
+import secrets
 from contextlib import ExitStack, aclosing
 from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar
 
@@ -22,6 +23,7 @@ from agent.errors import (
     PeerError,
     PeerGoneError,
     RequestError,
+    StoppingError,
     UnansweredError,
     UnavailableError,
     VouchdError,
@@ -40,6 +42,10 @@ if TYPE_CHECKING:
 # Workload Endpoint section 3: it keeps a process from being tricked into calling on behalf of
 # somebody who can choose the request, but not its metadata.
 SECURITY_HEADER = "workload.spiffe.io"
+
+# gRPC's own hint when to try again (gRFC A6). Streams that end together come back spread out.
+RETRY_HINT = "grpc-retry-pushback-ms"
+RETRY_MILLISECONDS = 1000
 
 # rust-spiffe looks for exactly these words.
 NO_IDENTITY = "no identity issued"
@@ -169,14 +175,27 @@ class Guard:
         self, context: ServicerContext, request_type: type[Message], error: Exception
     ) -> NoReturn:
         code, details = status_of(error)
+        hint: tuple[tuple[str, str], ...] = ()
         self._signals.ended(method_of(request_type), code.name)
-        self._signals.refused(reason_of(error))
+        if isinstance(error, StoppingError):  # all streams end: nobody is refused
+            hint = ((RETRY_HINT, str(secrets.randbelow(RETRY_MILLISECONDS))),)
+        else:
+            self._signals.refused(reason_of(error))
+            self._log_failure(context, request_type, code, error)
+        await context.abort(code, details, hint)
+        raise AssertionError("abort returned")
+
+    def _log_failure(
+        self,
+        context: ServicerContext,
+        request_type: type[Message],
+        code: grpc.StatusCode,
+        error: Exception,
+    ) -> None:
         if isinstance(error, VouchdError):
             self._log_refusal(context, request_type, code, error)
         else:
             self._log.exception("call broke", peer=context.peer())
-        await context.abort(code, details)
-        raise AssertionError("abort returned")
 
     def _log_refusal(
         self,

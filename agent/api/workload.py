@@ -232,6 +232,7 @@ class WorkloadApi:
             while True:
                 # What changes from here on is seen, or makes another turn.
                 stream.changed.clear()
+                self._roster.check_open()
                 await self._authority.be_able_to_sign()
                 entitlement = stream.entitlement = await entitle(caller)
                 watched = entitlement.identities if method.has_svids else ()

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from agent.daemon import known_attestors
 from agent.files import load_settings
+from agent.plugins import known_options
 
 if TYPE_CHECKING:
     from agent.config import Settings
@@ -20,7 +20,7 @@ def configured(config: Path) -> Settings:
     Raises:
         ConfigError: with every mistake in it.
     """
-    return load_settings(config, {name: kind.Options for name, kind in known_attestors().items()})
+    return load_settings(config, known_options())
 
 
 def admin_socket_of(config: Path) -> Path:

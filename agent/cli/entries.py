@@ -15,13 +15,14 @@ from agent.cli.configured import admin_socket_of, configured
 from agent.cli.options import Pid, config_option, output_option, timeout_option
 from agent.cli.output import show
 from agent.clock import SystemClock
-from agent.daemon import load_configured_entries, make_attestors
+from agent.daemon import load_configured_entries
 from agent.entries import EntryId
 from agent.explanation import judge
 from agent.files import read_entry_files, read_file
 from agent.identities import match
 from agent.importing import import_entries
 from agent.observation import observe
+from agent.plugins import make_attestors
 from agent.telemetry import configure_log
 from agent.values import format_duration
 from attestors.api import Selector

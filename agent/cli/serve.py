@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import click
@@ -12,6 +14,7 @@ from agent.cli.options import config_option, output_option
 from agent.cli.output import Format, show
 from agent.clock import SystemClock
 from agent.errors import ConfigError, Problem, Severity
+from agent.service_manager import ServiceManager
 from agent.telemetry import adjust_log, configure_log
 
 if TYPE_CHECKING:
@@ -25,18 +28,20 @@ def run(config: Path) -> None:
 
     One line on stderr says when the agent is ready and where; its log follows there.
     """
-    settings = configured(config)
-    log, writer = configure_log(settings.log)
-    host = daemon.Host(
-        log=log,
-        ready=lambda address: writer.write(f"vouchd ready on {address}\n"),
-        reread=lambda: configured(config),
-        relog=lambda changed: adjust_log(changed.log, writer),
-    )
-    try:
-        daemon.run(settings, host)
-    finally:
-        writer.close()
+    with closing(ServiceManager.take(os.environ)) as manager, manager.told_of_failure():
+        settings = configured(config)
+        log, writer = configure_log(settings.log)
+        host = daemon.Host(
+            log=log,
+            manager=manager,
+            ready=lambda address: writer.write(f"vouchd ready on {address}\n"),
+            reread=lambda: configured(config),
+            relog=lambda changed: adjust_log(changed.log, writer),
+        )
+        try:
+            daemon.run(settings, host)
+        finally:
+            writer.close()
 
 
 @click.command()

@@ -12,7 +12,7 @@ import structlog
 
 from agent.attestation import WorkloadAttestor
 from agent.fingerprint import ProgramPin, read_fingerprint
-from agent.frames import ClientFrames, PingInsertion
+from agent.frames import ClientFrames, Insertion
 from agent.peer import Caller, identify
 from agent.sender import receive, stamp_senders
 from attestors.api import AttestorContext
@@ -37,7 +37,7 @@ def measure(call_us: float) -> list[dict[str, object]]:
         caller = stack.enter_context(closing(identify(server)))
         plain = _microseconds(lambda: (plain_client.send(REQUEST), plain_server.recv(65536)))
         stamped = _microseconds(lambda: (client.send(REQUEST), receive(server, 65536, caller)))
-        answers, insertion = ClientFrames(), PingInsertion()
+        answers, insertion = ClientFrames(), Insertion()
         answers.feed(bytes(24))
         sender = READS * (stamped - plain + _microseconds(lambda: answers.feed(REQUEST)))
         sender += WRITES * _microseconds(lambda: insertion.feed(REQUEST))

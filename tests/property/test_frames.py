@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.frames import CLIENT_PREFACE_BYTES, ClientFrames, PingInsertion, ping
+from agent.frames import CLIENT_PREFACE_BYTES, ClientFrames, Insertion, ping
 
 OURS = b"\x01ours\x02\x03\x04"
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -87,7 +87,7 @@ def test_without_a_question_every_answer_passes(frames: list[bytes], cuts: list[
 
 @given(garbage=st.binary(max_size=400), cuts=cuts)
 def test_garbage_passes_but_for_the_beginning_of_a_frame(garbage: bytes, cuts: list[int]) -> None:
-    for walker in (ClientFrames(), PingInsertion()):
+    for walker in (ClientFrames(), Insertion()):
         passed = b"".join(walker.feed(chunk) for chunk in cut(garbage, cuts))
         assert garbage.startswith(passed)
         assert len(garbage) - len(passed) < len(ping(OURS))
@@ -97,16 +97,16 @@ def test_garbage_passes_but_for_the_beginning_of_a_frame(garbage: bytes, cuts: l
 def test_a_question_goes_between_frames_only(
     frames: list[bytes], moments: list[int], cuts: list[int]
 ) -> None:
-    walker = PingInsertion()
+    walker = Insertion()
     settings = frame(4, 0, b"", 0)
     chunks = cut(b"".join([settings, *frames]), cuts)
     received = b""
     for number, chunk in enumerate(chunks):
         for _ in range(moments.count(number)):
-            received += walker.insert(OURS)
+            received += walker.insert(ping(OURS))
         received += walker.feed(chunk)
     for _ in range(sum(moment >= len(chunks) for moment in moments)):
-        received += walker.insert(OURS)
+        received += walker.insert(ping(OURS))
     expected = [settings, *frames]
     assert received.startswith(settings), "the server's first frame is SETTINGS"
     found = 0
@@ -134,8 +134,8 @@ def split(stream: bytes) -> list[bytes]:
 
 
 def test_before_the_servers_first_frame_it_waits() -> None:
-    walker = PingInsertion()
-    assert walker.insert(OURS) == b""
+    walker = Insertion()
+    assert walker.insert(ping(OURS)) == b""
     settings = frame(4, 0, b"", 0)
     assert walker.feed(settings[:5]) == b""
     assert walker.feed(settings[5:]) == settings + ping(OURS)
@@ -144,11 +144,11 @@ def test_before_the_servers_first_frame_it_waits() -> None:
 def test_a_real_stack_answers_and_nobody_else_is_asked() -> None:
     client = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
     server = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
-    insertion, answers = PingInsertion(), ClientFrames()
+    insertion, answers = Insertion(), ClientFrames()
     client.initiate_connection()
     server.initiate_connection()
     answers.expect(OURS)
-    client.receive_data(insertion.feed(server.data_to_send()) + insertion.insert(OURS))
+    client.receive_data(insertion.feed(server.data_to_send()) + insertion.insert(ping(OURS)))
     client.ping(b"theirown")
     events = server.receive_data(answers.feed(client.data_to_send()))
     assert answers.answered() == [OURS]

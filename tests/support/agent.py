@@ -37,6 +37,8 @@ class RunningAgent:
         data_dir: where it keeps its keys.
     """
 
+    _pass_fds: tuple[int, ...] = ()
+
     def __init__(
         self,
         entries: str = "",
@@ -88,6 +90,7 @@ class RunningAgent:
             [*self._prefix, sys.executable, "-m", *self._program()],
             cwd=REPOSITORY,
             env=self._env,
+            pass_fds=self._pass_fds,
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

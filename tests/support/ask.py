@@ -1,7 +1,7 @@
 """A workload under a test's control, wherever it runs.
 
 `python -m tests.support.ask AGENT CONTROL` connects to the test's socket CONTROL, reads `ask` or
-`fork` there, and answers with a line of JSON.
+`fork` there, and answers with a line of JSON. Without CONTROL it asks once.
 """
 
 from __future__ import annotations
@@ -52,4 +52,7 @@ def _in_child(agent: str) -> list[str] | int | None:
 
 
 if __name__ == "__main__":
-    serve(*sys.argv[1:])
+    if len(sys.argv) > 2:
+        serve(*sys.argv[1:])
+    else:
+        sys.stdout.write(json.dumps(ask(sys.argv[1])))

@@ -10,13 +10,17 @@ import sys
 import tempfile
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from tests.support.agent import PATIENCE_SECONDS, REPOSITORY
 from tests.support.ready import Ready
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
 _BUS = "run/dbus/system_bus_socket"
-_CACHE = Path("/var/cache/vouchd-tests")
+CACHE = Path("/var/cache/vouchd-tests")
+"""What is made once and kept between runs."""
 
 
 def _binds() -> list[str]:
@@ -28,14 +32,17 @@ def _binds() -> list[str]:
     ]
 
 
-def debian(release: str) -> Path:
-    """The root file system of a Debian release, made when it is first needed and then kept."""
-    root = _CACHE / release
+def debian(release: str, *packages: str) -> Path:
+    """The root file system of a Debian release, made when it is first needed and then kept.
+
+    It has systemd, and further packages that are named.
+    """
+    root = CACHE / "-".join((release, *packages))
     if not root.exists():
-        _CACHE.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=f"{release}-", dir=_CACHE))
+        CACHE.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{release}-", dir=CACHE))
         fresh.chmod(0o755)
-        include = "--include=systemd,systemd-sysv,dbus"
+        include = f"--include={','.join(('systemd', 'systemd-sysv', 'dbus', *packages))}"
         command = ["debootstrap", "--variant=minbase", include, release, str(fresh)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
@@ -46,12 +53,13 @@ def debian(release: str) -> Path:
 class Machine:
     """Boots systemd in a container of systemd-nspawn. A context manager: it owns what it makes.
 
-    Without a root file system of its own it has the files of this host. One at a time: they share
-    a cgroup.
+    Without a root file system of its own it has the files of this host, and what `binds` names at
+    other paths too. One at a time: they share a cgroup.
     """
 
-    def __init__(self, files: Path | None = None) -> None:
+    def __init__(self, files: Path | None = None, binds: Mapping[Path, str] | None = None) -> None:
         self._files = files
+        self._binds = [f"--bind-ro={path}:{inside}" for path, inside in (binds or {}).items()]
 
     def __enter__(self) -> Self:
         with ExitStack() as held:
@@ -91,10 +99,18 @@ class Machine:
 
     def run(self, *command: str) -> str:
         """What a command prints inside."""
-        inside = ["nsenter", f"--target={self.init}", "-m", "-p", "-i", "-u", "-C", "--", *command]
-        done = subprocess.run(inside, capture_output=True, text=True, check=False)
+        done = subprocess.run(self._inside(command), capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr + done.stdout
         return done.stdout
+
+    def start(self, *command: str) -> subprocess.Popen[str]:
+        """A command that goes on inside. Whoever starts it waits for it, or kills it."""
+        pipe, tied = subprocess.PIPE, ["setpriv", "--pdeathsig", "KILL", "--", *command]
+        return subprocess.Popen(self._inside(tied), text=True, stdin=pipe, stdout=pipe)
+
+    def _inside(self, command: Sequence[str]) -> list[str]:
+        spaces = ["-m", "-p", "-i", "-u", "-C"]
+        return ["nsenter", f"--target={self.init}", *spaces, "--", *command]
 
     def _layer(self, directory: Path) -> Path:
         for name in ("root", "upper", "work"):
@@ -111,7 +127,7 @@ class Machine:
                 [
                     "systemd-nspawn", "--quiet", "--register=no", "--keep-unit",
                     "--link-journal=no", "--console=pipe", "--notify-ready=yes",
-                    f"--directory={root}", *([] if self._files else _binds()),
+                    f"--directory={root}", *([] if self._files else _binds()), *self._binds,
                     "--boot", "systemd.unit=basic.target",
                 ],
                 env={**environment, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},

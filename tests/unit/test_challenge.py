@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 
 from agent import challenge as challenge_module
 from agent.challenge import Challenge
 from agent.errors import PeerGoneError, UnansweredError
-from agent.frames import ping
+from agent.frames import GO_AWAY, ping
+from tests.support.fakes import settle
 
 SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 
@@ -79,3 +81,69 @@ async def test_the_end_of_the_connection_ends_the_wait() -> None:
 
     outcome, _ = await asyncio.gather(challenge.prove(), end(), return_exceptions=True)
     assert isinstance(outcome, PeerGoneError)
+
+
+def call(kind: int, stream: int, flags: int = 4) -> bytes:
+    return bytes([0, 0, 0, kind, flags, 0, 0, 0, stream])
+
+
+DATA, HEADERS, RST_STREAM = 0, 1, 3
+END_STREAM = 5
+
+
+async def test_who_is_turned_away_is_told_and_gets_what_it_asked_for_before_it_knew() -> None:
+    challenge, sent = begun()
+    challenge.from_client(call(HEADERS, 1))
+    async with asyncio.TaskGroup() as tasks:
+        away = tasks.create_task(challenge.turn_away())
+        await settle()
+        told, question = sent
+        assert told == GO_AWAY
+        challenge.from_client(call(HEADERS, 3) + ack(question))
+        challenge.to_client(call(HEADERS, 1) + call(DATA, 1, 0))
+        await settle()
+        assert not away.done(), "the second call was on its way"
+        challenge.to_client(call(HEADERS, 3) + call(DATA, 3, 0))
+        await away
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda challenge: challenge.to_client(call(HEADERS, 1, END_STREAM)),
+        lambda challenge: challenge.to_client(call(RST_STREAM, 1)),
+        lambda challenge: challenge.from_client(call(RST_STREAM, 1)),
+        lambda challenge: challenge.close(),
+    ],
+    ids=["refused", "reset", "given up", "hung up"],
+)
+async def test_a_call_that_ends_is_waited_for_no_longer(end: Callable[[Challenge], object]) -> None:
+    challenge, sent = begun()
+    challenge.from_client(call(HEADERS, 1))
+    async with asyncio.TaskGroup() as tasks:
+        away = tasks.create_task(challenge.turn_away())
+        await settle()
+        challenge.from_client(ack(sent[1]))
+        await settle()
+        assert not away.done()
+        end(challenge)
+        await away
+
+
+async def test_one_who_does_not_read_is_waited_for_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(challenge_module, "HEARD_SECONDS", 0.01)
+    challenge, _ = begun()
+    await challenge.turn_away()
+
+
+async def test_it_is_quiet_when_no_call_is_under_way() -> None:
+    challenge, _ = begun()
+    challenge.from_client(call(HEADERS, 1))
+    challenge.to_client(call(HEADERS, 1) + call(DATA, 1, 0))
+    async with asyncio.TaskGroup() as tasks:
+        quiet = tasks.create_task(challenge.quiet())
+        await settle()
+        assert not quiet.done(), "its stream is open"
+        challenge.from_client(call(HEADERS, 1, END_STREAM))  # trailers open nothing
+        challenge.to_client(call(HEADERS, 1, END_STREAM))
+        await quiet

@@ -31,11 +31,11 @@ from agent.errors import ConfigError
 from agent.files import load_entries, load_settings
 from agent.keys import KeyType
 from agent.located import Source, read
+from agent.plugins import known_options
 from agent.spiffe import TrustDomain
 from agent.values import format_duration
 from attestors._kubelet import KubeletOptions
 from attestors.api import Options
-from attestors.builtin import BUILTIN
 from attestors.k8s import K8sOptions
 
 ROOT = Path(__file__).parents[2]
@@ -173,9 +173,7 @@ def test_settings_are_judged_only_where_relative_paths_mean_something() -> None:
 
 
 # --- the files we ship -------------------------------------------------------------------------
-SHIPPED_MODELS: dict[str, type[BaseModel]] = {
-    name: attestor.Options for name, attestor in BUILTIN.items()
-}
+SHIPPED_MODELS = known_options()
 
 
 def test_the_configuration_for_make_run_stays_inside_the_checkout() -> None:
@@ -205,7 +203,7 @@ def test_the_attestors_that_the_example_has_as_comments_are_valid_and_complete()
     switched_on = re.sub(r"^  # ( *[a-z0-9_-]+:.*)$", r"  \1", text, flags=re.MULTILINE)
     source = Source(name="agent.example.yaml", content=switched_on.encode())
     attestors = parse_settings(source, BASE, SHIPPED_MODELS).attestors
-    assert set(attestors) == set(BUILTIN)
+    assert set(attestors) == set(SHIPPED_MODELS)
     for name, options in attestors.items():
         assert options == type(options)() or name == "k8s"
         for key in type(options).model_fields:

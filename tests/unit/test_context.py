@@ -110,7 +110,7 @@ class Context:
     async def write(self, message: bytes) -> None:
         self.sent.append(message)
 
-    async def abort(self, code: Code, details: str) -> None:
+    async def abort(self, code: Code, details: str, _trailing: tuple[tuple[str, str], ...]) -> None:
         self.code, self.details = code, details
         raise Aborted
 

@@ -1,0 +1,138 @@
+"""The Debian package in a clean Debian: one machine, from the installation to the purge.
+
+In this order; each test takes the machine as the one before left it. As root: `make test-system`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.machine import Machine, debian
+from tests.support.package import built
+
+pytestmark = pytest.mark.system
+
+ENTRY = """
+entries:
+  - spiffe_id: /payments/api
+    selectors: [unix:user:payments]
+"""
+# Nobody pulls the plug: there is no need to wait for the disk.
+INSTALL = "dpkg --force-unsafe-io --install /run/vouchd_*.deb"
+# What dpkg and others write about every package, whether it is there or was.
+JOURNALS = (
+    "/etc/.pwd.lock", "/run/systemd/", "/var/cache/man/", "/var/lib/dpkg/", "/var/lib/systemd/",
+    "/var/log/",
+)  # fmt: skip
+BACKUPS = {f"/etc/{name}-" for name in ("passwd", "group", "shadow", "gshadow", "subuid", "subgid")}
+
+
+@pytest.fixture(scope="module")
+def machine() -> Iterator[Machine]:
+    """With a user `payments`."""
+    with Machine(debian("bookworm", "python3", "man-db", "bash-completion")) as booted:
+        booted.run("useradd", "payments")
+        yield booted
+
+
+@pytest.fixture(scope="module")
+def before(machine: Machine) -> set[str]:
+    """Every file there is before the installation, with its owner and permissions."""
+    return files(machine)
+
+
+@pytest.fixture(scope="module")
+def installed(machine: Machine, before: set[str]) -> Machine:
+    assert before
+    package = built()
+    shutil.copy(package, f"/proc/{machine.init}/root/run/{package.name}")
+    machine.run("sh", "-c", INSTALL)
+    return machine
+
+
+def files(machine: Machine) -> set[str]:
+    found = machine.run("find", "/", "/run", "-xdev", "-printf", "%p %M %U:%G\\n").splitlines()
+    return {each for each in found if not each.startswith(JOURNALS)}
+
+
+def ask(machine: Machine) -> str:
+    """What `payments` gets."""
+    return machine.run(
+        "runuser", "-u", "payments", "--", "vouchd", "fetch", "x509", "--output=json"
+    )
+
+
+def state(machine: Machine, question: str) -> list[str]:
+    units = "vouchd.socket vouchd.service"
+    return machine.run("sh", "-c", f"systemctl {question} {units} || true").split()
+
+
+def test_installed_it_starts_nothing_and_its_configuration_is_valid(installed: Machine) -> None:
+    assert state(installed, "is-active") == ["inactive", "inactive"]
+    assert state(installed, "is-enabled") == ["disabled", "disabled"]
+    checked = installed.run("vouchd", "check", "-c", "/etc/vouchd/agent.yaml")
+    assert checked == "0 entries in 0 files are valid\n"
+    assert installed.run("vouchd", "--version") == "vouchd, version 0.1.0\n"
+
+
+def test_enabled_it_serves_and_gives_nobody_an_identity(installed: Machine) -> None:
+    installed.run("systemctl", "enable", "--now", "vouchd")
+    assert state(installed, "is-active") == ["active", "active"]
+    assert state(installed, "is-enabled") == ["enabled", "enabled"]
+    with pytest.raises(AssertionError, match="no identity"):
+        ask(installed)
+    [pid] = installed.processes_of("vouchd.service")
+    status = Path(f"/proc/{pid}/status").read_text()
+    assert f"Uid:\t{installed.run('id', '-u', 'vouchd').strip()}\t" in status
+
+
+def test_an_entry_that_is_edited_gives_one(installed: Machine) -> None:
+    Path(f"/proc/{installed.init}/root/etc/vouchd/entries.d/payments.yaml").write_text(ENTRY)
+    installed.run("systemctl", "restart", "vouchd")
+    assert "spiffe://example.org/payments/api" in ask(installed)
+
+
+def test_its_manual_is_there(installed: Machine) -> None:
+    pages = "vouchd.1 vouchd-agent.yaml.5 vouchd-entries.yaml.5"
+    complaints = "LC_ALL=C.UTF-8 man --warnings $page 2>&1 > /dev/null"
+    assert installed.run("sh", "-c", f"for page in {pages}; do {complaints}; done") == ""
+    manual = installed.run("man", "vouchd")
+    assert "vouchd fetch x509 [OPTIONS]" in manual
+    assert "Exit code 1 if it gets none." in " ".join(manual.split())
+
+
+def test_the_shell_completes_commands(installed: Machine) -> None:
+    press_tab = """
+        . /usr/share/bash-completion/bash_completion
+        _completion_loader vouchd
+        COMP_WORDS=(vouchd fetch "") COMP_CWORD=2
+        _vouchd_completion vouchd
+        echo "${COMPREPLY[@]}"
+    """
+    assert installed.run("bash", "-c", press_tab).split() == ["bundles", "jwt", "x509"]
+
+
+def test_an_upgrade_restarts_it_and_keeps_what_was_edited(installed: Machine) -> None:
+    first = installed.run("systemctl", "show", "--property=MainPID", "vouchd")
+    installed.run("sh", "-c", INSTALL)
+    assert state(installed, "is-active") == ["active", "active"]
+    assert installed.run("systemctl", "show", "--property=MainPID", "vouchd") != first
+    assert "spiffe://example.org/payments/api" in ask(installed)
+
+
+def test_its_own_files_stay_as_they_were_installed(installed: Machine) -> None:
+    """Python finds nothing to compile."""
+    assert installed.run("dpkg", "--verify", "vouchd") == ""
+
+
+def test_a_purge_leaves_nothing(installed: Machine, before: set[str]) -> None:
+    installed.run("sh", "-c", "systemctl start vouchd && rm /run/vouchd_*.deb")
+    installed.run("dpkg", "--purge", "vouchd")
+    left = {each for each in files(installed) - before if each.split()[0] not in BACKUPS}
+    assert left == set()
+    assert state(installed, "is-active") == ["inactive", "inactive"]
+    assert "vouchd" not in installed.run("sh", "-c", "cat /etc/passwd /etc/group /etc/shadow")
