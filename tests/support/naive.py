@@ -101,22 +101,25 @@ class NaiveAgent:
             except ConnectionError:
                 data = b""
             if not data:
-                self._events.unregister(client.sock)
-                client.sock.close()
+                self._forget(client)
                 return
             for event in client.http.receive_data(data):
                 if isinstance(event, h2.events.RequestReceived) and event.stream_id:
                     self._answer(client, event.stream_id)
-                if isinstance(event, h2.events.WindowUpdated):
-                    self._send(client)
-            self._send(client)
+            if not self._send(client):
+                self._forget(client)
+                return
 
-    def _send(self, client: Client) -> None:
+    def _send(self, client: Client) -> bool:
         try:
             client.sock.sendall(client.http.data_to_send())
         except OSError:
-            self._events.unregister(client.sock)
-            client.sock.close()
+            return False
+        return True
+
+    def _forget(self, client: Client) -> None:
+        self._events.unregister(client.sock)
+        client.sock.close()
 
     def _answer(self, client: Client, stream: int) -> None:
         matched = self._entries.match(facts(client.pid, client.uid), _NOW)
