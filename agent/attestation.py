@@ -71,6 +71,8 @@ class Attestation:
     reports: tuple[Report, ...] = ()
     notes: tuple[str, ...] = ()
     """Why selectors are missing for good."""
+    executable: str | None = None
+    """What the kernel calls the program it runs; see Fingerprint.executable_name."""
 
     @property
     def failures(self) -> Mapping[str, str]:
@@ -99,6 +101,7 @@ class WorkloadAttestor:
         self._log = log
         self._signals = signals
         self._memories: WeakKeyDictionary[Caller, _Memory] = WeakKeyDictionary()
+        self._latest: WeakKeyDictionary[Caller, Attestation] = WeakKeyDictionary()
 
     @asynccontextmanager
     async def attest(self, caller: Caller) -> AsyncIterator[Attestation]:
@@ -109,23 +112,33 @@ class WorkloadAttestor:
             PeerError: it changed its program or its credentials.
         """
         began = time.perf_counter()
+        self._latest.pop(caller, None)
         with caller.open_proc() as process, closing(ProgramPin(process)) as program:
             before = read_fingerprint(process)
             check_credentials(before, caller.credentials)
             known = self._recall(caller, before)
             first = time.perf_counter() - began
             found = await self._run_all(process, frozenset(known))
-            attestation = _join([*(replace(r, remembered=True) for r in known.values()), *found])
+            attestation = _join(
+                [*(replace(r, remembered=True) for r in known.values()), *found],
+                before.executable_name,
+            )
             if not program.holds or before.user_namespace != own_user_namespace():
                 attestation = _without_program(attestation)
+            self._latest[caller] = attestation
             yield attestation
             began = time.perf_counter()
             if read_fingerprint(process) != before or program.changed():
+                self._latest.pop(caller, None)
                 raise PeerError("the process changed its program or user while it was attested")
         if not caller.process.is_alive():
             raise PeerGoneError("the process exited while it was attested")
         self._signals.timed(Stage.EVIDENCE, first + time.perf_counter() - began)
         self._remember(caller, before, found)
+
+    def latest(self, caller: Caller) -> Attestation | None:
+        """What was found out when this caller was last attested; None if that did not hold."""
+        return self._latest.get(caller)
 
     async def close(self) -> None:
         """Close every attestor."""
@@ -190,12 +203,13 @@ class WorkloadAttestor:
         return Report(attestor=name, findings=findings, failure="; ".join(findings.pending) or None)
 
 
-def _join(reports: Sequence[Report]) -> Attestation:
+def _join(reports: Sequence[Report], executable: str | None) -> Attestation:
     return Attestation(
         selectors=frozenset().union(*(report.findings.selectors for report in reports)),
         program=frozenset().union(*(report.findings.program for report in reports)),
         reports=tuple(reports),
         notes=tuple(note for report in reports for note in report.findings.notes),
+        executable=executable,
     )
 
 

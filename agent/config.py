@@ -212,6 +212,8 @@ class LogSettings(_Section):
     """The least important event that is logged."""
     format: LogFormat = LogFormat.TEXT
     """`text` for people, `json` for machines."""
+    audit: bool = True
+    """Whether each SVID that is handed out, and each refusal, has its line, whatever the level."""
 
 
 class TelemetrySettings(_Section):

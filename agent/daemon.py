@@ -33,6 +33,7 @@ from agent.api.workload import (
     WorkloadApi,
 )
 from agent.attestation import WorkloadAttestor
+from agent.audit import Audit
 from agent.authority import Authority, AuthorityPolicy
 from agent.clock import SystemClock
 from agent.condition import Condition
@@ -46,7 +47,7 @@ from agent.jwt_svids import JwtSvids
 from agent.keystore import Keystore, KeystoreError
 from agent.listener import Listener, SocketFile, group_id
 from agent.metrics import Metrics, Words
-from agent.peer import identify
+from agent.peer import boot_id, identify
 from agent.plugins import make_attestors
 from agent.process import prepare_process
 from agent.refusals import Refusals
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from agent.activation import ActivatedListener
+    from agent.audit import RefusedCall
     from agent.clock import Clock
     from agent.config import LimitSettings, Settings
     from agent.entry_yaml import LoadedEntries
@@ -95,10 +97,12 @@ ADMIN_GROUP_MODE = 0o660
 class Host:
     """What the daemon needs of the process it runs in.
 
-    `reread` gives the settings as the file has them now; `relog` has the log follow them.
+    `audit` writes whatever the level of the log is. `reread` gives the settings as the file has
+    them now; `relog` has the log follow them.
     """
 
     log: FilteringBoundLogger
+    audit: FilteringBoundLogger
     manager: ServiceManager
     ready: Callable[[str], None]
     reread: Callable[[], Settings]
@@ -156,6 +160,7 @@ class _Parts:
 
     in_force: InForce
     site: Site
+    audit: Audit
     gate: Gate
     api: WorkloadApi
     first_watch: FileWatch
@@ -178,21 +183,29 @@ async def _start(settings: Settings, host: Host, stack: AsyncExitStack) -> _Part
     parts = await _build(settings, host, stack)
     data_dir, site = Path(settings.data_dir), parts.site
     if settings.admin_socket_path is not None:
-        gate = _gate(settings, ADMIN_INNER, host.log)
+        gate = _gate(settings, ADMIN_INNER, parts.audit, host.log)
         admin = AdminApi(Administration(site), _administrators(settings), gate, host.log)
         server = make_admin_server(admin, data_dir / ADMIN_INNER)
         file = _admin_socket(settings.admin_socket_path, settings)
         listener = passed.get(ADMIN) or Listener(file)
         await _open(Front(gate=gate, server=server, listener=listener), stack)
     await _expose(settings, parts, host.log, stack)
-    admission = parts.gate.door.admission
-    guard = Guard(parts.gate, admission, site.refusals.note, host.log, site.metrics)
+    admission, note = parts.gate.door.admission, partial(_note_refused_call, parts)
+    guard = Guard(parts.gate, admission, note, host.log, site.metrics)
     server = await make_workload_server(parts.api, guard, parts.gate, data_dir / INNER)
     listener = passed.get(AGENT) or Listener(_public_socket(settings))
     end_streams = site.roster.close
     front = Front(gate=parts.gate, server=server, listener=listener, end_streams=end_streams)
     await _open(front, stack)
     return parts
+
+
+def _note_refused_call(parts: _Parts, caller: Caller | None, refusal: RefusedCall) -> None:
+    parts.audit.refused(caller, refusal)
+    if caller is not None:
+        parts.site.refusals.note(
+            caller.credentials, refusal.request, refusal.status, refusal.reason
+        )
 
 
 async def _build(settings: Settings, host: Host, stack: AsyncExitStack) -> _Parts:
@@ -211,7 +224,10 @@ async def _build(settings: Settings, host: Host, stack: AsyncExitStack) -> _Part
     metrics = _metrics(attestors)
     attestor = WorkloadAttestor(attestors, log, metrics)
     stack.push_async_callback(attestor.close)
-    roster, gate = Roster(clock), _gate(settings, INNER, log, metrics)
+    seconds = asyncio.get_running_loop().time
+    audit = Audit(host.audit.info, boot_id(), attestor.latest, seconds)
+    audit.enabled = settings.log.audit
+    roster, gate = Roster(clock), _gate(settings, INNER, audit, log, metrics)
     authority.on_change(lambda kind: roster.wake(lambda stream: stream.kind is kind))
     entitlements = Entitlements(attestor, entries.entries, gate.prove_sender, clock, log, metrics)
     site = Site(
@@ -238,11 +254,12 @@ async def _build(settings: Settings, host: Host, stack: AsyncExitStack) -> _Part
         parse=lambda sources: parse_configured_entries(sources, in_force.settings, clock).entries,
         count_connections=lambda: len(gate),
     )
-    api = _workload_api(site, settings, log)
-    apply = partial(_apply, site, gate, api, host)
+    api = _workload_api(site, settings, audit, log)
+    apply = partial(_apply, site, audit, gate, api, host)
     return _Parts(
         in_force=in_force,
         site=site,
+        audit=audit,
         gate=gate,
         api=api,
         first_watch=first_watch,
@@ -251,13 +268,16 @@ async def _build(settings: Settings, host: Host, stack: AsyncExitStack) -> _Part
     )
 
 
-def _workload_api(site: Site, settings: Settings, log: FilteringBoundLogger) -> WorkloadApi:
+def _workload_api(
+    site: Site, settings: Settings, audit: Audit, log: FilteringBoundLogger
+) -> WorkloadApi:
     return WorkloadApi(
         entitlements=site.entitlements,
         issuers=Issuers(authority=site.authority, x509=site.svids, jwt=site.jwt_svids),
         roster=site.roster,
         clock=site.clock,
         policy=_serving_policy(settings),
+        note_issued=audit.issued,
         log=log,
     )
 
@@ -311,10 +331,13 @@ async def _reload(parts: _Parts, host: Host, hang_up: asyncio.Event) -> None:
     await follow(hang_up, watches, parts.site.reloader.reload, reload_all)
 
 
-async def _apply(site: Site, gate: Gate, api: WorkloadApi, host: Host, settings: Settings) -> None:
+async def _apply(
+    site: Site, audit: Audit, gate: Gate, api: WorkloadApi, host: Host, settings: Settings
+) -> None:
     # First, because it alone can fail.
     await site.authority.adopt(_authority_policy(settings))
     host.relog(settings)
+    audit.enabled = settings.log.audit
     site.svids.default_ttl = settings.authority.x509_svid_ttl
     site.jwt_svids.default_ttl = settings.authority.jwt_svid_ttl
     api.policy = _serving_policy(settings)
@@ -414,11 +437,15 @@ def _spread() -> float:
 
 
 def _gate(
-    settings: Settings, inner: str, log: FilteringBoundLogger, signals: Signals = UNHEARD
+    settings: Settings,
+    inner: str,
+    audit: Audit,
+    log: FilteringBoundLogger,
+    signals: Signals = UNHEARD,
 ) -> Gate:
     loop, limits = asyncio.get_running_loop(), settings.limits
     turnstile = Turnstile(loop, limits.requests_per_second, signals)
-    door = Door(Admission(_limits(limits)), turnstile, log, _identify(settings), signals)
+    door = Door(Admission(_limits(limits)), turnstile, audit.refused, _identify(settings), signals)
     path = str(Path(settings.data_dir) / inner)
     return Gate(loop, path, door, log, limits.first_request_timeout.total_seconds(), signals)
 

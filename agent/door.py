@@ -14,15 +14,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agent.admission import OverLimitError, Place
+from agent.audit import RefusedConnection
 from agent.errors import PeerError, PeerGoneError
-from agent.limits import RateLimit
 from agent.peer import identify, read_pid
 from agent.signals import UNHEARD, Refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from structlog.typing import FilteringBoundLogger
 
     from agent.admission import Admission
     from agent.peer import Caller
@@ -32,8 +30,6 @@ if TYPE_CHECKING:
 # How long a process that was refused is refused again without a closer look.
 REFUSED_SECONDS = 0.2
 REFUSED_PROCESSES = 1024
-# Refusals in the log: a line at once for each user, and one every ten seconds.
-LOGGED_SECONDS = 10.0
 # Nobody in particular, as whom all count together whom the kernel could not name.
 NOBODY = Place(-1, "")
 
@@ -54,6 +50,7 @@ class Visitor:
 class Door:
     """Lets visitors in, as long as they are not too many.
 
+    `note_refusal` is told of each connection that ends because of who made it, or speaks on it.
     `identify_peer`, which tells who connected, may be replaced. `admission` is for what its
     visitors have later, too.
     """
@@ -62,17 +59,16 @@ class Door:
         self,
         admission: Admission,
         turnstile: Turnstile,
-        log: FilteringBoundLogger,
+        note_refusal: Callable[[Caller | None, RefusedConnection], None],
         identify_peer: Callable[[socket.socket], Caller] = identify,
         signals: Signals = UNHEARD,
     ) -> None:
         self.identify_peer = identify_peer
         self.admission = admission
         self._turnstile = turnstile
-        self._log = log
+        self.note_refusal = note_refusal
         self._signals = signals
         self._refused: dict[int, tuple[float, OverLimitError]] = {}
-        self._logged = RateLimit(1, LOGGED_SECONDS)
 
     def enter(self, sock: socket.socket, now: float) -> Visitor | None:
         """Let somebody in who has connected; `leave` at the end of the connection.
@@ -87,7 +83,7 @@ class Door:
             self._check_not_refused_just_now(sock, now)
             return self._admit(sock, now)
         except PeerGoneError as error:
-            self._log.info("connection dropped", reason=str(error))
+            self.note_refusal(None, RefusedConnection(reason=str(error)))
             self._signals.refused(Refused.GONE)
         except OverLimitError as error:
             self._signals.refused(error.reason)
@@ -117,21 +113,11 @@ class Door:
 
     def _turn_away(self, caller: Caller, error: OverLimitError, now: float) -> None:
         """One more is too many of them: say so, but not each time."""
-        credentials = caller.credentials
         caller.close()
         if len(self._refused) >= REFUSED_PROCESSES:
             self._refused.clear()
-        self._refused[credentials.pid] = (now + REFUSED_SECONDS, error)
-        unsaid = self._logged.take(credentials.uid, now)
-        if unsaid is not None:
-            self._log.warning(
-                "connection refused",
-                reason=str(error),
-                pid=credentials.pid,
-                uid=credentials.uid,
-                cgroup=caller.cgroup,
-                refusals_not_logged=unsaid,
-            )
+        self._refused[caller.credentials.pid] = (now + REFUSED_SECONDS, error)
+        self.note_refusal(caller, RefusedConnection(reason=str(error), cgroup=caller.cgroup))
 
     def _check_not_refused_just_now(self, sock: socket.socket, now: float) -> None:
         if self._refused:

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, NewType
 
+from agent.audit import RefusedConnection, RefusedSender
 from agent.challenge import Challenge
 from agent.door import accept, has_hung_up
 from agent.errors import PeerError, PeerGoneError
@@ -363,24 +364,29 @@ class Gate:
 
         Whoever spoke in another's name is told of in any case.
         """
-        fields: dict[str, object] = {"reason": str(reason)}
         caller = connection.visitor.caller
         if isinstance(caller, PeerError):
-            fields["refused"] = str(caller)
-        else:
-            credentials = caller.credentials
-            fields |= {"pid": credentials.pid, "uid": credentials.uid}
-        if isinstance(reason, ForeignSenderError):
-            self._log.warning(
-                "connection cut",
-                **fields,
-                sender_pid=reason.pid,
-                sender_uid=reason.uid,
-                sender_gid=reason.gid,
-                bytes=reason.count,
-            )
+            if not connection.calls:
+                self.door.note_refusal(None, RefusedConnection(reason=str(caller)))
+        elif isinstance(reason, ForeignSenderError):
+            self.door.note_refusal(caller, _refused_sender(reason))
         elif not connection.calls:
-            self._log.info("connection ended without a call", **fields)
+            self._log.info(
+                "connection ended without a call",
+                reason=str(reason),
+                pid=caller.credentials.pid,
+                uid=caller.credentials.uid,
+            )
+
+
+def _refused_sender(error: ForeignSenderError) -> RefusedSender:
+    return RefusedSender(
+        reason=str(error),
+        sender_pid=error.pid,
+        sender_uid=error.uid,
+        sender_gid=error.gid,
+        bytes=error.count,
+    )
 
 
 def _pass_requests(lane: Lane, challenge: Challenge, chunk: bytes) -> bytes:

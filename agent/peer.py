@@ -379,6 +379,12 @@ def _anonymous_device() -> int:
         return os.fstat(any_of_them.fileno()).st_dev
 
 
+@cache
+def boot_id(proc: Path = Path("/proc")) -> str:
+    """The kernel's name for this boot (proc(5)); with a pidfs inode it names one process of all."""
+    return (proc / "sys/kernel/random/boot_id").read_text().strip()
+
+
 @dataclass(frozen=True, slots=True)
 class OverflowIds:
     """What the kernel reports for IDs without a mapping here; -1 where every ID has one."""

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import psutil
 import pytest
 
+from agent import keys
 from agent.peer import Caller, identify
+from tests.support import secrecy
 from tests.support.agent import RunningAgent, entry_for_me
 
 if TYPE_CHECKING:
@@ -70,6 +72,22 @@ def no_leaks() -> Iterator[None]:
         leaked = _descriptors() - descriptors
     assert not leaked, f"leaked descriptors: {sorted(leaked)}"
     assert not (left := _children() - children), f"left child processes: {sorted(left)}"
+
+
+@pytest.fixture(autouse=True)
+def no_secrets(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fail a test in which a key, a token or an environment variable's value was logged."""
+
+    def generate(key_type: keys.KeyType) -> keys.PrivateKey:
+        key = make(key_type)
+        secrecy.know(key)
+        return key
+
+    make = keys.generate
+    monkeypatch.setattr(keys, "generate", generate)
+    secrecy.forget()
+    yield
+    assert not (secrets := secrecy.found()), f"logged: {secrets}"
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from agent.admission import OverLimitError
+from agent.audit import RefusedCall
 from agent.errors import (
     AttestationError,
     AuthorityError,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from agent.admission import Admission
-    from agent.peer import Caller, Credentials
+    from agent.peer import Caller
     from agent.signals import Signals
 
 # Workload Endpoint section 3: it keeps a process from being tricked into calling on behalf of
@@ -82,15 +83,15 @@ class Guard:
     """Turns plain coroutines over (caller, request) into gRPC method handlers.
 
     Requests are decoded and responses encoded here, so that a malformed request has the status the
-    standard wants, and equal responses are equal bytes. `note_refusal` is told of each caller that
-    is refused: the name of its request, the status and the reason.
+    standard wants, and equal responses are equal bytes. `note_refusal` is told of each call that is
+    refused, and whose it was: None if there is nobody to name.
     """
 
     def __init__(
         self,
         callers: CallerTable,
         admission: Admission,
-        note_refusal: Callable[[Credentials, str, str, str], None],
+        note_refusal: Callable[[Caller | None, RefusedCall], None],
         log: FilteringBoundLogger,
         signals: Signals = UNHEARD,
     ) -> None:
@@ -107,6 +108,7 @@ class Guard:
         method = method_of(request_type)
 
         async def handle(raw: bytes, context: ServicerContext) -> bytes:
+            caller = None
             try:
                 caller = self._admit(context)
                 with self._admission.attestation(caller.place):
@@ -117,7 +119,7 @@ class Guard:
                 self._signals.ended(method, grpc.StatusCode.CANCELLED.name)
                 raise
             except Exception as error:  # noqa: BLE001 - every failure becomes a status
-                await self._fail(context, request_type, error)
+                await self._fail(context, request_type, error, caller)
 
         return grpc.unary_unary_rpc_method_handler(handle)
 
@@ -126,42 +128,39 @@ class Guard:
         request_type: type[RequestT],
         answer: Callable[[Caller, RequestT], AsyncGenerator[Message, None]],
     ) -> grpc.RpcMethodHandler[bytes, bytes]:
-        """A handler whose stream stays open. A response equal to the one before is not sent."""
+        """A handler whose stream stays open."""
         method = method_of(request_type)
 
         async def handle(raw: bytes, context: ServicerContext) -> None:
+            caller = None
             try:
                 caller = self._admit(context)
                 with self._admission.stream(caller.place), ExitStack() as first:
                     first.enter_context(self._admission.attestation(caller.place))
                     async with aclosing(answer(caller, _decode(request_type, raw))) as responses:
-                        await self._write_changes(context, responses, first.close)
+                        await self._write_all(context, responses, first.close)
             except asyncio.CancelledError:
                 self._signals.ended(method, grpc.StatusCode.CANCELLED.name)
                 raise
             except Exception as error:  # noqa: BLE001 - every failure becomes a status
-                await self._fail(context, request_type, error)
+                await self._fail(context, request_type, error, caller)
             # Clients freeze on a stream that ends with OK.
-            await self._fail(
-                context, request_type, UnavailableError("the stream ended; open it again")
-            )
+            ended = UnavailableError("the stream ended; open it again")
+            await self._fail(context, request_type, ended, caller)
 
         return grpc.unary_stream_rpc_method_handler(handle)
 
-    async def _write_changes(
+    async def _write_all(
         self,
         context: ServicerContext,
         responses: AsyncGenerator[Message, None],
         attested: Callable[[], None],
     ) -> None:
-        sent = None
         async for response in responses:
             attested()
             encoded = encode(response)
-            if encoded != sent:
-                with Stopwatch(self._signals, Stage.SEND):
-                    await _write(context, encoded)
-                sent = encoded
+            with Stopwatch(self._signals, Stage.SEND):
+                await _write(context, encoded)
 
     def _admit(self, context: ServicerContext) -> Caller:
         header = [v for k, v in context.invocation_metadata() or () if k == SECURITY_HEADER]
@@ -172,7 +171,11 @@ class Guard:
         return self._callers.begin_call(context.peer())
 
     async def _fail(
-        self, context: ServicerContext, request_type: type[Message], error: Exception
+        self,
+        context: ServicerContext,
+        request_type: type[Message],
+        error: Exception,
+        caller: Caller | None,
     ) -> NoReturn:
         code, details = status_of(error)
         hint: tuple[tuple[str, str], ...] = ()
@@ -181,42 +184,28 @@ class Guard:
             hint = ((RETRY_HINT, str(secrets.randbelow(RETRY_MILLISECONDS))),)
         else:
             self._signals.refused(reason_of(error))
-            self._log_failure(context, request_type, code, error)
+            self._tell(caller or self._caller(context), request_type, code, error)
         await context.abort(code, details, hint)
         raise AssertionError("abort returned")
 
-    def _log_failure(
+    def _tell(
         self,
-        context: ServicerContext,
+        caller: Caller | None,
         request_type: type[Message],
         code: grpc.StatusCode,
         error: Exception,
     ) -> None:
-        if isinstance(error, VouchdError):
-            self._log_refusal(context, request_type, code, error)
-        else:
-            self._log.exception("call broke", peer=context.peer())
+        name, reason = request_type.DESCRIPTOR.name, str(error)
+        if not isinstance(error, VouchdError):
+            self._log.exception("call broke", request=name)
+            reason = f"internal error ({type(error).__name__})"
+        self._note_refusal(caller, RefusedCall(request=name, status=code.name, reason=reason))
 
-    def _log_refusal(
-        self,
-        context: ServicerContext,
-        request_type: type[Message],
-        code: grpc.StatusCode,
-        error: VouchdError,
-    ) -> None:
-        fields: dict[str, object] = {
-            "request": request_type.DESCRIPTOR.name,
-            "status": code.name,
-            "reason": str(error),
-        }
+    def _caller(self, context: ServicerContext) -> Caller | None:
         try:
-            credentials = self._callers.caller(context.peer()).credentials
+            return self._callers.caller(context.peer())
         except PeerError:
-            pass  # the reason says why there is nobody to name
-        else:
-            fields |= {"pid": credentials.pid, "uid": credentials.uid}
-            self._note_refusal(credentials, request_type.DESCRIPTOR.name, code.name, str(error))
-        self._log.info("call refused", **fields)
+            return None  # the reason says why there is nobody to name
 
 
 async def _write(context: ServicerContext, encoded: bytes) -> None:

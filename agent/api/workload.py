@@ -11,12 +11,13 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeAlias, TypeVar
 
 import grpc
 from google.protobuf import json_format
 
 from agent.api.context import UnsupportedError
+from agent.audit import IssuedJwt, IssuedX509
 from agent.authorities import Kind
 from agent.entitlement import Entitlement
 from agent.errors import AuthorityError, NoIdentityError, RequestError, UnavailableError
@@ -32,10 +33,12 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from agent.api.context import Guard
+    from agent.audit import Issued
     from agent.bundle import TrustBundle
     from agent.clock import Clock
     from agent.entitlement import Entitlements
     from agent.identities import Identity
+    from agent.jwt_issuance import JwtSvid
     from agent.jwt_svids import JwtSvids
     from agent.peer import Caller
     from agent.roster import OpenStream, Roster
@@ -52,6 +55,8 @@ MAX_AUDIENCE_CHARS = 4096
 # While an attestor fails, its caller's stream asks again this often for what may be missing.
 RETRY_SECONDS = 10.0
 
+T = TypeVar("T")
+MessageT_co = TypeVar("MessageT_co", bound="Message", covariant=True)
 SvidT = TypeVar("SvidT", pb.X509SVID, pb.JWTSVID)
 Pushes: TypeAlias = "AsyncGenerator[Message, None]"
 
@@ -82,6 +87,14 @@ _JWT_BUNDLES = _Method("FetchJWTBundles", Kind.JWT)
 
 STREAMING = tuple(each.name for each in (_X509_SVID, _X509_BUNDLES, _JWT_BUNDLES))
 """The names of those whose streams stay open."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Response(Generic[MessageT_co]):
+    """A message, and what is issued with it for which identity."""
+
+    message: MessageT_co
+    issued: tuple[tuple[Identity, Issued], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +148,7 @@ class Issuers:
 class WorkloadApi:
     """The methods, as coroutines over a caller and a request; `handlers` dresses them for gRPC.
 
-    `policy` may be replaced at any time.
+    `policy` may be replaced at any time. `note_issued` is told of each SVID before it goes out.
     """
 
     def __init__(
@@ -146,9 +159,11 @@ class WorkloadApi:
         roster: Roster,
         clock: Clock,
         policy: ServingPolicy,
+        note_issued: Callable[[Caller, Issued], None],
         log: FilteringBoundLogger,
     ) -> None:
         self.policy = policy
+        self._note_issued = note_issued
         self._entitlements = entitlements
         self._svids = issuers.x509
         self._jwt_svids = issuers.jwt
@@ -195,9 +210,9 @@ class WorkloadApi:
         identities = [i for i in entitlement.identities if wanted in {None, i.spiffe_id}]
         if not identities:
             raise NoIdentityError(f"the caller asked for {wanted}, which is none of its identities")
-        svids = self._each(identities, lambda identity: self._jwt_message(identity, audience))
-        self._note_served("jwt-svid", caller, identities)
-        return pb.JWTSVIDResponse(svids=_with_unique_hints(svids))
+        response = self._jwt_response(identities, audience)
+        self._note_served(caller, response)
+        return response.message
 
     async def validate_jwt_svid(
         self, caller: Caller, request: pb.ValidateJWTSVIDRequest
@@ -225,9 +240,13 @@ class WorkloadApi:
         method: _Method,
         caller: Caller,
         entitle: Entitle,
-        compose: Callable[[Caller, Sequence[Identity]], Message],
+        compose: Callable[[Sequence[Identity]], _Response[Message]],
     ) -> Pushes:
-        """A response at once, and after every change, for as long as the caller is entitled."""
+        """A response at once, and after every change, for as long as the caller is entitled.
+
+        One that is equal to the one before is not sent.
+        """
+        sent: Message | None = None
         with self._roster.open(caller, method.name, method.kind) as stream:
             while True:
                 # What changes from here on is seen, or makes another turn.
@@ -237,7 +256,11 @@ class WorkloadApi:
                 entitlement = stream.entitlement = await entitle(caller)
                 watched = entitlement.identities if method.has_svids else ()
                 with self._svids.watch(watched, stream.changed):
-                    yield compose(caller, entitlement.identities)
+                    response = compose(entitlement.identities)
+                    if response.message != sent:
+                        self._note_served(caller, response)
+                        sent = response.message
+                        yield sent
                     while not stream.changed.is_set() and not await self._is_due(stream, entitle):
                         pass
 
@@ -277,43 +300,50 @@ class WorkloadApi:
         bundle = self._authority.bundle
         return {bundle.trust_domain: bundle}
 
-    def _x509_response(self, caller: Caller, identities: Sequence[Identity]) -> pb.X509SVIDResponse:
+    def _x509_response(self, identities: Sequence[Identity]) -> _Response[pb.X509SVIDResponse]:
         bundle = self._authority.bundle.x509_der()
-        svids = self._each(identities, lambda each: _x509_message(self._svids.get(each), bundle))
-        self._note_served("x509-svid", caller, identities)
-        return pb.X509SVIDResponse(svids=_with_unique_hints(svids))
+        made = self._each(identities, self._svids.get)
+        return _Response(
+            pb.X509SVIDResponse(
+                svids=_with_unique_hints([_x509_message(svid, bundle) for _, svid in made])
+            ),
+            tuple((identity, _issued_x509(identity, svid)) for identity, svid in made),
+        )
+
+    def _jwt_response(
+        self, identities: Sequence[Identity], audience: tuple[str, ...]
+    ) -> _Response[pb.JWTSVIDResponse]:
+        made = self._each(identities, lambda each: self._jwt_svids.get(each, audience))
+        return _Response(
+            pb.JWTSVIDResponse(svids=_with_unique_hints([_jwt_message(*each) for each in made])),
+            tuple((each, _issued_jwt(each, svid, audience)) for each, svid in made),
+        )
 
     def _x509_bundles_response(
-        self, _caller: Caller, _identities: Sequence[Identity]
-    ) -> pb.X509BundlesResponse:
-        return pb.X509BundlesResponse(
-            bundles={td.id: bundle.x509_der() for td, bundle in self._bundles().items()}
-        )
+        self, _identities: Sequence[Identity]
+    ) -> _Response[pb.X509BundlesResponse]:
+        bundles = {td.id: bundle.x509_der() for td, bundle in self._bundles().items()}
+        return _Response(pb.X509BundlesResponse(bundles=bundles))
 
     def _jwt_bundles_response(
-        self, _caller: Caller, _identities: Sequence[Identity]
-    ) -> pb.JWTBundlesResponse:
-        return pb.JWTBundlesResponse(
-            bundles={td.id: bundle.jwks() for td, bundle in self._bundles().items()}
-        )
-
-    def _jwt_message(self, identity: Identity, audience: tuple[str, ...]) -> pb.JWTSVID:
-        svid = self._jwt_svids.get(identity, audience)
-        return pb.JWTSVID(spiffe_id=str(identity.spiffe_id), svid=svid.token, hint=identity.hint)
+        self, _identities: Sequence[Identity]
+    ) -> _Response[pb.JWTBundlesResponse]:
+        bundles = {td.id: bundle.jwks() for td, bundle in self._bundles().items()}
+        return _Response(pb.JWTBundlesResponse(bundles=bundles))
 
     def _each(
-        self, identities: Sequence[Identity], make: Callable[[Identity], SvidT]
-    ) -> list[SvidT]:
-        """One message an identity. One that cannot be served now does not hold up the others.
+        self, identities: Sequence[Identity], make: Callable[[Identity], T]
+    ) -> list[tuple[Identity, T]]:
+        """One SVID an identity. One that cannot be served now does not hold up the others.
 
         Raises:
             AuthorityError: none can be served.
         """
-        made: list[SvidT] = []
+        made: list[tuple[Identity, T]] = []
         failure: AuthorityError | None = None
         for identity in identities:
             try:
-                made.append(make(identity))
+                made.append((identity, make(identity)))
             except AuthorityError as error:
                 failure = error
                 self._log.warning("svid not made", entry=identity.entry_id, reason=str(error))
@@ -321,16 +351,12 @@ class WorkloadApi:
             raise failure
         return made
 
-    def _note_served(self, what: str, caller: Caller, identities: Sequence[Identity]) -> None:
-        self._roster.note_served(caller, what, identities)
-        self._log.info(
-            "served",
-            kind=what,
-            pid=caller.credentials.pid,
-            uid=caller.credentials.uid,
-            entries=[identity.entry_id for identity in identities],
-            spiffe_ids=[str(identity.spiffe_id) for identity in identities],
-        )
+    def _note_served(self, caller: Caller, response: _Response[Message]) -> None:
+        for _, svid in response.issued:
+            self._note_issued(caller, svid)
+        if response.issued:
+            kind = response.issued[0][1].kind
+            self._roster.note_served(caller, kind, [identity for identity, _ in response.issued])
 
 
 async def _wait(changed: asyncio.Event, seconds: float | None) -> None:
@@ -346,6 +372,29 @@ def _x509_message(svid: X509Svid, bundle: bytes) -> pb.X509SVID:
         x509_svid_key=svid.key_der,
         bundle=bundle,
         hint=svid.hint,
+    )
+
+
+def _jwt_message(identity: Identity, svid: JwtSvid) -> pb.JWTSVID:
+    return pb.JWTSVID(spiffe_id=str(identity.spiffe_id), svid=svid.token, hint=identity.hint)
+
+
+def _issued_x509(identity: Identity, svid: X509Svid) -> IssuedX509:
+    return IssuedX509(
+        spiffe_id=svid.spiffe_id,
+        entry_id=identity.entry_id,
+        serial=f"{svid.serial:x}",
+        expires_at=svid.not_after,
+    )
+
+
+def _issued_jwt(identity: Identity, svid: JwtSvid, audience: tuple[str, ...]) -> IssuedJwt:
+    return IssuedJwt(
+        spiffe_id=str(identity.spiffe_id),
+        entry_id=identity.entry_id,
+        kid=svid.kid,
+        audience=audience,
+        expires_at=svid.expires_at,
     )
 
 

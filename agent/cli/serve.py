@@ -15,7 +15,7 @@ from agent.cli.output import Format, show
 from agent.clock import SystemClock
 from agent.errors import ConfigError, Problem, Severity
 from agent.service_manager import ServiceManager
-from agent.telemetry import adjust_log, configure_log
+from agent.telemetry import Line, adjust_log, audit_log, configure_log
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,8 +33,9 @@ def run(config: Path) -> None:
         log, writer = configure_log(settings.log)
         host = daemon.Host(
             log=log,
+            audit=audit_log(),
             manager=manager,
-            ready=lambda address: writer.write(f"vouchd ready on {address}\n"),
+            ready=lambda address: writer.write(Line(f"vouchd ready on {address}")),
             reread=lambda: configured(config),
             relog=lambda changed: adjust_log(changed.log, writer),
         )

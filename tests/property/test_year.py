@@ -175,6 +175,7 @@ class Agent:
             roster=self.roster,
             clock=clock,
             policy=ServingPolicy(review=Review(DAY, lambda: 0.0)),
+            note_issued=lambda _caller, _svid: None,
             log=log,
         )
 

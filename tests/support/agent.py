@@ -11,6 +11,8 @@ import tempfile
 import threading
 from pathlib import Path
 
+from tests.support import secrecy
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 TRUST_DOMAIN = "example.org"
 PATIENCE_SECONDS = 30.0
@@ -148,6 +150,7 @@ class RunningAgent:
         """
         killed = self._process.poll() == -signal.SIGKILL
         status = self.stop()
+        secrecy.know_keys_below(self.directory)
         shutil.rmtree(self.directory)
         assert killed or status == 0, f"the agent ended with {status}:\n{self.log}"
         assert "Traceback" not in self.log, self.log
@@ -165,6 +168,7 @@ class RunningAgent:
     def _read_log(self) -> None:
         stderr = self._process.stderr
         for line in stderr or ():
+            secrecy.hear(line)
             with self._news:
                 self._lines.append(line)
                 self._news.notify_all()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import heapq
+import json
+import time
 from itertools import count
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,13 +14,16 @@ import structlog
 from pydantic import BaseModel
 
 from agent.admission import Admission, Limits
+from agent.audit import Audit
 from agent.door import Door
 from agent.entries import EntryId
 from agent.identities import Identity
+from agent.plain import as_plain
 from agent.signals import UNHEARD, Signals
 from agent.spiffe import SpiffeId, TrustDomain
 from agent.turnstile import Turnstile
 from attestors.api import AttestorContext, Findings, Options, Selector
+from tests.support import secrecy
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -42,12 +47,12 @@ def door(
     per_user: int = 8000,
     rate: float = 1_000_000,
     signals: Signals = UNHEARD,
-    log: FilteringBoundLogger | None = None,
+    lines: Lines | None = None,
 ) -> Door:
     """Everybody may come in, unless the test says otherwise."""
     turnstile = Turnstile(asyncio.get_running_loop(), rate, signals)
     admits = admission(connections=connections, per_user=per_user)
-    return Door(admits, turnstile, log or Lines().log, signals=signals)
+    return Door(admits, turnstile, (lines or Lines()).audit().refused, signals=signals)
 
 
 def admission(
@@ -145,8 +150,14 @@ class Lines:
             wrapper_class=structlog.make_filtering_bound_logger(0),
         )
 
+    def audit(self, boot_id: str = "boot") -> Audit:
+        """An audit trail that writes here, of callers of whom nothing was found out."""
+        return Audit(self.log.info, boot_id, lambda _caller: None, time.monotonic)
+
     def _keep(self, _logger: object, _method: str, line: Any) -> Any:
         self.lines.append(dict(line))
+        said = structlog.processors.format_exc_info(_logger, _method, dict(line))
+        secrecy.hear(json.dumps(as_plain(said)))
         raise structlog.DropEvent
 
     def of(self, event: str) -> list[dict[str, Any]]:

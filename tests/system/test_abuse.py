@@ -144,9 +144,9 @@ def test_one_who_takes_no_answer_and_hangs_up_is_no_defect(agent: RunningAgent) 
     client.http.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 0})
     client.flush()
     stream = client.call("FetchX509SVID", pb.X509SVIDRequest())
-    served = agent.log.count("served  ")
+    served = agent.log.count("svid issued")
     client.read()
-    agent.wait_for_log("served  ", since=served)
+    agent.wait_for_log("svid issued", since=served)
     client.sock.close()
     with AdminClient(agent.admin_socket, PATIENCE_SECONDS) as admin:
         while admin.status()["connections"]:

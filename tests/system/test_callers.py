@@ -244,5 +244,5 @@ def test_a_pid_recycled_before_accept_is_not_looked_at(agent: RunningAgent) -> N
     finally:
         pids.kill_and_reap(pid)
         sock.close()
-    assert "exited before its connection was accepted" in agent.wait_for_log("connection dropped")
+    assert "exited before its connection was accepted" in agent.wait_for_log("connection refused")
     assert "caller attested" not in agent.log, "nobody was attested, so nothing was read"

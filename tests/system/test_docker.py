@@ -12,6 +12,7 @@ from tests.support.agent import RunningAgent
 from tests.support.ask import ask
 from tests.support.asker import ask_from
 from tests.support.engine import IMAGE, DockerEngine, mounts
+from tests.support.secrecy import CANARY, CANARY_VARIABLE
 
 pytestmark = pytest.mark.system
 
@@ -44,7 +45,8 @@ def ids(*paths: str) -> list[str]:
 
 
 def config(engine: DockerEngine) -> str:
-    return f"attestors: {{unix: {{}}, docker: {{socket: {engine.socket}}}}}"
+    # All that can be logged is, for secrets to be looked for.
+    return f"attestors: {{unix: {{}}, docker: {{socket: {engine.socket}}}}}\nlog: {{level: debug}}"
 
 
 @pytest.fixture
@@ -80,6 +82,7 @@ def test_run_exec_and_fork_have_everything_the_engine_says(
         agent.directory,
         "--label=tier=front",
         "--env=MODE=fast",
+        f"--env={CANARY_VARIABLE}={CANARY}",
         "--label=com.docker.compose.project=shop",
         "--label=com.docker.compose.service=web",
     )

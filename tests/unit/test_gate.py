@@ -92,7 +92,7 @@ async def guarded(
     gate = Gate(
         asyncio.get_running_loop(),
         str(tmp_path / "inner"),
-        door(**door_options, log=lines.log, signals=metrics),
+        door(**door_options, lines=lines, signals=metrics),
         lines.log,
         first_request_seconds,
         metrics,
@@ -201,9 +201,25 @@ async def test_a_refused_peer_is_connected_but_never_named(site: Site) -> None:
     site.gate.door.identify_peer = refuse
     _, writer, name = await site.connected()
     with pytest.raises(PeerError, match="cannot be named"):
-        site.gate.caller(name)
+        site.gate.begin_call(name)
     writer.close()
     await until(lambda: len(site.gate) == 0)
+    assert not site.lines.lines, "its call was refused, and that is told of"
+
+
+async def test_one_who_cannot_be_named_and_asks_nothing_is_refused_all_the_same(
+    site: Site,
+) -> None:
+    def refuse(_sock: socket.socket) -> Caller:
+        raise PeerError("cannot be named")
+
+    site.gate.door.identify_peer = refuse
+    _, writer = await site.connect()
+    writer.close()
+    await until(lambda: bool(site.lines.lines) and len(site.gate) == 0)
+    [line] = site.lines.of("connection refused")
+    assert line["reason"] == "cannot be named"
+    assert "pid" not in line
 
 
 async def test_a_peer_that_is_gone_is_dropped_at_once(site: Site) -> None:
@@ -213,7 +229,7 @@ async def test_a_peer_that_is_gone_is_dropped_at_once(site: Site) -> None:
     site.gate.door.identify_peer = gone
     reader, writer = await site.connect()
     assert await reader.read() == b""
-    assert site.lines.of("connection dropped")[0]["reason"] == "exited"
+    assert site.lines.of("connection refused")[0]["reason"] == "exited"
     assert site.refusals() == {'vouchd_refusals_total{reason="gone"}': 1}
     writer.close()
 
@@ -257,8 +273,9 @@ async def test_one_connection_too_many_is_closed_and_the_log_says_whose(tmp_path
             await writer.wait_closed()
         reason = "connections_of_user_in_cgroup"
         assert site.refusals() == {f'vouchd_refusals_total{{reason="{reason}"}}': 50}
-        [line] = site.lines.of("connection refused")
+        line = site.lines.of("connection refused")[0]
         assert line["uid"] == os.getuid()
+        assert "cgroup" in line
         assert line["reason"].startswith("too many connections of this user in this cgroup")
         await until(lambda: descriptors() == before)
         kept.pop()[1].close()
@@ -349,7 +366,9 @@ async def test_an_overloaded_inner_server_ends_the_connection_with_a_reason(
     for sock in fill:
         sock.setblocking(False)
         sock.connect_ex(str(tmp_path / "inner"))
-    gate = Gate(asyncio.get_running_loop(), str(tmp_path / "inner"), door(), lines.log, 10.0)
+    gate = Gate(
+        asyncio.get_running_loop(), str(tmp_path / "inner"), door(lines=lines), lines.log, 10.0
+    )
     gate.start(outer)
     reader, writer = await asyncio.open_unix_connection(tmp_path / "outer")
     assert await reader.read() == b""
@@ -426,8 +445,7 @@ async def test_bytes_of_another_process_cut_the_connection_and_are_told_of(site:
     child = pids.fork(lambda: os.write(writer.get_extra_info("socket").fileno(), FRAME))
     assert pids.reap(child) == 0
     assert await reader.read() == b"", "nothing of it was passed on"
-    [line] = site.lines.of("connection cut")
-    assert line["level"] == "warning"
+    [line] = site.lines.of("connection refused")
     assert (line["pid"], line["sender_pid"], line["bytes"]) == (os.getpid(), child, len(FRAME))
     assert (line["uid"], line["sender_uid"]) == (os.getuid(), os.getuid())
     assert site.refusals() == {'vouchd_refusals_total{reason="foreign_sender"}': 1}

@@ -163,7 +163,7 @@ def test_hanging_up_reloads_what_can_change_and_says_what_cannot(
     line = agent.wait_for_log("setting needs a restart to change")
     assert "trust_domain" in line
     line = agent.wait_for_log("settings reloaded")
-    assert "'authority', 'log'" in line
+    assert '"authority", "log"' in line
     with Stream(agent.socket) as stream:
         [svid] = stream.next().svids
     assert svid.spiffe_id == "spiffe://example.org/one"

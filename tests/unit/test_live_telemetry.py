@@ -106,7 +106,7 @@ def test_a_stranger_on_a_connection_is_counted(agent_factory: AgentFactory) -> N
             client.call("FetchX509SVID", pb.X509SVIDRequest())
             os._exit(0)
         os.waitpid(child, 0)
-        agent.wait_for_log("connection cut")
+        agent.wait_for_log("connection refused")
         found = scrape.scrape(where)
     assert found['vouchd_refusals_total{reason="foreign_sender"}'] == 1
 

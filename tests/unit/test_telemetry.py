@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import re
 import sys
 import threading
 from typing import TextIO, cast
@@ -12,7 +14,7 @@ import pytest
 
 from agent import telemetry
 from agent.config import LogSettings
-from agent.telemetry import LogWriter, configure_log
+from agent.telemetry import Line, LogWriter, StreamTarget, audit_log, configure_log
 
 
 class Broken:
@@ -28,7 +30,7 @@ class Broken:
         return False
 
 
-def settings(**fields: str) -> LogSettings:
+def settings(**fields: object) -> LogSettings:
     return LogSettings.model_validate(fields)
 
 
@@ -63,6 +65,48 @@ def test_levels(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
+def test_what_is_audited_is_said_whatever_the_level(
+    capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    _log, writer = configure_log(settings(level="error", format=form))
+    audit_log().info("svid issued", pid=1)
+    writer.close()
+    [line] = capsys.readouterr().err.splitlines()
+    assert re.search(r'\baudit\b.*svid issued.*pid"?[=:] ?1\b', line)
+
+
+def test_text_is_pleasant_to_read(capsys: pytest.CaptureFixture[str]) -> None:
+    """The time, how bad it is, what happened; then the facts in the order of whoever says them."""
+    facts: dict[str, object] = {
+        "reason": "it is full",
+        "zone": "a",
+        "bytes": 5,
+        "names": ["b", "c"],
+    }
+    say("warning", "disk is slow", config=settings(), **facts)
+    [line] = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(
+        r"\d{4}-\d\d-\d\dT[\d:.]+Z warning disk is slow"
+        r"  reason='it is full' zone=a bytes=5 names=\[\"b\", \"c\"\]",
+        line,
+    )
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_traceback_shows_no_variables(capsys: pytest.CaptureFixture[str], form: str) -> None:
+    log, writer = configure_log(settings(format=form))
+    secret = os.urandom(8).hex()
+    try:
+        int(f"{len(secret)} digits")
+    except ValueError:
+        log.exception("it broke")
+    writer.close()
+    captured = capsys.readouterr().err
+    assert "16 digits" in captured
+    assert secret not in captured
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
 def test_a_log_that_cannot_be_written_ends_no_call(
     monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
@@ -78,9 +122,9 @@ def test_a_reader_that_stalls_holds_nobody_up_and_is_told_what_it_missed() -> No
             assert go.wait(10)
             return wrote.write(text)
 
-    writer = LogWriter(Stalled(), size=10)
+    writer = LogWriter(StreamTarget(Stalled()), size=10)
     for number in range(100):
-        writer.write(f"line {number}\n")
+        writer.write(Line(f"line {number}"))
     go.set()
     writer.close()
     lines = wrote.getvalue().splitlines()
@@ -100,8 +144,8 @@ def test_a_reader_that_never_comes_back_does_not_keep_the_process(
             go.wait()
             return len(text)
 
-    writer = LogWriter(Dead(), size=1)
+    writer = LogWriter(StreamTarget(Dead()), size=1)
     for _ in range(3):
-        writer.write("line\n")
+        writer.write(Line("line"))
     writer.close()
     go.set()

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import jwt
 import pytest
 from cryptography import x509
 
@@ -32,6 +33,7 @@ from agent.keys import KeyType
 from agent.keystore import Keystore
 from agent.pb import workloadapi_pb2 as pb
 from agent.peer import Caller
+from agent.plain import as_plain
 from agent.roster import Roster
 from agent.spiffe import TrustDomain
 from agent.svids import Svids
@@ -48,7 +50,10 @@ class Somebody(SimpleNamespace):
         return id(self)
 
 
-CALLER = cast("Caller", Somebody(credentials=SimpleNamespace(pid=1, uid=2)))
+CALLER = cast(
+    "Caller",
+    Somebody(credentials=SimpleNamespace(pid=1, uid=2), process=SimpleNamespace(inode=7)),
+)
 HOUR = dt.timedelta(hours=1)
 
 
@@ -86,6 +91,7 @@ class Site:
                 review=Review(dt.timedelta(milliseconds=10), lambda: 0.0),
                 allow_unauthenticated_verifiers=open_verifiers,
             ),
+            note_issued=self.lines.audit().issued,
             log=self.lines.log,
         )
 
@@ -241,28 +247,71 @@ async def test_a_renewal_is_pushed(site: Site) -> None:
 
 
 async def test_a_new_authority_is_pushed_to_those_who_watch_bundles(site: Site) -> None:
-    x509 = site.api.fetch_x509_bundles(CALLER, pb.X509BundlesRequest())
-    jwt = site.api.fetch_jwt_bundles(CALLER, pb.JWTBundlesRequest())
-    before = [await anext(x509), await anext(jwt)]
+    certificates, keys = bundle_streams(site)
+    before = [await anext(certificates), await anext(keys)]
     site.clock.set(site.clock.now() + 21 * HOUR)
     await site.authority.catch_up()
-    after = [await anext(x509), await anext(jwt)]
+    after = [await anext(certificates), await anext(keys)]
     assert before[0] != after[0]
     assert before[1] != after[1]
-    await x509.aclose()
-    await jwt.aclose()
+    await certificates.aclose()
+    await keys.aclose()
 
 
-async def test_a_change_is_looked_at_once(site: Site) -> None:
+async def test_a_change_is_looked_at_once_and_an_equal_response_is_not_sent_again(
+    site: Site,
+) -> None:
     site.api.policy = ServingPolicy(review=Review(HOUR, lambda: 0.0))
     stream = site.api.fetch_x509_svid(CALLER, pb.X509SVIDRequest())
     await anext(stream)
     site.roster.wake(lambda _stream: True)
-    await anext(stream)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
             await anext(stream)
     assert len(site.asked) == 2
+    assert len(site.lines.of("svid issued")) == 1
+
+
+async def test_every_svid_of_every_message_is_audited(site: Site) -> None:
+    site.identities = (identity("a"), identity("b"))
+    stream = site.api.fetch_x509_svid(CALLER, pb.X509SVIDRequest())
+    first = cast("pb.X509SVIDResponse", await anext(stream))
+    site.identities = (identity("b"), identity("c"))
+    second = cast("pb.X509SVIDResponse", await anext(stream))
+    await stream.aclose()
+    tokens = (await site.api.fetch_jwt_svid(CALLER, jwt_request("x", "y"))).svids
+    handed_out = [
+        x509.load_der_x509_certificate(svid.x509_svid)
+        for response in (first, second)
+        for svid in response.svids
+    ]
+    lines = site.lines.of("svid issued")
+    assert [(line["serial"], line["expires_at"]) for line in lines[:4]] == [
+        (f"{leaf.serial_number:x}", as_plain(leaf.not_valid_after_utc)) for leaf in handed_out
+    ]
+    assert [line["entry_id"] for line in lines] == ["a", "b", "b", "c", "b", "c"]
+    assert [(line["kid"], line["audience"]) for line in lines[4:]] == [
+        (jwt.get_unverified_header(token.svid)["kid"], ["x", "y"]) for token in tokens
+    ]
+    assert {line["kind"] for line in lines[4:]} == {"jwt-svid"}
+
+
+async def test_what_could_not_be_made_is_not_said_to_be_issued(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.identities = (identity("a"), identity("b"))
+    sign = site.authority.sign_x509
+
+    def sign_some(request: Any) -> Any:
+        if request.spiffe_id.path == "/a":
+            raise AuthorityError("not this one")
+        return sign(request)
+
+    monkeypatch.setattr(site.authority, "sign_x509", sign_some)
+    await first_x509(site)
+    assert [line["entry_id"] for line in site.lines.of("svid issued")] == ["b"]
+    [served] = site.roster.served(CALLER)
+    assert [each.entry_id for each in served.identities] == ["b"]
 
 
 async def test_before_every_push_the_caller_is_asked_about_again(site: Site) -> None:
@@ -317,7 +366,7 @@ async def test_a_look_that_changes_nothing_says_nothing(site: Site) -> None:
         async with asyncio.timeout(0.1):
             await anext(stream)
     assert len(site.asked) > 2
-    assert len(site.lines.of("served")) == 1
+    assert len(site.lines.of("svid issued")) == 1
 
 
 @pytest.mark.parametrize("failing", ["everything", "a part"])

@@ -48,4 +48,4 @@ def test_descriptor_passed(target: Target) -> None:
     with near, far, child_as(VICTIM, victim) as pid:
         found = found_by(attacker)
     target.judge(succeeded=VICTIM_ID in found)
-    target.says("connection cut", f"pid={pid}", f"uid={VICTIM}", f"sender_uid={ATTACKER}")
+    target.says("connection refused", f"pid={pid}", f"uid={VICTIM}", f"sender_uid={ATTACKER}")

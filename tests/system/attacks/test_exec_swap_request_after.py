@@ -41,4 +41,4 @@ def test_exec_swap_request_after(target: Target) -> None:
 
     found = found_by(attacker)
     target.judge(succeeded=TRUSTED_ID in found)
-    target.says("connection cut", "bytes of another process", f"sender_uid={VICTIM}")
+    target.says("connection refused", "bytes of another process", f"sender_uid={VICTIM}")

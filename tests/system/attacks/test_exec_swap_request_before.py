@@ -28,7 +28,7 @@ pytestmark = pytest.mark.system
     ("silent", "outcome"),
     [
         (True, ["call refused", "did not answer a PING"]),
-        (False, ["connection cut", "bytes of another process", f"sender_uid={VICTIM}"]),
+        (False, ["connection refused", "bytes of another process", f"sender_uid={VICTIM}"]),
     ],
 )
 def test_exec_swap_request_before(target: Target, outcome: list[str], *, silent: bool) -> None:

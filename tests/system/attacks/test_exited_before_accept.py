@@ -40,4 +40,4 @@ def test_exited_before_accept(target: Target) -> None:
     found = found_by(attacker)
     sock.close()
     target.judge(succeeded=VICTIM_ID in found)
-    target.says("connection dropped", "exited before its connection was accepted")
+    target.says("connection refused", "exited before its connection was accepted")

@@ -37,7 +37,7 @@ def test_fork_and_write(target: Target) -> None:
         _until_connected(sock)
         found = found_by(child)
     target.judge(succeeded=VICTIM_ID in found)
-    target.says("connection cut", "bytes of another process", f"pid={pid}")
+    target.says("connection refused", "bytes of another process", f"pid={pid}")
 
 
 def _until_connected(sock: socket.socket) -> None:

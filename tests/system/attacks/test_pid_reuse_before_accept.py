@@ -43,4 +43,4 @@ def test_pid_reuse_before_accept(target: Target) -> None:
     pids.kill_and_reap(pid)
     sock.close()
     target.judge(succeeded=VICTIM_ID in found)
-    target.says("connection dropped", "exited before its connection was accepted")
+    target.says("connection refused", "exited before its connection was accepted")

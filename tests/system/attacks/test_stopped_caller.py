@@ -50,7 +50,7 @@ def test_stopped_caller(target: Target) -> None:
             trusted.kill()
 
     target.judge(succeeded=TRUSTED_ID in found_by(attacker))
-    target.says("connection cut", "bytes of another process")
+    target.says("connection refused", "bytes of another process")
 
 
 def test_nobody_waits_for_a_stopped_caller(start: Callable[[str], Target]) -> None:

@@ -43,4 +43,4 @@ def test_thread_exec(target: Target) -> None:
         thread.join()
 
     target.judge(succeeded=TRUSTED_ID in found_by(attacker))
-    target.says("connection cut", "bytes of another process")
+    target.says("connection refused", "bytes of another process")
