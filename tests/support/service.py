@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from tests.support import secrecy
 from tests.support.agent import PATIENCE_SECONDS, REPOSITORY, TRUST_DOMAIN
 from tests.support.machine import Machine
 
@@ -160,6 +161,7 @@ class Journal:
 
     def _read(self) -> None:
         for line in self._process.stdout or ():
+            secrecy.hear(line)
             with self._news:
                 self._lines.append(line)
                 self._news.notify_all()

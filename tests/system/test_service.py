@@ -84,6 +84,10 @@ def test_enabled_and_started_it_serves(service: Service) -> None:
     assert service.show("StatusText") == "serving 3 entries to 0 callers"
     assert service.show("NRestarts") == "0"
     service.journal.wait("vouchd ready on unix:///run/vouchd/agent.sock", 0)
+    own = (f"_SYSTEMD_UNIT={UNIT}", "VOUCHD_EVENT=serving")
+    assert service.machine.run("journalctl", "--output=cat", *own).startswith(
+        "serving  trust_domain="
+    )
 
 
 def test_two_users_get_their_own_identities_and_a_third_none(service: Service) -> None:
