@@ -15,7 +15,7 @@ from agent.cli.configured import admin_socket_of, configured
 from agent.cli.options import Pid, config_option, output_option, timeout_option
 from agent.cli.output import show
 from agent.clock import SystemClock
-from agent.daemon import load_configured_entries
+from agent.configured import load_configured_entries
 from agent.entries import EntryId
 from agent.explanation import judge
 from agent.files import read_entry_files, read_file

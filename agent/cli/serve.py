@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 import click
 
 from agent import daemon
+from agent.assembly import Host
 from agent.cli.configured import configured
 from agent.cli.options import config_option, output_option
 from agent.cli.output import Format, show
 from agent.clock import SystemClock
+from agent.configured import load_configured_entries
 from agent.errors import ConfigError, Problem, Severity
 from agent.service_manager import ServiceManager
 from agent.telemetry import Line, adjust_log, audit_log, configure_log
@@ -31,7 +33,7 @@ def run(config: Path) -> None:
     with closing(ServiceManager.take(os.environ)) as manager, manager.told_of_failure():
         settings = configured(config)
         log, writer = configure_log(settings.log)
-        host = daemon.Host(
+        host = Host(
             log=log,
             audit=audit_log(),
             manager=manager,
@@ -56,7 +58,7 @@ def check(ctx: click.Context, config: Path, output: Format) -> None:
     """
     clock = SystemClock()
     try:
-        loaded = daemon.load_configured_entries(configured(config), clock)
+        loaded = load_configured_entries(configured(config), clock)
     except ConfigError as error:
         problems, summary = error.problems, ""
     else:
