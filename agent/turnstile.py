@@ -129,10 +129,12 @@ class Lane:
         return wait
 
     def _on_time(self) -> None:
-        self._go_on()
-        self._armed = False
-        if self._waiting:
-            self._arm()
+        try:
+            self._go_on()
+        finally:  # a lane must not stand still for ever because of one who waited in it
+            self._armed = False
+            if self._waiting:
+                self._arm()
 
     def _go_on(self) -> None:
         while self._waiting and self._may_pass(self._loop.time()):

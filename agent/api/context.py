@@ -163,12 +163,22 @@ class Guard:
                 await _write(context, encoded)
 
     def _admit(self, context: ServicerContext) -> Caller:
+        # Whatever is wrong with it, it is a call, behind which others of the same user wait.
+        caller = self._begin(context.peer())
         header = [v for k, v in context.invocation_metadata() or () if k == SECURITY_HEADER]
         if header != ["true"]:
             raise RequestError(
                 f"security header missing: send the metadata {SECURITY_HEADER}: true"
             )
-        return self._callers.begin_call(context.peer())
+        if isinstance(caller, PeerError):
+            raise caller
+        return caller
+
+    def _begin(self, peer: str) -> Caller | PeerError:
+        try:
+            return self._callers.begin_call(peer)
+        except PeerError as error:
+            return error
 
     async def _fail(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from grpc_health.v1 import health
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from agent.api.context import CallerTable
 
 
+Context: TypeAlias = "ServicerContext[HealthCheckRequest, HealthCheckResponse]"
+
+
 class Health(health.aio.HealthServicer):
     """The library's servicer; a check counts as a call, so that a probe is no odd connection."""
 
@@ -24,11 +27,17 @@ class Health(health.aio.HealthServicer):
         self._callers = callers
 
     async def Check(  # noqa: N802 - the method's name in the protocol
-        self,
-        request: HealthCheckRequest,
-        context: ServicerContext[HealthCheckRequest, HealthCheckResponse],
+        self, request: HealthCheckRequest, context: Context
     ) -> HealthCheckResponse:
         """See grpc.health.v1."""
+        self._begin(context)
+        return await super().Check(request, context)
+
+    async def Watch(self, request: HealthCheckRequest, context: Context) -> None:  # noqa: N802
+        """See grpc.health.v1."""
+        self._begin(context)
+        await super().Watch(request, context)
+
+    def _begin(self, context: Context) -> None:
         with suppress(PeerError):
             self._callers.begin_call(context.peer())
-        return await super().Check(request, context)

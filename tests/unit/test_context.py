@@ -122,8 +122,10 @@ class Context:
 class Table:
     def __init__(self, caller: Caller | PeerError = CALLER) -> None:
         self._caller = caller
+        self.begun = 0
 
     def begin_call(self, peer: str) -> Caller:
+        self.begun += 1
         return self.caller(peer)
 
     def caller(self, _peer: str) -> Caller:
@@ -133,6 +135,18 @@ class Table:
 
 
 HEADER = ("workload.spiffe.io", "true")
+
+
+async def test_a_call_without_the_header_has_begun_too() -> None:
+    """Else others of the same user wait behind it until patience ends."""
+    table = Table()
+    context, _ = await stream(metadata=(), table=table)
+    assert (context.code, table.begun) == (Code.INVALID_ARGUMENT, 1)
+
+
+async def test_the_header_comes_before_who_calls() -> None:
+    context, _ = await stream(metadata=(), table=Table(PeerError("nobody")))
+    assert context.code is Code.INVALID_ARGUMENT
 
 
 async def stream(

@@ -176,6 +176,22 @@ def test_those_who_wait_go_on_in_their_order(loop: Loop) -> None:
     assert order == ["a", "b", "c"]
 
 
+def test_one_whose_turn_ends_in_an_error_does_not_hold_up_the_others(loop: Loop) -> None:
+    lane = turnstile(loop, 10).lane(ALICE)
+    lane.passed(1)
+    gone_on: list[None] = []
+
+    def fail() -> None:
+        raise OSError("out of everything")
+
+    assert not lane.pass_or_wait(fail)
+    assert not lane.pass_or_wait(lambda: gone_on.append(None))
+    with pytest.raises(OSError, match="out of everything"):
+        loop.run(1.0)
+    loop.run(1.0)
+    assert gone_on == [None]
+
+
 def test_who_has_to_wait_for_its_share_is_noted_once_and_who_waits_its_turn_is_not(
     loop: Loop,
 ) -> None:
