@@ -24,7 +24,11 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
 # Below a unit of systemd's, a user's slice, and a container, those who run there make cgroups.
-_END = re.compile(r".*\.(service|scope)|user-[0-9]+\.slice|[0-9a-f]{64}", re.DOTALL)
+_END = re.compile(
+    r".*\.(service|scope)|user-[0-9]+\.slice|[0-9a-f]{64}|lxc\.payload\..*", re.DOTALL
+)
+# LXC's containers have names that somebody chose, below one of these.
+_LXC = frozenset({"lxc", "lxc.payload"})
 
 
 class Scope(StrEnum):
@@ -42,6 +46,7 @@ class Kind(StrEnum):
     CONNECTIONS = "connections"
     STREAMS = "streams"
     ATTESTATIONS = "attestations"
+    CALLS = "calls"
 
 
 _WHOSE = {
@@ -98,7 +103,7 @@ def cgroup_of(text: bytes) -> str:
     kept = []
     for name in path.split("/"):
         kept.append(name)
-        if _END.fullmatch(name):
+        if _END.fullmatch(name) or _LXC.intersection(kept[-2:-1]):
             break
     return "/".join(kept)
 
@@ -120,25 +125,26 @@ class Occupancy:
         self._counts: Counter[Key] = Counter()
         self._count = 0
 
-    def enter(self, place: Place) -> None:
-        """Be one more.
+    def enter(self, place: Place, number: int = 1) -> None:
+        """Be one more, or so many.
 
         Raises:
-            OverLimitError: there are enough.
+            OverLimitError: there are enough; none of them has entered.
         """
         for key in place.keys:
-            if self._counts[key] >= self._share[key[0]]:
+            if self._counts[key] + number > self._share[key[0]]:
                 raise OverLimitError(self._what, key[0])
-        if self._count >= self._most:
+        if self._count + number > self._most:
             raise OverLimitError(self._what, Scope.ALL)
-        self._counts.update(place.keys)
-        self._count += 1
-
-    def leave(self, place: Place) -> None:
-        """Be one less."""
-        self._count -= 1
         for key in place.keys:
-            self._counts[key] -= 1
+            self._counts[key] += number
+        self._count += number
+
+    def leave(self, place: Place, number: int = 1) -> None:
+        """Be one less, or so many."""
+        self._count -= number
+        for key in place.keys:
+            self._counts[key] -= number
             if not self._counts[key]:
                 del self._counts[key]
 
@@ -156,7 +162,12 @@ class Limits:
 
 
 class Admission:
-    """Admits connections, streams and attestations."""
+    """Admits connections, streams and attestations, and calls on top.
+
+    A stream counts when the server has begun with it, and not before its request is complete. Calls
+    count from their first byte, whatever they are for: there may be as many as streams and
+    attestations together.
+    """
 
     def __init__(self, limits: Limits) -> None:
         self._connections = Occupancy(
@@ -167,6 +178,11 @@ class Admission:
         )
         self._attestations = Occupancy(
             Kind.ATTESTATIONS, most=limits.attestations, per_user=limits.attestations_per_user
+        )
+        self._calls = Occupancy(
+            Kind.CALLS,
+            most=limits.streams + limits.attestations,
+            per_user=limits.streams_per_user + limits.attestations_per_user,
         )
 
     def connect(self, place: Place) -> None:
@@ -180,6 +196,17 @@ class Admission:
     def disconnect(self, place: Place) -> None:
         """The end of a connection that was let in."""
         self._connections.leave(place)
+
+    def calls(self, place: Place, before: int, now: int) -> None:
+        """On a connection of theirs there are so many calls under way now, and were before.
+
+        Raises:
+            OverLimitError: these are too many; those before still count.
+        """
+        if now > before:
+            self._calls.enter(place, now - before)
+        elif now < before:
+            self._calls.leave(place, before - now)
 
     def stream(self, place: Place) -> AbstractContextManager[None]:
         """Be a stream for the block.

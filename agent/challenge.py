@@ -47,6 +47,11 @@ class Challenge:
         """How many requests the client has sent."""
         return self._frames.requests
 
+    @property
+    def calls(self) -> int:
+        """How many calls are under way, if only by half a request."""
+        return len(self._calls.open)
+
     def to_client(self, chunk: bytes) -> bytes:
         """What to pass on of the server's bytes."""
         passing = self._insertion.feed(chunk)

@@ -24,10 +24,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, NewType
 
+from agent.admission import OverLimitError
 from agent.audit import RefusedConnection, RefusedSender
 from agent.challenge import Challenge
 from agent.door import accept, has_hung_up
 from agent.errors import PeerError, PeerGoneError
+from agent.limits import RateLimit
 from agent.relay import Relay, Side, read_from
 from agent.sender import ForeignSenderError, receive
 from agent.signals import UNHEARD, Refused, Stage, Stopwatch
@@ -40,7 +42,6 @@ if TYPE_CHECKING:
     from agent.door import Door, Visitor
     from agent.peer import Caller
     from agent.signals import Signals
-    from agent.turnstile import Lane
 
 ConnectionToken = NewType("ConnectionToken", str)
 
@@ -56,8 +57,20 @@ CLIENT_CHUNK_BYTES = 512
 # How often, and how many times, the inner server is tried again while it cannot be reached.
 INNER_RETRY_SECONDS = 0.01
 INNER_ATTEMPTS = 300
+# Lines of connections that came to nothing: each user may cause so many at once, and one more every
+# ten seconds.
+UNASKED_AT_ONCE = 50
+UNASKED_SECONDS = 10.0
 # A full queue, and no descriptors left: others come to an end meanwhile.
 _PASSING = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE})
+
+
+class _TooManyCallsError(PeerError):
+    """One call more is too much."""
+
+    def __init__(self, error: OverLimitError) -> None:
+        super().__init__(str(error))
+        self.word = error.reason
 
 
 @dataclass(slots=True)
@@ -68,6 +81,9 @@ class _Connection:
     outer: socket.socket
     visitor: Visitor
     calls: int = 0
+    """With how many the server has begun."""
+    counted: int = 0
+    """How many are under way, as `Admission.calls` was told."""
     relay: Relay | None = None
     silence: asyncio.TimerHandle | None = None
     challenge: Challenge = field(init=False)
@@ -117,6 +133,7 @@ class Gate:
         self._weaknesses: Counter[str] = Counter()
         self._listener: socket.socket | None = None
         self._drained = asyncio.Event()
+        self._unasked = RateLimit(UNASKED_AT_ONCE, UNASKED_SECONDS)
 
     def __len__(self) -> int:
         """How many connections are open."""
@@ -308,20 +325,42 @@ class Gate:
             self._relay(connection, inner)
 
     def _relay(self, connection: _Connection, inner: socket.socket) -> None:
-        lane, challenge = connection.visitor.lane, connection.challenge
         connection.relay = Relay(
             self._loop,
             Side(
                 connection.outer,
                 _reader(connection),
-                partial(_pass_requests, lane, challenge),
-                lane.pass_or_wait,
+                partial(self._from_client, connection),
+                connection.visitor.lane.pass_or_wait,
             ),
-            Side(inner, read_from(inner), challenge.to_client),
+            Side(inner, read_from(inner), partial(self._to_client, connection)),
             lambda reason: self._end(connection, reason),
         )
         connection.relay.start()
         self._await_request(connection)
+
+    def _from_client(self, connection: _Connection, chunk: bytes) -> bytes:
+        challenge = connection.challenge
+        before = challenge.requests
+        try:
+            passing = challenge.from_client(chunk)
+            self._count_calls(connection, challenge.calls)
+        except OverLimitError as error:
+            raise _TooManyCallsError(error) from error
+        else:
+            return passing
+        finally:
+            connection.visitor.lane.passed(challenge.requests - before)
+
+    def _to_client(self, connection: _Connection, chunk: bytes) -> bytes:
+        passing = connection.challenge.to_client(chunk)
+        self._count_calls(connection, connection.challenge.calls)
+        return passing
+
+    def _count_calls(self, connection: _Connection, now: int) -> None:
+        if now != connection.counted:
+            self.door.admission.calls(connection.visitor.place, connection.counted, now)
+            connection.counted = now
 
     def _await_request(self, connection: _Connection) -> None:
         connection.silence = self._loop.call_later(
@@ -354,15 +393,18 @@ class Gate:
         if not isinstance(connection.visitor.caller, PeerError):
             del self._of_caller[connection.visitor.caller]
             self._loop.remove_reader(connection.visitor.caller.process)
+        self._count_calls(connection, 0)
         self.door.leave(connection.visitor)
         if isinstance(reason, ForeignSenderError):
             self._signals.refused(Refused.FOREIGN_SENDER)
+        elif isinstance(reason, _TooManyCallsError):
+            self._signals.refused(reason.word)
         self._log_end(connection, reason)
 
     def _log_end(self, connection: _Connection, reason: str | PeerError) -> None:
         """One line for a connection that came to nothing; the others are told of by their calls.
 
-        Whoever spoke in another's name is told of in any case.
+        Whoever spoke in another's name, or called too often, is told of in any case.
         """
         caller = connection.visitor.caller
         if isinstance(caller, PeerError):
@@ -370,12 +412,19 @@ class Gate:
                 self.door.note_refusal(None, RefusedConnection(reason=str(caller)))
         elif isinstance(reason, ForeignSenderError):
             self.door.note_refusal(caller, _refused_sender(reason))
+        elif isinstance(reason, _TooManyCallsError):
+            refusal = RefusedConnection(reason=str(reason), cgroup=caller.cgroup)
+            self.door.note_refusal(caller, refusal)
         elif not connection.calls:
+            self._log_unasked(caller, str(reason))
+
+    def _log_unasked(self, caller: Caller, reason: str) -> None:
+        pid, uid = caller.credentials.pid, caller.credentials.uid
+        left_out = self._unasked.take(uid, self._loop.time())
+        if left_out is not None:
+            more = {"left_out_of_user": left_out} if left_out else {}
             self._log.info(
-                "connection ended without a call",
-                reason=str(reason),
-                pid=caller.credentials.pid,
-                uid=caller.credentials.uid,
+                "connection ended without a call", reason=reason, pid=pid, uid=uid, **more
             )
 
 
@@ -387,14 +436,6 @@ def _refused_sender(error: ForeignSenderError) -> RefusedSender:
         sender_gid=error.gid,
         bytes=error.count,
     )
-
-
-def _pass_requests(lane: Lane, challenge: Challenge, chunk: bytes) -> bytes:
-    before = challenge.requests
-    try:
-        return challenge.from_client(chunk)
-    finally:
-        lane.passed(challenge.requests - before)
 
 
 def _reader(connection: _Connection) -> Callable[[], bytes]:

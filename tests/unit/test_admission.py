@@ -32,6 +32,8 @@ ALICE, BOB = 1001, 1002
             f"0::/kubepods.slice/kubepods-pod1.slice/cri-containerd-{ID}.scope/x\n".encode(),
             f"kubepods.slice/kubepods-pod1.slice/cri-containerd-{ID}.scope",
         ),
+        (b"0::/lxc.payload.web/system.slice/made.service\n", "lxc.payload.web"),
+        (b"0::/lxc/101/ns/made/by/its/root\n", "lxc/101"),
         # Version 1 and hybrid: where systemd has its own hierarchy, that one.
         (
             b"4:memory:/a\n1:name=systemd:/system.slice/b.service/c\n0::/\n",
@@ -106,6 +108,21 @@ def test_a_refusal_takes_no_room() -> None:
             assert refused.value.reason == "streams_of_all"
     with admits.stream(place):
         pass
+
+
+def test_calls_count_whatever_they_are_for_and_in_one_step() -> None:
+    admits = admission(streams=2, attestations=1)
+    place = Place(ALICE, "a")
+    admits.calls(place, 0, 2)
+    with pytest.raises(OverLimitError) as refused:
+        admits.calls(place, 2, 4)
+    assert refused.value.reason == "calls_of_all"
+    admits.calls(place, 2, 3)
+    admits.calls(place, 3, 1)
+    admits.calls(Place(BOB, "b"), 0, 2)
+    admits.calls(place, 1, 0)
+    admits.calls(Place(BOB, "b"), 2, 0)
+    assert not admits._calls._counts
 
 
 def test_each_refusal_says_of_what_and_whose_there_are_too_many() -> None:

@@ -297,6 +297,42 @@ async def test_who_hangs_up_while_it_waits_is_forgotten(tmp_path: Path) -> None:
         await until(lambda: descriptors() <= before)
 
 
+def half_a_request(stream: int) -> bytes:
+    return bytes([0, 0, 1, 1, 4]) + stream.to_bytes(4, "big") + b"\x82"
+
+
+async def test_calls_with_which_nobody_begins_have_an_end_too(tmp_path: Path) -> None:
+    """Half requests are streams of the server's, which it does not count before they are whole."""
+    async with guarded(tmp_path, per_user=8) as site:  # 8 streams and 8 attestations
+        reader, writer = await site.connect()
+        said = PREFACE_AND_SETTINGS + b"".join(map(half_a_request, range(1, 17, 2)))
+        writer.write(said)
+        assert await reader.readexactly(len(said)) == said
+        writer.write(half_a_request(17))
+        with suppress(ConnectionError):
+            assert await reader.read() == b""
+        [line] = site.lines.of("connection refused")
+        assert line["reason"].startswith("too many calls of this user in this cgroup")
+        assert line["pid"] == os.getpid()
+        reason = "calls_of_user_in_cgroup"
+        assert site.refusals() == {f'vouchd_refusals_total{{reason="{reason}"}}': 1}
+        writer.close()
+        # Its end made room for as many.
+        reader, writer = await site.connect()
+        writer.write(said)
+        assert await reader.readexactly(len(said)) == said
+        writer.close()
+
+
+async def test_connections_that_come_to_nothing_do_not_fill_the_log(site: Site) -> None:
+    for _ in range(gate_module.UNASKED_AT_ONCE + 20):
+        _, writer, _ = await site.connected()
+        writer.close()
+    await until(lambda: not len(site.gate))
+    lines = site.lines.of("connection ended without a call")
+    assert len(lines) == gate_module.UNASKED_AT_ONCE
+
+
 async def test_headers_without_end_are_cut(site: Site) -> None:
     reader, writer = await site.connect()
     writer.write(PREFACE_AND_SETTINGS + bytes([0, 0, 1, 1, 0, 0, 0, 0, 1]) + b"\x82")

@@ -1,0 +1,64 @@
+"""A real agent whose limits are small, and callers who keep calls open that need no identity."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from agent.frames import GO_AWAY
+from tests.conftest import AgentFactory
+from tests.support.abuse import END_HEADERS, HEADERS, PREFACE, SETTINGS, call_headers, frame
+from tests.support.agent import PATIENCE_SECONDS, entry_for_me
+
+# Half of it for one user in one cgroup: six calls.
+SIX_CALLS = """
+limits:
+  streams: 100
+  streams_per_user: 6
+  attestations: 100
+  attestations_per_user: 6
+"""
+
+
+def test_watches_of_health_have_an_end(agent_factory: AgentFactory) -> None:
+    agent = agent_factory(config=SIX_CALLS)
+    with grpc.insecure_channel(agent.address) as channel:
+        health: Any = health_pb2_grpc.HealthStub(channel)
+        watches = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(6)]
+        assert all(next(watch).status for watch in watches)
+        with pytest.raises(grpc.RpcError) as refused:
+            next(health.Watch(health_pb2.HealthCheckRequest()))
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert "too many calls of this user" in agent.wait_for_log("connection refused")
+    with grpc.insecure_channel(agent.address) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        assert health.Check(health_pb2.HealthCheckRequest()).status
+
+
+def half_requests(path: Path, number: int) -> bool:
+    """Whether a connection with so many calls that never come to be whole is left open."""
+    with closing(socket.socket(socket.AF_UNIX)) as sock:
+        sock.settimeout(PATIENCE_SECONDS)
+        sock.connect(str(path))
+        calls = [frame(HEADERS, END_HEADERS, 2 * n + 1, call_headers()) for n in range(number)]
+        sock.sendall(PREFACE + frame(SETTINGS) + b"".join(calls) + frame(6, 0, 0, b"answered"))
+        arrived = b""
+        while b"answered" not in arrived:
+            if not (chunk := sock.recv(65536)):
+                return False
+            arrived += chunk
+    assert GO_AWAY not in arrived
+    return True
+
+
+def test_calls_that_never_come_to_be_whole_have_an_end(agent_factory: AgentFactory) -> None:
+    agent = agent_factory(entry_for_me(), config=SIX_CALLS)
+    assert half_requests(agent.socket, 6)
+    assert not half_requests(agent.socket, 7)
+    assert half_requests(agent.socket, 6)
