@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from agent.peer import Caller
     from agent.signals import Signals
 
-# Explanations in the log: each user may cause so many at once and one more every ten seconds, all
-# together one a second. To find the nearest of 100,000 entries takes some 50 ms.
+# Explanations in the log, and failures of attestors: each user may cause so many at once and one
+# more every ten seconds; all explanations together are one a second, because to find the nearest of
+# 100,000 entries takes some 50 ms.
 EXPLAINED_AT_ONCE = 5
 USER_SECONDS = 10.0
 ALL_AT_ONCE = 20
@@ -80,6 +81,7 @@ class Entitlements:
         self._log = log
         self._explained_to = RateLimit(EXPLAINED_AT_ONCE, USER_SECONDS)
         self._explained = RateLimit(ALL_AT_ONCE, ALL_SECONDS)
+        self._failed_for = RateLimit(EXPLAINED_AT_ONCE, USER_SECONDS)
 
     async def of(self, caller: Caller, *, releasing: bool = True) -> Entitlement:
         """What this caller may have.
@@ -127,12 +129,7 @@ class Entitlements:
 
     def _log_attested(self, caller: Caller, attestation: Attestation, matches: Matches) -> None:
         if attestation.failures:
-            self._log.warning(
-                "attestor failed",
-                pid=caller.credentials.pid,
-                uid=caller.credentials.uid,
-                failures=dict(attestation.failures),
-            )
+            self._log_failures(caller, attestation)
         self._log.debug(
             "caller attested",
             pid=caller.credentials.pid,
@@ -144,6 +141,18 @@ class Entitlements:
             entries=[identity.entry_id for identity in matches.identities],
             notes=list(attestation.notes),
         )
+
+    def _log_failures(self, caller: Caller, attestation: Attestation) -> None:
+        uid = caller.credentials.uid
+        unsaid = self._failed_for.take(uid, asyncio.get_running_loop().time())
+        if unsaid is not None:
+            self._log.warning(
+                "attestor failed",
+                pid=caller.credentials.pid,
+                uid=uid,
+                failures=dict(attestation.failures),
+                failures_not_logged=unsaid,
+            )
 
     def _log_denied(self, caller: Caller, attestation: Attestation, matches: Matches) -> None:
         """Why somebody got nothing is what operators ask most, and the process may be gone then."""

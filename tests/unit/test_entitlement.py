@@ -10,11 +10,11 @@ import pytest
 from agent.attestation import WorkloadAttestor
 from agent.entitlement import EXPLAINED_AT_ONCE, Entitlements
 from agent.entries import Entry, EntryId, EntrySet
-from agent.errors import NoIdentityError, UnansweredError
+from agent.errors import AttestationError, NoIdentityError, UnansweredError
 from agent.peer import Caller
 from agent.spiffe import SpiffeId, TrustDomain
 from agent.templates import SpiffeIdTemplate
-from attestors.api import Findings, Selector, WorkloadRef
+from attestors.api import AttestorError, Findings, Selector, WorkloadRef
 from tests.support.fakes import FakeAttestor, FakeClock, Lines
 
 WHO, WHAT = Selector("fake", "who"), Selector("fake", "what:x")
@@ -102,6 +102,18 @@ async def test_entries_that_change_while_somebody_answers_count_at_once(me: Call
     site.while_proving = take_away
     [identity] = (await site.entitlements.of(me)).identities
     assert identity.entry_id == who.id
+
+
+async def test_a_failing_attestor_does_not_fill_the_log(me: Caller) -> None:
+    async def fail(_workload: WorkloadRef) -> Findings:
+        raise AttestorError("no answer")
+
+    site = Site(WHO)
+    site.entitlements._attestor = WorkloadAttestor([FakeAttestor(fail)], Lines().log)
+    for _ in range(20):
+        with pytest.raises(AttestationError):
+            await site.entitlements.of(me)
+    assert len(site.lines.of("attestor failed")) == EXPLAINED_AT_ONCE
 
 
 async def test_what_is_found_out_is_kept_with_what_it_earns(me: Caller) -> None:
