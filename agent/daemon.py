@@ -26,7 +26,7 @@ from agent.assembly import INNER, build, make_gate, watch_entries
 from agent.condition import Condition
 from agent.configured import admin_socket, administrators, public_socket
 from agent.front import Front
-from agent.listener import Listener
+from agent.listener import Listener, disregarded
 from agent.process import prepare_process
 from agent.resetting import follow
 
@@ -113,6 +113,8 @@ async def _start(settings: Settings, host: Host, stack: AsyncExitStack) -> Parts
     guard = Guard(parts.gate, admission, note, host.log, site.metrics)
     server = await make_workload_server(parts.api, guard, parts.gate, data_dir / INNER)
     listener = passed.get(AGENT) or Listener(public_socket(settings))
+    if AGENT in passed:
+        _warn_of_disregarded(settings, host.log)
     end_streams = site.roster.close
     front = Front(gate=parts.gate, server=server, listener=listener, end_streams=end_streams)
     await _open(front, stack)
@@ -142,6 +144,16 @@ def _take_sockets(settings: Settings, stack: AsyncExitStack) -> dict[str, Activa
     admin = settings.admin_socket_path
     paths = {AGENT: Path(settings.socket_path), ADMIN: Path(admin) if admin else None}
     return take_sockets(os.environ, paths, stack.enter_context(ExitStack()))
+
+
+def _warn_of_disregarded(settings: Settings, log: FilteringBoundLogger) -> None:
+    """Whoever wrote down who may connect believes that it holds."""
+    for name in settings.model_fields_set.intersection(disregarded(public_socket(settings))):
+        log.warning(
+            "setting does not hold for a socket that the service manager made: "
+            "set SocketMode=, SocketUser= or SocketGroup= in its unit",
+            setting=name,
+        )
 
 
 async def _open(front: Front, stack: AsyncExitStack) -> None:

@@ -93,7 +93,10 @@ class StartupError(VouchdError):
 _REMEDIES = {
     errno.ENOSPC: "make room on its disk",
     errno.EDQUOT: "make room in the quota of the agent's user",
-    errno.EROFS: "have its disk mounted writable, and see in the kernel's log why it is not",
+    errno.EROFS: (
+        "have its disk mounted writable, and see in the kernel's log why it is not; a unit with "
+        "ProtectSystem=strict has to name the directory in ReadWritePaths="
+    ),
     errno.EIO: "look after its disk; the kernel's log says more",
     errno.EMFILE: "allow the agent more open files (LimitNOFILE= in its unit, or ulimit -n)",
     errno.ENFILE: "have fewer files open on this host, or raise fs.file-max",

@@ -51,7 +51,7 @@ class Keystore:
                 directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
             )
         except OSError as error:
-            reason = "it is a symbolic link" if directory.is_symlink() else error.strerror
+            reason = "it is a symbolic link" if directory.is_symlink() else with_remedy(error)
             raise KeystoreError(
                 f"cannot use the data directory {directory}: {reason}; "
                 "choose another data_dir or start as a user who may"

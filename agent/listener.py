@@ -6,6 +6,7 @@ same moment cannot both win. The socket is closed to everybody until it has its 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import grp
 import os
@@ -71,6 +72,21 @@ class Listener:
                 self.path.unlink()
         self.socket.close()
         os.close(self._lock)
+
+
+def disregarded(file: SocketFile) -> tuple[str, ...]:
+    """What of the settings the socket that is there, which another made, is not like.
+
+    Raises:
+        StartupError: there is no such user or group.
+    """
+    status = file.path.stat()
+    pairs = {
+        "socket_mode": (file.mode, stat.S_IMODE(status.st_mode)),
+        "socket_owner": (_uid(file.owner), status.st_uid),
+        "socket_group": (group_id(file.group), status.st_gid),
+    }
+    return tuple(name for name, (wanted, is_) in pairs.items() if wanted not in {-1, is_})
 
 
 def _make_directory(directory: Path) -> None:
@@ -139,7 +155,19 @@ def _bind(file: SocketFile) -> tuple[socket.socket, tuple[int, int]]:
         return sock, _inode(file.path)
     except OSError as error:
         sock.close()
-        raise StartupError(f"cannot make the socket {file.path}: {error.strerror}") from error
+        raise StartupError(
+            f"cannot make the socket {file.path}: {error.strerror}{_remedy(error, file)}"
+        ) from error
+
+
+def _remedy(error: OSError, file: SocketFile) -> str:
+    is_given_away = file.owner is not None or file.group is not None
+    if error.errno != errno.EPERM or not is_given_away:
+        return ""
+    return (
+        "; an agent that is not root can give it to no other user, and only to a group that it is "
+        "in itself: name that in SupplementaryGroups= of its unit"
+    )
 
 
 def _open_up(sock: socket.socket, file: SocketFile, owner: int, group: int) -> None:

@@ -74,6 +74,15 @@ def test_a_restart_behind_a_passed_socket_fails_nobody(activated: ActivatedAgent
     assert report["fetched"] >= 20
 
 
+def test_a_mode_that_does_not_hold_for_a_passed_socket_is_told() -> None:
+    agent = ActivatedAgent(entry_for_me(), config='socket_mode: "0600"')
+    try:
+        assert "SocketMode=" in agent.wait_for_log("setting=socket_mode")
+        assert "socket_group" not in agent.log
+    finally:
+        agent.close()
+
+
 def test_one_who_stays_connected_calls_again_without_an_error(activated: ActivatedAgent) -> None:
     with grpc.insecure_channel(f"unix:{activated.socket}") as channel:
         next(stream(channel))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agent.errors import StartupError
-from agent.listener import Listener, SocketFile
+from agent.listener import Listener, SocketFile, disregarded
 
 
 def file_at(path: Path, **fields: object) -> SocketFile:
@@ -136,6 +136,33 @@ def test_owner_and_group_by_number(tmp_path: Path) -> None:
     listener = Listener(file_at(tmp_path / "s", owner=str(os.geteuid()), group=str(os.getegid())))
     assert (tmp_path / "s").stat().st_uid == os.geteuid()
     listener.close()
+
+
+def test_the_way_to_give_it_to_a_group_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_arguments: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "chown", refuse)
+    with pytest.raises(StartupError, match="name that in SupplementaryGroups="):
+        Listener(file_at(tmp_path / "s", group=str(os.getegid())))
+    assert not (tmp_path / "s").exists()
+
+
+def test_what_does_not_hold_for_anothers_socket(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
+        other.bind(str(path))
+    path.chmod(0o666)
+    mine = {"owner": str(os.geteuid()), "group": str(path.stat().st_gid)}
+    assert disregarded(file_at(path)) == ()
+    assert disregarded(file_at(path, **mine)) == ()
+    assert disregarded(file_at(path, mode=0o660, owner="77777", group="77777")) == (
+        "socket_mode",
+        "socket_owner",
+        "socket_group",
+    )
 
 
 def test_a_socket_that_may_not_be_given_away(tmp_path: Path) -> None:
