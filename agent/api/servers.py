@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from agent.api.workload import WorkloadApi
     from agent.gate import Gate
 
-# A request is a few audiences, or one token to validate.
-MAX_REQUEST_BYTES = 64 * 1024
+# A request is a few audiences, or one token to validate: twice the longest that is looked at. Half
+# a request stays in memory until the rest of it comes.
+MAX_REQUEST_BYTES = 32 * 1024
 # A workload holds a handful of streams; more on one connection is a mistake or an attack.
 MAX_STREAMS_PER_CONNECTION = 100
 # As often as a careful client asks whether the agent is still there.
