@@ -26,12 +26,14 @@ def frame(kind: int, flags: int = 0, stream: int = 0, payload: bytes = b"") -> b
     )
 
 
-def call_headers(extra: Iterable[tuple[str, str]] = ()) -> bytes:
-    """The header block of a FetchX509SVID call, with nothing taken from or put into tables."""
+def call_headers(
+    extra: Iterable[tuple[str, str]] = (), path: str = "/SpiffeWorkloadAPI/FetchX509SVID"
+) -> bytes:
+    """The header block of a call, with nothing taken from or put into tables."""
     headers = [
         (":method", "POST"),
         (":scheme", "http"),
-        (":path", "/SpiffeWorkloadAPI/FetchX509SVID"),
+        (":path", path),
         (":authority", "localhost"),
         ("content-type", "application/grpc"),
         ("te", "trailers"),

@@ -1,0 +1,153 @@
+"""The servers that take turns: the agent, the baseline, and any other that is running already."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.pb import admin_pb2, workloadapi_pb2
+from tests.bench.findings import BASELINE, OURS
+from tests.bench.wire import Request, connected
+from tests.support.agent import REPOSITORY, RunningAgent, entry_for_me
+
+OTHER = "other"
+AUDIENCE = "bench"
+_SERVICE = "/SpiffeWorkloadAPI"
+_ADMIN = "/vouchd.admin.v1.Admin"
+
+# One user is all of the load here, so that what protects others from it is out of the way.
+CONFIG = """
+log: {level: warning}
+limits:
+  connections: 10000
+  connections_per_user: 10000
+  streams: 100000
+  streams_per_user: 100000
+  attestations: 10000
+  attestations_per_user: 10000
+  requests_per_second: 1000000
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """A Workload API server: its process, and the Unix socket it listens on."""
+
+    name: str
+    socket: str
+    pid: int
+
+    def cpu_seconds(self) -> float:
+        """User and system time of all its threads so far.
+
+        What /proc/PID/stat has in hundredths of a second, in nanoseconds: the clock of
+        clock_getcpuclockid(3).
+        """
+        return time.clock_gettime_ns((~self.pid << 3) | 2) / 1e9
+
+    def memory_kib(self) -> int:
+        """What it has in memory (proc(5), VmRSS)."""
+        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1])
+        raise ProcessLookupError(self.pid)
+
+    def descriptors(self) -> int:
+        """How many it has open (proc(5): the size of the directory, for which no right is needed)."""
+        return Path(f"/proc/{self.pid}/fd").stat().st_size
+
+
+def x509() -> Request:
+    """FetchX509SVID."""
+    return Request(f"{_SERVICE}/FetchX509SVID", streaming=True)
+
+
+def jwt(audience: str = AUDIENCE) -> Request:
+    """FetchJWTSVID."""
+    message = workloadapi_pb2.JWTSVIDRequest(audience=[audience])
+    return Request(f"{_SERVICE}/FetchJWTSVID", message.SerializeToString())
+
+
+def validation(token: str) -> Request:
+    """ValidateJWTSVID."""
+    message = workloadapi_pb2.ValidateJWTSVIDRequest(audience=AUDIENCE, svid=token)
+    return Request(f"{_SERVICE}/ValidateJWTSVID", message.SerializeToString())
+
+
+def token_of(socket: str) -> str:
+    """A JWT-SVID that this process is given there."""
+    with connected(socket) as connection:
+        message = connection.fetch(jwt())
+    return workloadapi_pb2.JWTSVIDResponse.FromString(message).svids[0].svid
+
+
+def change_authority(step: str) -> Request:
+    """PrepareAuthority or ActivateAuthority of the X.509 authority, on the admin socket."""
+    return Request(f"{_ADMIN}/{step}", admin_pb2.KindRequest(kind="x509").SerializeToString())
+
+
+@contextmanager
+def agent(entries: str | None = None) -> Iterator[tuple[Server, RunningAgent]]:
+    """An agent for the block; without entries, this user gets one identity."""
+    running = RunningAgent(entry_for_me() if entries is None else entries, config=CONFIG)
+    try:
+        yield Server(name=OURS, socket=str(running.socket), pid=running.pid), running
+    finally:
+        running.close()
+
+
+@contextmanager
+def baseline(answers: Mapping[str, bytes]) -> Iterator[Server]:
+    """A bare server for the block that gives these answers, by method."""
+    with tempfile.TemporaryDirectory(prefix="vouchd-", dir="/tmp") as folder:
+        socket, files = f"{folder}/s", Path(folder) / "answers"
+        files.mkdir()
+        for method, answer in answers.items():
+            (files / method).write_bytes(answer)
+        process = start_baseline(socket, files)
+        try:
+            yield Server(name=BASELINE, socket=socket, pid=process.pid)
+        finally:
+            process.kill()
+            process.communicate()
+
+
+def start_baseline(socket: str, answers: Path) -> subprocess.Popen[bytes]:
+    """Start it and wait until it serves."""
+    process = subprocess.Popen(
+        [sys.executable, REPOSITORY / "tests/bench/baseline.py", socket, answers],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
+
+
+def push(server: Server) -> None:
+    """Have the baseline send the messages of all open streams again."""
+    os.kill(server.pid, signal.SIGUSR1)
+
+
+@contextmanager
+def all_servers(other: Server | None = None) -> Iterator[Sequence[Server]]:
+    """The agent, the other if there is one, and a baseline that answers as the agent does."""
+    with ExitStack() as stack:
+        ours, _running = stack.enter_context(agent())
+        bare = stack.enter_context(baseline(answers_of(ours.socket)))
+        yield [ours, *([other] if other else []), bare]
+
+
+def answers_of(socket: str) -> dict[str, bytes]:
+    """What this process is answered there, by method."""
+    requests = (x509(), jwt(), validation(token_of(socket)))
+    with connected(socket) as connection:
+        return {each.path.rpartition("/")[2]: connection.fetch(each) for each in requests}
