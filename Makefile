@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PROTOS := $(wildcard proto/*.proto)
 
-.PHONY: demo run test clients test-system lint format proto schemas bench deb clean
+.PHONY: demo run test clients test-system lint format proto schemas bench bench-plot bench-reference deb clean
 
 $(VENV)/.installed: pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -46,9 +46,18 @@ proto: $(VENV)/.installed
 schemas: $(VENV)/.installed
 	VOUCHD_WRITE_SCHEMAS=1 $(BIN)/pytest -q tests/unit/test_config.py -k up_to_date
 
-## the benchmarks, as ratios to a bare gRPC server
+## the benchmarks, as ratios to a bare gRPC server; BENCH="calls storm" runs some only
 bench: $(VENV)/.installed
-	$(BIN)/python tests/bench/bench.py
+	$(BIN)/python -m tests.bench.bench $(BENCH)
+
+## draw bench-results.json as bench-results.svg
+bench-plot: $(VENV)/.installed
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -c .ci/constraints.txt -e '.[bench]'
+	$(BIN)/python -m tests.bench.plot
+
+## record the ratios that tests/bench/test_regression.py compares with
+bench-reference: $(VENV)/.installed
+	$(BIN)/python -m tests.bench.bench --write-reference
 
 ## a Debian package, build/vouchd_VERSION_ARCH.deb
 deb: $(VENV)/.installed

@@ -1,172 +1,128 @@
-"""`make bench`: what a call costs the agent, against a bare grpc.aio server in the same run.
+"""`make bench`: what the agent costs, against a bare grpc.aio server in the same run.
 
-CPU time of the server's process per operation, from /proc/PID/stat; the client runs elsewhere and
-is not measured. Servers take turns, round by round: on a noisy machine only ratios within one run
-mean something. A table for people, and bench-results.json.
+CPU time of the server's process, and latencies as a client sees them; the clients run elsewhere and
+are not measured. Servers take turns, round by round: only ratios within one run mean something.
+See README.md beside this file.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import statistics
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
-import grpc
-from rich.console import Console
-from rich.table import Table
+import click
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from tests.bench import checks, metering
-from tests.support.agent import (
-    REPOSITORY,
-    RunningAgent,
-    entry_for_me,
+from tests.bench import (
+    attesting,
+    calls,
+    checks,
+    edits,
+    floods,
+    holding,
+    matching,
+    metering,
+    reference,
+    renewal,
+    report,
+    starting,
+    storm,
 )
+from tests.bench.findings import OURS, Finding
+from tests.bench.servers import OTHER, Server, all_servers
 
-ROUNDS = 7
-CALLS = 1500
-CONNECTIONS = 400
-TICKS = os.sysconf("SC_CLK_TCK")
-METADATA = (("workload.spiffe.io", "true"),)
+RESULTS = Path("bench-results.json")
 
 
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process so far (proc(5): fields 14 and 15)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
+def _calls(other: Server | None) -> Iterator[list[Finding]]:
+    with all_servers(other) as servers:
+        for kind in calls.KINDS:
+            yield [
+                finding
+                for at_once in calls.AT_ONCE
+                for finding in calls.measure(kind, servers, at_once)
+            ]
 
 
-def fetch(channel: grpc.Channel) -> bytes:
-    """One stream, one message."""
-    method = channel.unary_stream(
-        "/SpiffeWorkloadAPI/FetchX509SVID",
-        request_serializer=bytes,
-        response_deserializer=bytes,
-    )
-    call = method(b"", metadata=METADATA)
-    message = next(call)
-    call.cancel()
-    return bytes(message)
+def _storm(other: Server | None) -> Iterator[list[Finding]]:
+    with all_servers(other) as servers:
+        yield storm.measure(servers)
 
 
-def open_channel(address: str) -> grpc.Channel:
-    """A connection of its own: gRPC would share one among channels with equal options."""
-    return grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)])
+def _checks(_other: Server | None) -> Iterator[list[Finding]]:
+    with all_servers() as servers:
+        cpu = calls.measure(calls.FETCH, servers, 1)[0].spread(OURS)
+    assert cpu is not None
+    yield in_own_process(checks.measure, cpu.median)
+    yield in_own_process(metering.measure, cpu.median)
 
 
-def calls(address: str) -> int:
-    """Fetches on one open connection."""
-    with open_channel(address) as channel:
-        for _ in range(CALLS):
-            fetch(channel)
-    return CALLS
+def _floods(_other: Server | None) -> Iterator[list[Finding]]:
+    if os.geteuid() == 0:
+        yield floods.measure()
+    else:
+        click.echo("floods: left out, since only root can be two users", err=True)
 
 
-def connections(address: str) -> int:
-    """Connections with one fetch each."""
-    for _ in range(CONNECTIONS):
-        with open_channel(address) as channel:
-            fetch(channel)
-    return CONNECTIONS
-
-
-SCENARIOS: dict[str, Callable[[str], int]] = {
-    "FetchX509SVID, open connection": calls,
-    "connect + FetchX509SVID": connections,
+# Those of the first part are what clients do, whoever serves.
+CLIENT_SIDE: dict[str, Callable[[Server | None], Iterator[list[Finding]]]] = {
+    "calls": _calls,
+    "storm": _storm,
+    "streams": lambda other: iter([holding.measure(other)]),
 }
-BUDGET = 1.6
+INSIDE: dict[str, Callable[[Server | None], Iterator[list[Finding]]]] = {
+    "edits": lambda _: iter([edits.measure()]),
+    "start": lambda _: iter([starting.measure()]),
+    "floods": _floods,
+    "renewal": lambda _: iter([in_own_process(renewal.measure)]),
+    "match": lambda _: iter([in_own_process(matching.measure)]),
+    "attestors": lambda _: iter([in_own_process(attesting.measure)]),
+    "checks": _checks,
+}
+SCENARIOS = {**CLIENT_SIDE, **INSIDE}
 
 
-def measure(scenario: Callable[[str], int], address: str, pid: int) -> float:
-    """Microseconds of the server's CPU per operation."""
-    before = cpu_seconds(pid)
-    count = scenario(address)
-    return (cpu_seconds(pid) - before) / count * 1e6
+def in_own_process(measure: Callable[..., list[Finding]], *arguments: float) -> list[Finding]:
+    """What it finds in a process in which nothing else was done."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(measure, *arguments).result()
 
 
-def compare(agent: RunningAgent, baseline: str, baseline_pid: int) -> list[dict[str, object]]:
-    """Each scenario against both servers in turn."""
-    results: list[dict[str, object]] = []
-    for name, scenario in SCENARIOS.items():
-        pairs = [
-            (measure(scenario, agent.address, agent.pid), measure(scenario, baseline, baseline_pid))
-            for _ in range(ROUNDS)
-        ]
-        ratios = sorted(ours / theirs for ours, theirs in pairs)
-        results.append(
-            {
-                "scenario": name,
-                "agent_us": round(statistics.median(ours for ours, _ in pairs), 1),
-                "baseline_us": round(statistics.median(theirs for _, theirs in pairs), 1),
-                "ratio": round(statistics.median(ratios), 2),
-                "ratio_min": round(ratios[0], 2),
-                "ratio_max": round(ratios[-1], 2),
-                "budget": BUDGET,
-            }
-        )
-    return results
-
-
-def show(results: dict[str, list[dict[str, object]]]) -> None:
-    """The tables, and the file."""
-    for title, rows in results.items():
-        table = Table(title=title)
-        for heading in rows[0]:
-            table.add_column(heading.replace("_", " "))
-        for row in rows:
-            table.add_row(*map(str, row.values()))
-        Console().print(table)
-    Path("bench-results.json").write_text(json.dumps(results, indent=2) + "\n")
-
-
-def main() -> None:
-    """Run everything."""
-    agent = RunningAgent(entry_for_me(), config="log: {level: warning}")
-    with tempfile.TemporaryDirectory(prefix="vouchd-") as folder, open_channel(agent.address) as c:
-        response, socket = Path(folder) / "response", Path(folder) / "s"
-        response.write_bytes(fetch(c))
-        baseline = subprocess.Popen(
-            [sys.executable, REPOSITORY / "tests/bench/baseline.py", socket, response],
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        )
-        try:
-            assert baseline.stdout is not None
-            baseline.stdout.readline()
-            whole = compare(agent, f"unix:{socket}", baseline.pid)
-            # In processes of their own: their clients would share this one's threads.
-            edits, attested = (
-                subprocess.check_output(
-                    [sys.executable, REPOSITORY / f"tests/bench/{name}.py"],
-                    env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-                )
-                for name in ("reload", "attesting")
-            )
-            call = whole[0]["agent_us"]
-            assert isinstance(call, float)
-            show(
-                {
-                    "CPU of the server per operation": whole,
-                    "what the checks of a caller cost, of a call on an open connection": (
-                        checks.measure(call)
-                    ),
-                    "what the metrics cost, of a call on an open connection": (
-                        metering.measure(call)
-                    ),
-                    "edits of entry files": json.loads(edits),
-                    **json.loads(attested),
-                }
-            )
-        finally:
-            baseline.kill()
-            baseline.wait()
-            agent.close()
+@click.command()
+@click.argument("scenarios", nargs=-1, type=click.Choice(list(SCENARIOS)))
+@click.option("--agent-socket", help="Another Workload API server, to be measured beside ours.")
+@click.option("--pid", type=int, help="Its process, which must know whoever runs this.")
+@click.option("--results", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
+@click.option(
+    "--write-reference", is_flag=True, help="Only record what the regression test compares with."
+)
+def main(
+    scenarios: tuple[str, ...],
+    agent_socket: str | None,
+    pid: int | None,
+    results: Path,
+    *,
+    write_reference: bool,
+) -> None:
+    """Measure SCENARIOS; without any, all (with --agent-socket, all that clients do)."""
+    if write_reference:
+        reference.write(reference.measure())
+        return
+    if (agent_socket is None) != (pid is None):
+        raise click.UsageError("--agent-socket and --pid go together")
+    other = None
+    if agent_socket is not None and pid is not None:
+        other = Server(name=OTHER, socket=agent_socket, pid=pid)
+    findings = []
+    for name in scenarios or (SCENARIOS if other is None else CLIENT_SIDE):
+        for found in SCENARIOS[name](other):
+            report.show(found)
+            findings += found
+    report.write(findings, results)
+    for finding in report.missed(findings):
+        click.echo(f"over budget: {finding.scenario}: {finding.measure} at {finding.size:,}")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ class Budget:
     of_baseline: bool = False
 
     def __str__(self) -> str:
-        return f"{self.most:g}×" if self.of_baseline else f"{self.most:g}"
+        return f"{self.most:g} x" if self.of_baseline else f"{self.most:g}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

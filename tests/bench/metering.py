@@ -7,21 +7,32 @@ from collections.abc import Callable
 
 from agent.metrics import Metrics, Words
 from agent.signals import Stage, Stopwatch
+from tests.bench.findings import OURS, Budget, Finding
 
 TIMES = 2000
 REPEATS = 7
 BUDGET = 0.03
+SCENARIO = "metrics, for a call on an open connection"
 
 
-def measure(call_us: float) -> list[dict[str, object]]:
+def measure(call_us: float) -> list[Finding]:
     """Microseconds for a call on an open connection that takes `call_us`, and their share of it."""
     metrics = Metrics(Words(attestors=("unix",), methods=("FetchX509SVID",)))
     call = _microseconds(lambda: _call(metrics), TIMES)
-    scrape = _microseconds(metrics.text, 20)
-    share = round(call / call_us, 3)
+    values = {
+        "a call, µs": call,
+        "a call, share of it": call / call_us,
+        "a scrape, µs": _microseconds(metrics.text, 20),
+    }
     return [
-        {"what": f"a call (budget {BUDGET})", "us": round(call, 1), "share": share},
-        {"what": "a scrape", "us": round(scrape), "share": ""},
+        Finding(
+            scenario=SCENARIO,
+            measure=measure,
+            size=1,
+            values={OURS: [value]},
+            budget=Budget(most=BUDGET) if "share" in measure else None,
+        )
+        for measure, value in values.items()
     ]
 
 

@@ -9,13 +9,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from agent.pb import admin_pb2, workloadapi_pb2
 from tests.bench.findings import BASELINE, OURS
-from tests.bench.wire import Request, connected
+from tests.bench.wire import Connection, Request, connected
 from tests.support.agent import REPOSITORY, RunningAgent, entry_for_me
 
 OTHER = "other"
@@ -37,6 +38,56 @@ limits:
 """
 
 
+class Changes(Protocol):
+    """How a server is made to send a message to all open streams."""
+
+    def begin(self) -> None:
+        """Do it, and wait for nothing."""
+        ...
+
+    def settle(self) -> None:
+        """Have everything as it was, so that it can be done again."""
+        ...
+
+
+class Bundle:
+    """Changes of the agent's bundle: the X.509 authority gets a successor.
+
+    It owns a connection to the admin socket from `begin` to `settle`.
+    """
+
+    def __init__(self, admin_socket: str) -> None:
+        self._admin_socket = admin_socket
+        self._admin: Connection | None = None
+
+    def begin(self) -> None:
+        """`vouchd authority prepare x509`."""
+        self._admin = Connection(self._admin_socket)
+        self._admin.call(_authority("PrepareAuthority"))
+
+    def settle(self) -> None:
+        """`vouchd authority activate x509`, since a second successor is refused."""
+        assert self._admin is not None
+        with closing(self._admin) as admin:
+            while not admin.read():
+                pass
+            admin.fetch(_authority("ActivateAuthority"))
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """The baseline sends the same message again."""
+
+    pid: int
+
+    def begin(self) -> None:
+        """Tell it to."""
+        os.kill(self.pid, signal.SIGUSR1)
+
+    def settle(self) -> None:
+        """Nothing has changed."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
     """A Workload API server: its process, and the Unix socket it listens on."""
@@ -44,6 +95,7 @@ class Server:
     name: str
     socket: str
     pid: int
+    changes: Changes | None = None
 
     def cpu_seconds(self) -> float:
         """User and system time of all its threads so far.
@@ -61,7 +113,7 @@ class Server:
         raise ProcessLookupError(self.pid)
 
     def descriptors(self) -> int:
-        """How many it has open (proc(5): the size of the directory, for which no right is needed)."""
+        """How many it has open (proc(5): the size of the directory, which anybody may see)."""
         return Path(f"/proc/{self.pid}/fd").stat().st_size
 
 
@@ -89,15 +141,16 @@ def token_of(socket: str) -> str:
     return workloadapi_pb2.JWTSVIDResponse.FromString(message).svids[0].svid
 
 
-def change_authority(step: str) -> Request:
-    """PrepareAuthority or ActivateAuthority of the X.509 authority, on the admin socket."""
+def _authority(step: str) -> Request:
     return Request(f"{_ADMIN}/{step}", admin_pb2.KindRequest(kind="x509").SerializeToString())
 
 
 @contextmanager
-def agent(entries: str | None = None) -> Iterator[tuple[Server, RunningAgent]]:
+def agent(
+    entries: str | None = None, program: type[RunningAgent] = RunningAgent
+) -> Iterator[tuple[Server, RunningAgent]]:
     """An agent for the block; without entries, this user gets one identity."""
-    running = RunningAgent(entry_for_me() if entries is None else entries, config=CONFIG)
+    running = program(entry_for_me() if entries is None else entries, config=CONFIG)
     try:
         yield Server(name=OURS, socket=str(running.socket), pid=running.pid), running
     finally:
@@ -114,7 +167,7 @@ def baseline(answers: Mapping[str, bytes]) -> Iterator[Server]:
             (files / method).write_bytes(answer)
         process = start_baseline(socket, files)
         try:
-            yield Server(name=BASELINE, socket=socket, pid=process.pid)
+            yield Server(name=BASELINE, socket=socket, pid=process.pid, changes=Again(process.pid))
         finally:
             process.kill()
             process.communicate()
@@ -132,16 +185,14 @@ def start_baseline(socket: str, answers: Path) -> subprocess.Popen[bytes]:
     return process
 
 
-def push(server: Server) -> None:
-    """Have the baseline send the messages of all open streams again."""
-    os.kill(server.pid, signal.SIGUSR1)
-
-
 @contextmanager
-def all_servers(other: Server | None = None) -> Iterator[Sequence[Server]]:
+def all_servers(
+    other: Server | None = None, program: type[RunningAgent] = RunningAgent
+) -> Iterator[Sequence[Server]]:
     """The agent, the other if there is one, and a baseline that answers as the agent does."""
     with ExitStack() as stack:
-        ours, _running = stack.enter_context(agent())
+        ours, running = stack.enter_context(agent(program=program))
+        ours = replace(ours, changes=Bundle(str(running.admin_socket)))
         bare = stack.enter_context(baseline(answers_of(ours.socket)))
         yield [ours, *([other] if other else []), bare]
 

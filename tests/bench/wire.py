@@ -1,4 +1,4 @@
-"""A lean client: HTTP/2 whose frames are made beforehand, so that little is measured but the server.
+"""A lean client: HTTP/2 whose frames are made beforehand, so that it takes little time itself.
 
 It knows only what a bench needs: calls that get a message, on connections that do not fill up
 (RFC 9113; gRPC over HTTP/2).
@@ -64,7 +64,7 @@ def _headers(path: str) -> bytes:
 @cache
 def _check(trailers: bytes) -> None:
     """Raise CallFailedError unless they say that all is well."""
-    said = dict(hpack.Decoder().decode(trailers))
+    said = {str(name): str(value) for name, value in hpack.Decoder().decode(trailers)}
     if said.get("grpc-status") != "0":
         raise CallFailedError(f"status {said.get('grpc-status')}: {said.get('grpc-message')}")
 
@@ -235,11 +235,13 @@ class Crowd:
                         note(connection, stream, last)
         return last
 
-    def quiet(self, seconds: float) -> None:
-        """Read whatever comes until nothing has for so long."""
+    def quiet(self, seconds: float) -> int:
+        """Read whatever comes until nothing has for so long; how many messages that were."""
+        messages = 0
         while ready := self._poll.poll(seconds):
             for descriptor, _events in ready:
-                self._connections[descriptor].read()
+                messages += len(self._connections[descriptor].read())
+        return messages
 
 
 @contextmanager

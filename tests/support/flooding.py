@@ -111,14 +111,14 @@ class Latencies:
 
 
 @contextmanager
-def flood(behave: Callable[[str], None], path: str) -> Iterator[None]:
+def flood(behave: Callable[[str], None], path: str, processes: int = FLOODERS) -> Iterator[None]:
     """Several processes of one user who do this, for the block."""
 
     def run() -> None:
         pids.become(FLOODER)
         behave(path)
 
-    children = [pids.fork(run) for _ in range(FLOODERS)]
+    children = [pids.fork(run) for _ in range(processes)]
     try:
         time.sleep(WARM_UP_SECONDS)  # noqa: TID251 - nobody tells when a flood is full
         yield
@@ -127,7 +127,7 @@ def flood(behave: Callable[[str], None], path: str) -> Iterator[None]:
             pids.kill_and_reap(child)
 
 
-def latencies(path: str) -> Latencies:
+def latencies(path: str, seconds: float = SECONDS) -> Latencies:
     """What calls of a process of another user take, for some seconds."""
     read, write = os.pipe()
 
@@ -135,7 +135,7 @@ def latencies(path: str) -> Latencies:
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
         pids.become(OTHER)
         steady = raw.connect(path)
-        end = time.perf_counter() + SECONDS
+        end = time.perf_counter() + seconds
         while time.perf_counter() < end:
             began = time.perf_counter()
             _fetch(steady)

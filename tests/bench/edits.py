@@ -1,0 +1,171 @@
+"""How soon an edit of an entry file reaches open streams, and what a large file takes to load.
+
+An edit begins with the rename that ends it, and is over when the message is in the client's hands.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.bench.findings import OURS, Budget, Finding
+from tests.bench.holding import QUIET_SECONDS, hold
+from tests.bench.servers import Server, agent, x509
+from tests.bench.starting import entries
+from tests.bench.wire import Crowd, connected, crowd
+from tests.support.agent import REPOSITORY, RunningAgent
+
+STREAMS = (100, 300, 1000)
+ROUNDS = 5
+LOADS = {1000: 3, 10_000: 3, 100_000: 2}
+EDIT_BUDGET_MS = 100.0
+LOAD_BUDGET_S = 5.0
+EDIT = "an edit of the entry file among open streams"
+LOAD = "load of an edited file of so many entries"
+CPU = "CPU per edit, ms"
+
+
+def measure() -> list[Finding]:
+    """Edits that concern one stream and all, and loads."""
+    findings = [finding for size in STREAMS for finding in _edits(size)]
+    return [*findings, *(finding for size in LOADS for finding in _loads(size))]
+
+
+def _entries(shared: int, narrow: int, program: Path) -> str:
+    me = f"unix:uid:{os.getuid()}"
+    made = (
+        {"spiffe_id": f"/shared/{shared}", "selectors": [me]},
+        {"spiffe_id": f"/narrow/{narrow}", "selectors": [me, f"unix:path:{program}"]},
+    )
+    return "entries:\n" + "".join(f"  - {json.dumps(entry)}\n" for entry in made)
+
+
+def _edit(running: RunningAgent, text: str) -> float:
+    """Replace the file as editors do; when that was."""
+    beside = running.entries.with_suffix(".new")
+    beside.write_text(text)
+    began = time.perf_counter()
+    beside.rename(running.entries)
+    return began
+
+
+def _edits(size: int) -> list[Finding]:
+    with agent() as (server, running), crowd() as streams:
+        # The same program in another place is another program to the agent.
+        program = running.directory / "workload"
+        shutil.copy(Path(sys.executable).resolve(), program)
+        running.entries.write_text(_entries(0, 0, program))
+        _wait_until_served(server, b"/shared/0")
+        hold(server, streams, size)
+        one, one_cpu = _for_one(server, running, program, streams)
+        all_of_them, all_cpu = _for_all(server, running, program, streams)
+    budget = Budget(most=EDIT_BUDGET_MS) if size == STREAMS[-1] else None
+    values = {
+        "that concerns one: to its message, ms": one,
+        f"that concerns one: {CPU}": one_cpu,
+        "that concerns all: to the last message, ms": all_of_them,
+        f"that concerns all: {CPU}": all_cpu,
+    }
+    return [
+        Finding(
+            scenario=EDIT,
+            measure=measure,
+            size=size,
+            values={OURS: several},
+            budget=budget if several is one else None,
+        )
+        for measure, several in values.items()
+    ]
+
+
+def _for_one(
+    server: Server, running: RunningAgent, program: Path, streams: Crowd
+) -> tuple[list[float], list[float]]:
+    times, cpu = [], []
+    with _watcher(server, program) as moments:
+        for number in range(1, ROUNDS + 1):
+            streams.quiet(QUIET_SECONDS)
+            before = server.cpu_seconds()
+            began = _edit(running, _entries(0, number, program))
+            times.append((next(moments) - began) * 1e3)
+            told = streams.quiet(QUIET_SECONDS)
+            assert not told, f"{told} streams were told of what does not concern them"
+            cpu.append((server.cpu_seconds() - before) * 1e3)
+    return times, cpu
+
+
+def _for_all(
+    server: Server, running: RunningAgent, program: Path, streams: Crowd
+) -> tuple[list[float], list[float]]:
+    times, cpu = [], []
+    for number in range(1, ROUNDS + 1):
+        streams.quiet(QUIET_SECONDS)
+        before = server.cpu_seconds()
+        began = _edit(running, _entries(number, ROUNDS, program))
+        times.append((streams.gather(len(streams)) - began) * 1e3)
+        cpu.append((server.cpu_seconds() - before) * 1e3)
+    return times, cpu
+
+
+@contextmanager
+def _watcher(server: Server, program: Path) -> Iterator[Iterator[float]]:
+    """A workload of this program with an open stream: when its further messages came."""
+    process = subprocess.Popen(
+        [program, REPOSITORY / "tests/bench/watcher.py", server.socket],
+        stdout=subprocess.PIPE,
+        env={
+            **os.environ,
+            "PYTHONHOME": sys.base_prefix,
+            "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *filter(None, sys.path)]),
+        },
+    )
+    assert process.stdout is not None
+    moments = map(float, process.stdout)
+    try:
+        next(moments)
+        yield moments
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _loads(size: int) -> Sequence[Finding]:
+    times, waits = [], []
+    with agent() as (server, running):
+        for number in range(LOADS[size]):
+            mine = {"spiffe_id": f"/me/{number}", "selectors": [f"unix:uid:{os.getuid()}"]}
+            began = _edit(running, f"{entries(size)}  - {json.dumps(mine)}\n")
+            waits.append(_wait_until_served(server, f"/me/{number}".encode()) * 1e3)
+            times.append(time.perf_counter() - began)
+    budget = Budget(most=LOAD_BUDGET_S) if size == max(LOADS) else None
+    return [
+        Finding(
+            scenario=LOAD,
+            measure="until in force, s",
+            size=size,
+            values={OURS: times},
+            budget=budget,
+        ),
+        Finding(
+            scenario=LOAD, measure="longest a caller waited, ms", size=size, values={OURS: waits}
+        ),
+    ]
+
+
+def _wait_until_served(server: Server, wanted: bytes) -> float:
+    """Ask until it is in the answer; the longest that an answer took, in seconds."""
+    longest = 0.0
+    with connected(server.socket) as connection:
+        served = b""
+        while wanted not in served:
+            asked = time.perf_counter()
+            served = connection.fetch(x509())
+            longest = max(longest, time.perf_counter() - asked)
+    return longest

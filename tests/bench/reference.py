@@ -1,0 +1,69 @@
+"""The ratios to the baseline that were recorded, and the same ratios now.
+
+CPU of the server for one call and for one message that is pushed, and memory of an open stream.
+Ratios within one run hold on any machine, so that a doubling of one is the program's doing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from tests.bench import calls, holding
+from tests.bench.findings import Finding
+from tests.bench.servers import all_servers
+from tests.support.agent import RunningAgent
+
+FILE = Path(__file__).with_name("reference.json")
+MOST = 2.0
+"""Times the recorded ratio is a failure."""
+ROUNDS = 7
+CALLS = 150
+STREAMS = 200
+_MEASURES = frozenset({calls.CPU, holding.MEMORY, holding.CPU})
+
+
+def read() -> dict[str, float]:
+    """The recorded ratios, by scenario and measure."""
+    recorded: dict[str, float] = json.loads(FILE.read_text())
+    return recorded
+
+
+def write(ratios: Mapping[str, float]) -> None:
+    """Record these."""
+    FILE.write_text(json.dumps(ratios, indent=2, ensure_ascii=False) + "\n")
+
+
+def measure() -> dict[str, float]:
+    """The ratios now."""
+    held = holding.measure(sizes=(STREAMS,), idle_seconds=holding.QUIET_SECONDS)
+    return {**of_calls(), **_ratios(held)}
+
+
+def of_calls(
+    kinds: Iterable[calls.Calls] = calls.KINDS, program: type[RunningAgent] = RunningAgent
+) -> dict[str, float]:
+    """Those of calls now, one at a time."""
+    with all_servers(program=program) as servers:
+        return _ratios(
+            finding for kind in kinds for finding in calls.measure(kind, servers, 1, ROUNDS, CALLS)
+        )
+
+
+def doubled(recorded: Mapping[str, float], now: Mapping[str, float]) -> dict[str, str]:
+    """What has become too much, of what was measured now."""
+    return {
+        name: f"{now[name]:.2f} times the baseline, recorded were {recorded[name]:.2f}"
+        for name in recorded.keys() & now.keys()
+        if now[name] > MOST * recorded[name]
+    }
+
+
+def _ratios(findings: Iterable[Finding]) -> dict[str, float]:
+    ratios = {}
+    for finding in findings:
+        ratio = finding.ratio()
+        if finding.measure in _MEASURES and ratio is not None:
+            ratios[f"{finding.scenario}: {finding.measure}"] = round(ratio.median, 2)
+    return ratios

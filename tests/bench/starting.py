@@ -1,0 +1,61 @@
+"""From the start of the program to the line that says that it is ready."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+
+from tests.bench.findings import BASELINE, OURS, Budget, Finding
+from tests.bench.servers import agent, start_baseline
+
+ROUNDS = {10: 5, 1000: 5, 100_000: 2}
+BUDGET_SIZE, BUDGET_SECONDS = 1000, 1.0
+SCENARIO = "start with so many entries, until ready"
+
+
+def measure() -> list[Finding]:
+    """Servers in turn."""
+    findings = []
+    for size, rounds in ROUNDS.items():
+        text, values = entries(size), defaultdict(list)
+        for _ in range(rounds):
+            values[OURS].append(_agent(text))
+            values[BASELINE].append(_baseline())
+        findings.append(
+            Finding(
+                scenario=SCENARIO,
+                measure="until ready, s",
+                size=size,
+                values=values,
+                budget=Budget(most=BUDGET_SECONDS) if size == BUDGET_SIZE else None,
+            )
+        )
+    return findings
+
+
+def entries(count: int, path: str = "/u") -> str:
+    """A file of so many entries, each of a user of its own."""
+    made = (
+        {"spiffe_id": f"{path}/{n}", "selectors": [f"unix:uid:{10**6 + n}", "unix:gid:5"]}
+        for n in range(count)
+    )
+    return "entries:\n" + "".join(f"  - {json.dumps(entry)}\n" for entry in made)
+
+
+def _agent(text: str) -> float:
+    began = time.perf_counter()
+    with agent(text):
+        return time.perf_counter() - began
+
+
+def _baseline() -> float:
+    with tempfile.TemporaryDirectory(prefix="vouchd-", dir="/tmp") as folder:
+        began = time.perf_counter()
+        process = start_baseline(f"{folder}/s", Path(folder))
+        seconds = time.perf_counter() - began
+        process.kill()
+        process.communicate()
+    return seconds
