@@ -8,6 +8,7 @@ See README.md beside this file.
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -107,6 +108,8 @@ def main(
     write_reference: bool,
 ) -> None:
     """Measure SCENARIOS; without any, all (with --agent-socket, all that clients do)."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # it holds thousands of connections
     if write_reference:
         reference.write(reference.measure())
         return

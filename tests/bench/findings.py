@@ -75,11 +75,11 @@ class Finding:
         return None if held is None else held.median <= self.budget.most
 
     def total(self, server: str) -> float:
-        """What all of `size` took; 0 if that is not known."""
+        """What all of `size` took at least, since what disturbs only adds; 0 if that is not known."""
         spread = self.spread(server)
         if spread is None:
             return 0.0
-        return spread.median * (self.size if self.per_one else 1)
+        return spread.least * (self.size if self.per_one else 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
