@@ -75,7 +75,7 @@ class Finding:
         return None if held is None else held.median <= self.budget.most
 
     def total(self, server: str) -> float:
-        """What all of `size` took at least, since what disturbs only adds; 0 if that is not known."""
+        """What all of `size` took, at least: what disturbs only adds. 0 if that is not known."""
         spread = self.spread(server)
         if spread is None:
             return 0.0

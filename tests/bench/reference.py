@@ -20,7 +20,7 @@ MOST = 2.0
 """Times the recorded ratio is a failure."""
 ROUNDS = 7
 CALLS = 150
-STREAMS = 200
+STREAMS = 300
 _MEASURES = frozenset({calls.CPU, holding.MEMORY, holding.CPU})
 
 
@@ -37,7 +37,7 @@ def write(ratios: Mapping[str, float]) -> None:
 
 def measure() -> dict[str, float]:
     """The ratios now."""
-    held = holding.measure(sizes=(STREAMS,), idle_seconds=holding.QUIET_SECONDS)
+    held = holding.measure(sizes=(STREAMS,), idle_seconds=0, pushes=ROUNDS)
     return {**of_calls(), **_ratios(held)}
 
 
