@@ -64,9 +64,11 @@ def _draw(axis: Any, findings: Sequence[dict[str, Any]]) -> None:
         axis.fill_between(sizes, *ends, alpha=0.2)
     axis.set_xscale("log")
     axis.set_xlabel("at once")
-    axis.set_ylim(bottom=0)
-    if findings:
-        axis.legend()
+    if findings and findings[0]["measure"] == CPU:
+        axis.set_ylim(bottom=0)
+    else:
+        axis.set_yscale("log")
+    axis.legend()
 
 
 if __name__ == "__main__":

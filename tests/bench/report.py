@@ -18,7 +18,7 @@ from rich.table import Table
 
 from tests.bench.findings import BASELINE, OURS, Finding, Growth, Spread, growths
 
-_WIDTH = 150
+_WIDTH = 170
 
 
 def show(findings: Sequence[Finding]) -> None:
