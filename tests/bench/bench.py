@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Callable, Iterator
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -110,6 +112,8 @@ def main(
     """Measure SCENARIOS; without any, all (with --agent-socket, all that clients do)."""
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # it holds thousands of connections
+    # The thread that reads the agent's log, with a line for each call, must not hold up a client.
+    sys.setswitchinterval(1e-4)
     if write_reference:
         reference.write(reference.measure())
         return
@@ -118,14 +122,20 @@ def main(
     other = None
     if agent_socket is not None and pid is not None:
         other = Server(name=OTHER, socket=agent_socket, pid=pid)
-    findings = []
-    for name in scenarios or (SCENARIOS if other is None else CLIENT_SIDE):
-        for found in SCENARIOS[name](other):
-            report.show(found)
-            findings += found
+    findings = list(_findings(scenarios or (SCENARIOS if other is None else CLIENT_SIDE), other))
     report.write(findings, results)
     for finding in report.missed(findings):
         click.echo(f"over budget: {finding.scenario}: {finding.measure} at {finding.size:,}")
+
+
+def _findings(scenarios: Iterable[str], other: Server | None) -> Iterator[Finding]:
+    """What is found, after it was shown."""
+    for name in scenarios:
+        began = time.perf_counter()
+        for found in SCENARIOS[name](other):
+            report.show(found)
+            yield from found
+        click.echo(f"{name}: {time.perf_counter() - began:.0f} s", err=True)
 
 
 if __name__ == "__main__":
