@@ -11,7 +11,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -122,20 +122,21 @@ def main(
     other = None
     if agent_socket is not None and pid is not None:
         other = Server(name=OTHER, socket=agent_socket, pid=pid)
-    findings = list(_findings(scenarios or (SCENARIOS if other is None else CLIENT_SIDE), other))
-    report.write(findings, results)
+    findings = []
+    for name in scenarios or (SCENARIOS if other is None else CLIENT_SIDE):
+        findings += _measured(name, other)
+        report.write(findings, results)  # whoever has seen enough may interrupt it
     for finding in report.missed(findings):
         click.echo(f"over budget: {finding.scenario}: {finding.measure} at {finding.size:,}")
 
 
-def _findings(scenarios: Iterable[str], other: Server | None) -> Iterator[Finding]:
+def _measured(name: str, other: Server | None) -> Iterator[Finding]:
     """What is found, after it was shown."""
-    for name in scenarios:
-        began = time.perf_counter()
-        for found in SCENARIOS[name](other):
-            report.show(found)
-            yield from found
-        click.echo(f"{name}: {time.perf_counter() - began:.0f} s", err=True)
+    began = time.perf_counter()
+    for found in SCENARIOS[name](other):
+        report.show(found)
+        yield from found
+    click.echo(f"{name}: {time.perf_counter() - began:.0f} s", err=True)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from tests.bench.wire import Connection, Crowd, Request, crowd
 from tests.support.flooding import percentile
 
 ROUNDS = 5
-CALLS = 600
+CALLS = 400
 AT_ONCE = (1, 10, 100)
 CPU, P50, P99 = "CPU per call, µs", "p50, ms", "p99, ms"
 _UNUSED = count()

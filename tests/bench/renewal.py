@@ -19,7 +19,7 @@ from tests.bench.findings import OURS, Finding
 from tests.support.fakes import FakeClock, Lines, identity
 
 SIZES = (100, 1000, 10_000)
-ROUNDS = 3
+ROUNDS = 2
 TTL = timedelta(hours=1)
 # Half of life, and the tenth of it by which renewals are spread.
 ALL_DUE = TTL * 0.56
