@@ -122,7 +122,7 @@ def main(
     other = None
     if agent_socket is not None and pid is not None:
         other = Server(name=OTHER, socket=agent_socket, pid=pid)
-    findings = []
+    findings: list[Finding] = []
     for name in scenarios or (SCENARIOS if other is None else CLIENT_SIDE):
         findings += _measured(name, other)
         report.write(findings, results)  # whoever has seen enough may interrupt it
