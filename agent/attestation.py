@@ -22,6 +22,7 @@ A failed attestor is not an answer. Its selectors are missing, which can only re
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field, replace
@@ -32,6 +33,7 @@ from agent.errors import PeerError, PeerGoneError
 from agent.fingerprint import (
     ProgramPin,
     check_credentials,
+    executable_name,
     own_user_namespace,
     read_fingerprint,
 )
@@ -72,7 +74,7 @@ class Attestation:
     notes: tuple[str, ...] = ()
     """Why selectors are missing for good."""
     executable: str | None = None
-    """What the kernel calls the program it runs; see Fingerprint.executable_name."""
+    """What the kernel calls the program it runs; see executable_name."""
 
     @property
     def failures(self) -> Mapping[str, str]:
@@ -85,7 +87,23 @@ class _Memory:
     """What attestors found while the fingerprint was this one, and how long each result is good."""
 
     fingerprint: Fingerprint
-    reports: Mapping[str, tuple[float, Report]]
+    executable: str | None
+    reports: Mapping[str, tuple[float, Report]] = field(default_factory=dict)
+    joined: Attestation = field(init=False)
+    good_until: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        reports = [report for _until, report in self.reports.values()]
+        good_until = min((until for until, _report in self.reports.values()), default=math.inf)
+        object.__setattr__(self, "joined", _join(reports, self.executable))
+        object.__setattr__(self, "good_until", good_until)
+
+    def at(self, now: float) -> _Memory:
+        """What of it is still good."""
+        if now < self.good_until:
+            return self
+        good = {name: (until, r) for name, (until, r) in self.reports.items() if now < until}
+        return _Memory(self.fingerprint, self.executable, good)
 
 
 class WorkloadAttestor:
@@ -116,13 +134,12 @@ class WorkloadAttestor:
         with caller.open_proc() as process, closing(ProgramPin(process)) as program:
             before = read_fingerprint(process)
             check_credentials(before, caller.credentials)
-            known = self._recall(caller, before)
+            known = self._recall(caller, process, before)
             first = time.perf_counter() - began
-            found = await self._run_all(process, frozenset(known))
-            attestation = _join(
-                [*(replace(r, remembered=True) for r in known.values()), *found],
-                before.executable_name,
-            )
+            found = await self._run_others(process, known)
+            attestation = known.joined
+            if found:
+                attestation = _join([*known.joined.reports, *found], known.executable)
             if not program.holds or before.user_namespace != own_user_namespace():
                 attestation = _without_program(attestation)
             self._latest[caller] = attestation
@@ -134,7 +151,8 @@ class WorkloadAttestor:
         if not caller.process.is_alive():
             raise PeerGoneError("the process exited while it was attested")
         self._signals.timed(Stage.EVIDENCE, first + time.perf_counter() - began)
-        self._remember(caller, before, found)
+        if found:
+            self._remember(caller, known, found)
 
     def latest(self, caller: Caller) -> Attestation | None:
         """What was found out when this caller was last attested; None if that did not hold."""
@@ -145,31 +163,30 @@ class WorkloadAttestor:
         for attestor in self._attestors:
             await attestor.close()
 
-    def _recall(self, caller: Caller, fingerprint: Fingerprint) -> dict[str, Report]:
+    def _recall(self, caller: Caller, process: ProcessView, fingerprint: Fingerprint) -> _Memory:
         """What is still good of what was found out about this same program."""
         memory = self._memories.get(caller)
         if memory is None or memory.fingerprint != fingerprint:
-            return {}
-        now = asyncio.get_running_loop().time()
-        return {name: report for name, (until, report) in memory.reports.items() if now < until}
+            return _Memory(fingerprint, executable_name(process))
+        return memory.at(asyncio.get_running_loop().time())
 
-    def _remember(self, caller: Caller, fingerprint: Fingerprint, found: Sequence[Report]) -> None:
+    def _remember(self, caller: Caller, known: _Memory, found: Sequence[Report]) -> None:
         now = asyncio.get_running_loop().time()
-        memory = self._memories.get(caller)
-        known = {} if memory is None or memory.fingerprint != fingerprint else memory.reports
         # Not every plug-in says: then it is asked each time.
         spans = {each.name: getattr(each, "reuse_seconds", 0.0) for each in self._attestors}
-        fresh = {r.attestor: (now + spans[r.attestor], r) for r in found if r.failure is None}
-        self._memories[caller] = _Memory(fingerprint, {**known, **fresh})
+        fresh = {
+            r.attestor: (now + spans[r.attestor], replace(r, remembered=True))
+            for r in found
+            if r.failure is None and spans[r.attestor] > 0
+        }
+        self._memories[caller] = replace(known, reports={**known.reports, **fresh})
 
-    async def _run_all(self, process: ProcessView, known: frozenset[str]) -> list[Report]:
-        return await asyncio.gather(
-            *(
-                self._run(attestor, process)
-                for attestor in self._attestors
-                if attestor.name not in known
-            )
-        )
+    async def _run_others(self, process: ProcessView, known: _Memory) -> Sequence[Report]:
+        others = [each for each in self._attestors if each.name not in known.reports]
+        if len(others) > 1:
+            return await asyncio.gather(*(self._run(each, process) for each in others))
+        # Without a task, for those who answer at once.
+        return [await self._run(each, process) for each in others]
 
     async def _run(self, attestor: Attestor, process: ProcessView) -> Report:
         began = time.perf_counter()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from agent.errors import AttestationError, NoIdentityError
 from agent.explanation import judge, shown
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from agent.identities import Identity, Matches
     from agent.peer import Caller
     from agent.signals import Signals
+    from attestors.api import Selector
 
 # Explanations in the log, and failures of attestors: each user may cause so many at once and one
 # more every ten seconds; all explanations together are one a second, because to find the nearest of
@@ -58,6 +61,28 @@ class Entitlement:
         return self.attestation is None or not self.attestation.failures
 
 
+@dataclass(frozen=True, slots=True)
+class _Matched:
+    """What a caller matched, and of what that was found out."""
+
+    entries: EntrySet
+    selectors: frozenset[Selector]
+    at: datetime
+    matches: Matches
+
+    def still_holds(self, entries: EntrySet, selectors: frozenset[Selector], now: datetime) -> bool:
+        """Whether it would match just the same now; only the very same objects do."""
+        if self.entries is not entries or self.selectors is not selectors:
+            return False
+        return (
+            self.at <= now
+            and not self.matches.without_id
+            and all(
+                each.expires_at is None or now < each.expires_at for each in self.matches.identities
+            )
+        )
+
+
 class Entitlements:
     """Attests callers and matches them against the registration entries, which may be replaced.
 
@@ -82,6 +107,7 @@ class Entitlements:
         self._explained_to = RateLimit(EXPLAINED_AT_ONCE, USER_SECONDS)
         self._explained = RateLimit(ALL_AT_ONCE, ALL_SECONDS)
         self._failed_for = RateLimit(EXPLAINED_AT_ONCE, USER_SECONDS)
+        self._matched: WeakKeyDictionary[Caller, _Matched] = WeakKeyDictionary()
 
     async def of(self, caller: Caller, *, releasing: bool = True) -> Entitlement:
         """What this caller may have.
@@ -115,12 +141,13 @@ class Entitlements:
         self, caller: Caller, attestation: Attestation, entries: EntrySet | None = None
     ) -> Matches:
         """What a caller of whom this is known would match of the entries in force, or of others."""
-        return match(
-            self.entries if entries is None else entries,
-            attestation.selectors,
-            caller.process.name,
-            self._clock.now(),
-        )
+        entries = self.entries if entries is None else entries
+        selectors, now = attestation.selectors, self._clock.now()
+        known = self._matched.get(caller)
+        if known is None or not known.still_holds(entries, selectors, now):
+            matches = match(entries, selectors, caller.process.name, now)
+            known = self._matched[caller] = _Matched(entries, selectors, now, matches)
+        return known.matches
 
     def explain(self, caller: Caller, attestation: Attestation) -> Verdict:
         """Why this caller gets what it gets, and nothing else."""
@@ -130,6 +157,8 @@ class Entitlements:
     def _log_attested(self, caller: Caller, attestation: Attestation, matches: Matches) -> None:
         if attestation.failures:
             self._log_failures(caller, attestation)
+        if not self._log.is_enabled_for(logging.DEBUG):
+            return  # what it would say takes longer to put together than the call
         self._log.debug(
             "caller attested",
             pid=caller.credentials.pid,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -42,9 +42,6 @@ class Fingerprint:
     groups: frozenset[int]
     executable: tuple[int, int, int, int, int] | None
     """Device, inode, size, mtime, ctime."""
-    executable_name: str | None = field(compare=False)
-    """What the kernel calls it, for people to read. Files are renamed, and whoever has a mount
-    namespace of its own can give any name to its program: this is no evidence."""
     cgroup: bytes
     user_namespace: str | None
     """Such as `user:[4026531837]`: namespaces(7)."""
@@ -87,7 +84,6 @@ def read_fingerprint(process: ProcessView) -> Fingerprint:
     try:
         ids = _STATUS_IDS.search(process.read("status"))
         executable = _permitted(process.stat, "exe")
-        executable_name = _permitted(process.readlink, "exe")
         cgroup = process.read("cgroup")
         user, mount, cgroups = (
             _permitted(process.readlink, f"ns/{kind}") for kind in ("user", "mnt", "cgroup")
@@ -101,12 +97,26 @@ def read_fingerprint(process: ProcessView) -> Fingerprint:
         gid=int(ids["gid"]),
         groups=frozenset(map(int, ids["groups"].split())),
         executable=None if executable is None else _file_key(executable),
-        executable_name=executable_name,
         cgroup=cgroup,
         user_namespace=user,
         mount_namespace=mount,
         cgroup_namespace=cgroups,
     )
+
+
+def executable_name(process: ProcessView) -> str | None:
+    """What the kernel calls its program, for people to read.
+
+    Files are renamed, and whoever has a mount namespace of its own can give any name to its
+    program: this is no evidence.
+
+    Raises:
+        PeerGoneError: the process is gone.
+    """
+    try:
+        return _permitted(process.readlink, "exe")
+    except (ProcessLookupError, FileNotFoundError) as error:
+        raise PeerGoneError("the process is gone") from error
 
 
 def check_credentials(now: Fingerprint, at_connect: Credentials) -> None:

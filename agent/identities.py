@@ -24,16 +24,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """One identity of a process. A TTL of None means the authority's default."""
+    """One identity of a process. A TTL of None means the authority's default.
+
+    It is looked up often, and the ID and the holder tell identities of one entry apart: the rest is
+    not hashed.
+    """
 
     entry_id: EntryId
     spiffe_id: SpiffeId
-    x509_svid_ttl: timedelta | None = None
-    jwt_svid_ttl: timedelta | None = None
-    dns_names: tuple[str, ...] = ()
-    hint: str = ""
-    federates_with: tuple[TrustDomain, ...] = ()
-    expires_at: datetime | None = None
+    x509_svid_ttl: timedelta | None = field(default=None, hash=False)
+    jwt_svid_ttl: timedelta | None = field(default=None, hash=False)
+    dns_names: tuple[str, ...] = field(default=(), hash=False)
+    hint: str = field(default="", hash=False)
+    federates_with: tuple[TrustDomain, ...] = field(default=(), hash=False)
+    expires_at: datetime | None = field(default=None, hash=False)
     holder: str = ""
     """Which process this is for, if it shares its X.509 key with no other."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -133,3 +134,41 @@ async def test_a_denial_says_why_in_the_log_but_not_without_end(me: Caller) -> N
     [missed] = lines[0]["missed"]
     assert missed["lacking"] == [{"wanted": "fake:other", "found": []}]
     assert lines[0]["pid"] == me.credentials.pid
+
+
+class Remembered(FakeAttestor):
+    reuse_seconds = 60.0
+
+
+async def test_what_was_matched_before_counts_only_while_it_would_be_again(me: Caller) -> None:
+    """Nothing is found out anew about the process: entries, and the clock, are what changes."""
+    clock, lines = FakeClock(), Lines()
+    ends = clock.now() + timedelta(minutes=1)
+
+    async def prove(_caller: Caller) -> None:
+        pass
+
+    def entry(number: int, expires_at: datetime | None = None) -> Entry:
+        path = SpiffeId(TrustDomain("example.org"), f"/{number}")
+        return Entry(
+            id=EntryId(f"{number}"),
+            spiffe_id=path,
+            selectors=frozenset({WHO}),
+            expires_at=expires_at,
+        )
+
+    attestor = WorkloadAttestor([Remembered(find)], lines.log)
+    entries = EntrySet((entry(1), entry(2, ends)))
+    entitlements = Entitlements(attestor, entries, prove, clock, lines.log)
+
+    async def paths() -> list[str]:
+        return [each.spiffe_id.path for each in (await entitlements.of(me)).identities]
+
+    await paths()
+    assert await paths() == ["/1", "/2"]
+    clock.set(ends)
+    assert await paths() == ["/1"]
+    clock.set(ends - timedelta(seconds=1))
+    assert await paths() == ["/1", "/2"], "the clock was set back"
+    entitlements.entries = EntrySet((entry(3),))
+    assert await paths() == ["/3"]
