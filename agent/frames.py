@@ -24,6 +24,7 @@ MAX_HEADER_BLOCK_BYTES = 16 * 1024
 _DATA, _HEADERS, _RST_STREAM, _PUSH_PROMISE, _PING, _GOAWAY, _CONTINUATION = 0, 1, 3, 5, 6, 7, 9
 _OF_CALLS = frozenset({_DATA, _HEADERS, _RST_STREAM})
 _ACK, _END_STREAM, _END_HEADERS = 0x1, 0x1, 0x4
+_OF_HEADER_BLOCKS = frozenset({_HEADERS, _PUSH_PROMISE, _CONTINUATION})
 _PING_HEADER = bytes([0, 0, PAYLOAD_BYTES, _PING, 0, 0, 0, 0, 0])
 _PING_ACK_START = bytes([0, 0, PAYLOAD_BYTES, _PING])
 _HIGHEST_STREAM = (1 << 31) - 1
@@ -65,13 +66,13 @@ class _Cutter:
         """
         data = self._held + chunk
         begins = []
-        at = self._ahead
-        while at + HEADER_BYTES <= len(data):
-            if at + PING_BYTES > len(data) and data.startswith(_PING_ACK_START, at):
+        at, end = self._ahead, len(data)
+        while at + HEADER_BYTES <= end:
+            if at + PING_BYTES > end and data.startswith(_PING_ACK_START, at):
                 break
             begins.append(at)
             at += HEADER_BYTES + int.from_bytes(data[at : at + 3], "big")
-        passing = min(at, len(data))
+        passing = min(at, end)
         self._ahead = at - passing
         self._held = data[passing:]
         return data[:passing], begins
@@ -206,9 +207,9 @@ class Insertion:
             if self._waiting:
                 parts += [data[start:at], self._release()]
                 start = at
-            self._open = data[at + 3] not in {_HEADERS, _PUSH_PROMISE, _CONTINUATION} or bool(
-                data[at + 4] & _END_HEADERS
-            )
+            self._open = data[at + 3] not in _OF_HEADER_BLOCKS or bool(data[at + 4] & _END_HEADERS)
+        if not parts and not self._waiting:
+            return data
         parts.append(data[start:])
         if self._waiting and self._cutter.between_frames:
             parts.append(self._release())

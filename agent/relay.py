@@ -149,9 +149,10 @@ class _Flow:
             self._read()
 
     def _read(self) -> None:
+        source = self._source
         try:
-            chunk = self._source.read()
-            passing = self._source.passing(chunk) if chunk else chunk
+            chunk = source.read()
+            passing = source.passing(chunk) if chunk else chunk
         except (BlockingIOError, InterruptedError):
             return
         except (OSError, PeerError) as error:
@@ -165,27 +166,27 @@ class _Flow:
             self._pass_on(passing)
 
     def _pass_on(self, data: bytes) -> None:
-        self._pending = memoryview(data)
-        if self._write() and self._pending:
+        sent = self._write(data)
+        if sent < len(data) and not self.ended:
+            self._pending = memoryview(data)[sent:]
             self._loop.remove_reader(self._source.sock)
             self._loop.add_writer(self._target, self._on_writable)
 
     def _on_writable(self) -> None:
-        if self._write() and not self._pending:
+        self._pending = self._pending[self._write(self._pending) :]
+        if not self._pending and not self.ended:
             self._loop.remove_writer(self._target)
             self._loop.add_reader(self._source.sock, self._on_readable)
 
-    def _write(self) -> bool:
-        """Write what is pending; False if that ended the flow."""
+    def _write(self, data: bytes | memoryview) -> int:
+        """Write what can be written; how much that was. It may end the flow."""
         try:
-            sent = self._target.send(self._pending, socket.MSG_NOSIGNAL)
+            return self._target.send(data, socket.MSG_NOSIGNAL)
         except (BlockingIOError, InterruptedError):
-            return True
+            pass
         except OSError as error:
             self._end(error)
-            return False
-        self._pending = self._pending[sent:]
-        return True
+        return 0
 
     def _end(self, error: OSError | PeerError | None) -> None:
         self.stop()
