@@ -20,32 +20,25 @@ K = TypeVar("K", bound="Hashable")
 V = TypeVar("V")
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False, weakref_slot=True)
 class Bucket:
     """`burst` tokens at once, and `rate` more a second. It may get into debt."""
 
     burst: float
     rate: float
-    _tokens: float = field(init=False)
-    _filled_at: float = field(init=False, default=float("-inf"))
-
-    def __post_init__(self) -> None:
-        self._tokens = self.burst
+    _full_at: float = field(init=False, default=float("-inf"))
 
     def tokens(self, now: float) -> float:
         """What is in it."""
-        gained = (now - self._filled_at) * self.rate
-        self._tokens = min(self.burst, self._tokens + gained)
-        self._filled_at = now
-        return self._tokens
+        return self.burst - max(0.0, self._full_at - now) * self.rate
 
     def charge(self, cost: float, now: float) -> None:
         """Take so many out, whether they are there or not."""
-        self._tokens = self.tokens(now) - cost
+        self._full_at = max(self._full_at, now) + cost / self.rate
 
     def seconds_until(self, tokens: float, now: float) -> float:
         """How long until there are so many; 0 if there are."""
-        return max(0.0, (tokens - self.tokens(now)) / self.rate)
+        return max(0.0, self._full_at - now - (self.burst - tokens) / self.rate)
 
 
 class Recent(Generic[K, V]):

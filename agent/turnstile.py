@@ -55,23 +55,18 @@ class Turnstile:
         """Where the connections of this user in this cgroup wait. Each of them holds it."""
         lane = self._lanes.get(place)
         if lane is None:
-            lane = self._lanes[place] = Lane(self._loop, self._shares, place, self._signals)
+            lane = self._lanes[place] = Lane(self._loop, self._shares.of(place), self._signals)
         return lane
 
 
 class Lane:
-    """The queue of one user in one cgroup."""
+    """The queue of one user in one cgroup, and the buckets that hold its shares."""
 
     def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        shares: _Shares,
-        place: Place,
-        signals: Signals,
+        self, loop: asyncio.AbstractEventLoop, shares: tuple[Bucket, ...], signals: Signals
     ) -> None:
         self._loop = loop
         self._shares = shares
-        self._place = place
         self._signals = signals
         self._waiting: deque[Callable[[], None]] = deque()
         self._armed = False
@@ -95,13 +90,13 @@ class Lane:
     def connected(self) -> None:
         """A connection has passed."""
         self._reads += CONNECT_READS
-        self._shares.charge(self._place, 1.0, self._loop.time())
+        self._charge(1.0, self._loop.time())
 
     def passed(self, requests: int) -> None:
         """What was read once has passed, with so many requests in it."""
         now = self._loop.time()
         self._reads += 1
-        self._shares.charge(self._place, READ_COST + requests, now)
+        self._charge(READ_COST + requests, now)
         if requests:
             self._unbegun += requests
             self._unbegun_since = now
@@ -120,10 +115,10 @@ class Lane:
         if self._unbegun and now - self._unbegun_since < PATIENCE_SECONDS:
             return False
         self._unbegun = 0
-        return not self._shares.wait(self._place, now)
+        return not self._seconds_to_wait(now)
 
     def _arm(self) -> float:
-        wait = max(self._shares.wait(self._place, self._loop.time()), QUANTUM_SECONDS)
+        wait = max(self._seconds_to_wait(self._loop.time()), QUANTUM_SECONDS)
         self._armed = True
         self._loop.call_later(wait, self._on_time)
         return wait
@@ -140,25 +135,36 @@ class Lane:
         while self._waiting and self._may_pass(self._loop.time()):
             self._waiting.popleft()()
 
+    def _charge(self, cost: float, now: float) -> None:
+        """Put something down to them, whether they can pay or not."""
+        for bucket in self._shares:
+            bucket.charge(cost, now)
+
+    def _seconds_to_wait(self, now: float) -> float:
+        """Until all of them can pay."""
+        return max([bucket.seconds_until(1, now) for bucket in self._shares])
+
 
 class _Shares:
-    """What users and cgroups have left of their rate."""
+    """What users and cgroups have left of their rate. Who is here now is never forgotten."""
 
     def __init__(self, rate: float) -> None:
-        self._buckets = {
+        self._recent = {
             Scope.USER_IN_CGROUP: _buckets(rate / 2),
             Scope.USER: _buckets(rate),
             Scope.CGROUP: _buckets(rate),
         }
+        self._held: WeakValueDictionary[Key, Bucket] = WeakValueDictionary()
 
-    def charge(self, place: Place, cost: float, now: float) -> None:
-        """Put something down to them, whether they can pay or not."""
-        for key in place.keys:
-            self._buckets[key[0]].of(key).charge(cost, now)
+    def of(self, place: Place) -> tuple[Bucket, ...]:
+        """The buckets of all against whom it counts."""
+        return tuple(self._bucket(key) for key in place.keys)
 
-    def wait(self, place: Place, now: float) -> float:
-        """How many seconds until all of them can pay."""
-        return max(self._buckets[key[0]].of(key).seconds_until(1, now) for key in place.keys)
+    def _bucket(self, key: Key) -> Bucket:
+        bucket = self._held.get(key)
+        if bucket is None:
+            bucket = self._held[key] = self._recent[key[0]].of(key)
+        return bucket
 
 
 def _buckets(rate: float) -> Recent[Key, Bucket]:

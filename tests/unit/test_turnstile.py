@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 
 from agent.admission import Place
+from agent.limits import KEYS
 from agent.signals import UNHEARD, Signals, Unheard
 from agent.turnstile import (
     BURST_SECONDS,
@@ -221,3 +222,17 @@ def test_a_lane_is_one_for_all_connections_and_gone_with_the_last(loop: Loop) ->
     assert all_of_it.lane(Place(1001, "b.service")) is not lane
     del lane
     assert not all_of_it._lanes
+
+
+def test_whoever_is_here_is_not_forgotten_for_others_that_come_by() -> None:
+    """Else a user with many cgroups could have its share anew as often as it likes."""
+    loop = Loop()
+    turnstile = Turnstile(cast("Any", loop), 10.0, UNHEARD)
+    here = turnstile.lane(ALICE)
+    for _ in range(int(20 * BURST_SECONDS)):
+        here.passed(1)
+    for number in range(2 * KEYS):
+        turnstile.lane(Place(number + 5000, f"{number}.service"))
+    again = turnstile.lane(Place(ALICE.uid, "b.service"))
+    loop.run(1.0)
+    assert not again.pass_or_wait(lambda: None)
