@@ -11,16 +11,13 @@ as many as it likes. What is over a limit gets an error that asks to come again.
 from __future__ import annotations
 
 import re
-from collections import Counter
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, TypeAlias
 
 from agent.errors import UnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
 # Below a unit of systemd's, a user's slice, and a container, those who run there make cgroups.
@@ -75,18 +72,17 @@ class Place:
 
     uid: int
     cgroup: str
+    keys: tuple[Key, ...] = field(init=False, repr=False, compare=False)
+    """Whose shares it counts against, the smallest first."""
 
-    @property
-    def keys(self) -> tuple[Key, ...]:
-        """Whose shares it counts against, the smallest first."""
-        of_user = (Scope.USER, self.uid, "")
-        if not self.cgroup:
-            return ((Scope.USER_IN_CGROUP, self.uid, ""), of_user)
-        return (
+    def __post_init__(self) -> None:
+        keys: tuple[Key, ...] = (
             (Scope.USER_IN_CGROUP, self.uid, self.cgroup),
-            of_user,
-            (Scope.CGROUP, -1, self.cgroup),
+            (Scope.USER, self.uid, ""),
         )
+        if self.cgroup:
+            keys += ((Scope.CGROUP, -1, self.cgroup),)
+        object.__setattr__(self, "keys", keys)
 
 
 def cgroup_of(text: bytes) -> str:
@@ -122,7 +118,7 @@ class Occupancy:
             Scope.USER: per_user,
             Scope.CGROUP: per_user,
         }
-        self._counts: Counter[Key] = Counter()
+        self._counts: dict[Key, int] = {}
         self._count = 0
 
     def enter(self, place: Place, number: int = 1) -> None:
@@ -132,12 +128,12 @@ class Occupancy:
             OverLimitError: there are enough; none of them has entered.
         """
         for key in place.keys:
-            if self._counts[key] + number > self._share[key[0]]:
+            if self._counts.get(key, 0) + number > self._share[key[0]]:
                 raise OverLimitError(self._what, key[0])
         if self._count + number > self._most:
             raise OverLimitError(self._what, Scope.ALL)
         for key in place.keys:
-            self._counts[key] += number
+            self._counts[key] = self._counts.get(key, 0) + number
         self._count += number
 
     def leave(self, place: Place, number: int = 1) -> None:
@@ -214,7 +210,7 @@ class Admission:
         Raises:
             OverLimitError: it is one too many.
         """
-        return _within(self._streams, place)
+        return _Within(self._streams, place)
 
     def attestation(self, place: Place) -> AbstractContextManager[None]:
         """Be attested for the block.
@@ -222,13 +218,20 @@ class Admission:
         Raises:
             OverLimitError: it is one too many.
         """
-        return _within(self._attestations, place)
+        return _Within(self._attestations, place)
 
 
-@contextmanager
-def _within(occupancy: Occupancy, place: Place) -> Iterator[None]:
-    occupancy.enter(place)
-    try:
-        yield
-    finally:
-        occupancy.leave(place)
+class _Within:
+    """Somebody within an occupancy, for the block."""
+
+    __slots__ = ("_occupancy", "_place")
+
+    def __init__(self, occupancy: Occupancy, place: Place) -> None:
+        self._occupancy = occupancy
+        self._place = place
+
+    def __enter__(self) -> None:
+        self._occupancy.enter(self._place)
+
+    def __exit__(self, *_error: object) -> None:
+        self._occupancy.leave(self._place)

@@ -23,7 +23,7 @@ import select
 import socket
 import struct
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
 from itertools import count
@@ -129,11 +129,11 @@ class Caller:
     process: ProcessHandle
     cgroup: str = ""
     """Whose cgroup it was in when it was identified; empty at the root."""
+    place: Place = field(init=False)
+    """Whom its calls are put down to."""
 
-    @property
-    def place(self) -> Place:
-        """Whom its calls are put down to."""
-        return Place(self.credentials.uid, self.cgroup)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "place", Place(self.credentials.uid, self.cgroup))
 
     @property
     def weaknesses(self) -> tuple[str, ...]:
