@@ -202,9 +202,7 @@ class Authority:
     @property
     def can_sign(self) -> bool:
         """Whether the active authorities are of use now."""
-        now = self._clock.now()
-        active = (self.authorities.active_x509, self.authorities.active_jwt)
-        return all(a.not_before - CLOCK_STEP <= now < a.not_after - MIN_LIFE for a in active)
+        return self._signers.of_use_from <= self._clock.now() < self._signers.of_use_until
 
     async def be_able_to_sign(self) -> None:
         """Return at once, unless an active authority is of no use, as after a suspend.
@@ -329,6 +327,9 @@ class _Signers:
         self.bundle = authorities.bundle()
         self.trusted = frozenset(a.id for a in authorities.all if a.state is not State.TAINTED)
         self.active = authorities.active_x509, authorities.active_jwt
+        # Asked for with every call, and slow to read off a certificate.
+        self.of_use_from = max(a.not_before for a in self.active) - CLOCK_STEP
+        self.of_use_until = min(a.not_after for a in self.active) - MIN_LIFE
         x509_authority, jwt_authority = self.active
         self.x509: X509Issuer
         self.jwt: JwtIssuer
