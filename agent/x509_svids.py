@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from agent.keys import PrivateKey
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
 class X509Svid:
     """An X.509-SVID with its key. `of` makes it."""
 

@@ -12,6 +12,7 @@ import asyncio
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Protocol, TypeAlias, TypeVar
+from weakref import WeakKeyDictionary
 
 import grpc
 from google.protobuf import json_format
@@ -98,6 +99,15 @@ class _Response(Generic[MessageT_co]):
 
 
 @dataclass(frozen=True, slots=True)
+class _KeptResponse:
+    """What all get who have the same SVIDs, while the bundle is this one."""
+
+    bundle: TrustBundle
+    serials: tuple[int, ...]
+    response: _Response[pb.X509SVIDResponse]
+
+
+@dataclass(frozen=True, slots=True)
 class Review:
     """How often the caller of an open stream is attested again, though nothing has changed.
 
@@ -171,6 +181,8 @@ class WorkloadApi:
         self._roster = roster
         self._clock = clock
         self._log = log
+        # By the first SVID in it: a response holds keys, and is forgotten with them.
+        self._x509_responses: WeakKeyDictionary[X509Svid, _KeptResponse] = WeakKeyDictionary()
 
     def handlers(self, guard: Guard) -> grpc.GenericRpcHandler:
         """All seven methods of the standard, none more (Workload API section 2)."""
@@ -301,14 +313,14 @@ class WorkloadApi:
         return {bundle.trust_domain: bundle}
 
     def _x509_response(self, identities: Sequence[Identity]) -> _Response[pb.X509SVIDResponse]:
-        bundle = self._authority.bundle.x509_der()
+        bundle = self._authority.bundle
         made = self._each(identities, self._svids.get)
-        return _Response(
-            pb.X509SVIDResponse(
-                svids=_with_unique_hints([_x509_message(svid, bundle) for _, svid in made])
-            ),
-            tuple((identity, _issued_x509(identity, svid)) for identity, svid in made),
-        )
+        serials, first = tuple(svid.serial for _, svid in made), made[0][1]
+        kept = self._x509_responses.get(first)
+        if kept is None or kept.bundle is not bundle or kept.serials != serials:
+            kept = _KeptResponse(bundle, serials, _make_x509_response(made, bundle.x509_der()))
+            self._x509_responses[first] = kept
+        return kept.response
 
     def _jwt_response(
         self, identities: Sequence[Identity], audience: tuple[str, ...]
@@ -363,6 +375,17 @@ async def _wait(changed: asyncio.Event, seconds: float | None) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await changed.wait()
+
+
+def _make_x509_response(
+    made: Sequence[tuple[Identity, X509Svid]], bundle: bytes
+) -> _Response[pb.X509SVIDResponse]:
+    return _Response(
+        pb.X509SVIDResponse(
+            svids=_with_unique_hints([_x509_message(svid, bundle) for _, svid in made])
+        ),
+        tuple((identity, _issued_x509(identity, svid)) for identity, svid in made),
+    )
 
 
 def _x509_message(svid: X509Svid, bundle: bytes) -> pb.X509SVID:

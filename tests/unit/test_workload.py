@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import gc
+import sys
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -125,6 +127,18 @@ async def first_x509(site: Site) -> pb.X509SVIDResponse:
     await stream.aclose()
     assert isinstance(response, pb.X509SVIDResponse)
     return response
+
+
+async def test_all_who_have_the_same_svids_get_one_response_which_goes_with_its_keys(
+    site: Site,
+) -> None:
+    first = await first_x509(site)
+    assert await first_x509(site) is first
+    await site.clock.advance(HOUR)
+    renewed = await first_x509(site)
+    assert renewed.svids[0].x509_svid_key != first.svids[0].x509_svid_key
+    gc.collect()
+    assert sys.getrefcount(first) == 2, "ours, and that of the call"
 
 
 def jwt_request(*audience: str, spiffe_id: str = "") -> pb.JWTSVIDRequest:
