@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, Protocol, TypeAlias
 
 from agent.explanation import shown
@@ -18,7 +20,7 @@ from agent.limits import RateLimit
 from agent.plain import as_plain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from datetime import datetime
 
     from agent.entries import EntryId
@@ -136,7 +138,7 @@ class Audit:
     def issued(self, caller: Caller, svid: Issued) -> None:
         """Write that a caller is about to get this SVID."""
         if self.enabled:
-            self._write("svid issued", kind=svid.kind, **as_plain(svid), **self._who(caller))
+            self._write("svid issued", kind=svid.kind, **_fields_of(svid), **self._who(caller))
 
     def refused(self, caller: Caller | None, refusal: Refused) -> None:
         """Write that a caller gets nothing; None if the kernel cannot name it."""
@@ -176,6 +178,13 @@ class Audit:
         return {name: count for name, count in counts.items() if count}
 
 
+# These two are asked for the same again and again: who comes back has the same SVIDs.
+@lru_cache(maxsize=1024)
+def _fields_of(svid: Issued) -> Mapping[str, object]:
+    return MappingProxyType(as_plain(svid))
+
+
+@lru_cache(maxsize=1024)
 def selectors_sha256(selectors: frozenset[Selector]) -> str:
     """The digest of the selectors as operators see them: sorted, each with the end of its line.
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import logging
 import os
-import queue
 import re
 import sys
 import threading
+from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -24,7 +24,7 @@ from agent.journal import Journal, leads_to_journal
 from agent.plain import as_plain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from structlog.typing import EventDict, FilteringBoundLogger
 
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 # Lines that wait for a slow reader: some megabytes at most.
 QUEUED_LINES = 10_000
 CLOSE_SECONDS = 1.0
+# How long a line that follows another waits for more of them.
+GATHER_SECONDS = 0.005
 
 AUDIT = "audit"
 """The level of what is said whatever the level of the log is."""
@@ -64,11 +66,11 @@ class Line:
 class Target(Protocol):
     """Where lines go. Whoever makes one closes it."""
 
-    def write(self, line: Line) -> None:
-        """Write one; this may take as long as it likes.
+    def write(self, lines: Iterable[Line]) -> None:
+        """Write them; this may take as long as it likes.
 
         Raises:
-            OSError, ValueError: it cannot be written.
+            OSError, ValueError: they cannot be written.
         """
         ...
 
@@ -83,9 +85,9 @@ class StreamTarget:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
-    def write(self, line: Line) -> None:
+    def write(self, lines: Iterable[Line]) -> None:
         """See Target."""
-        self._stream.write(f"{line.text}\n")
+        self._stream.write("".join(f"{line.text}\n" for line in lines))
         self._stream.flush()
 
     def close(self) -> None:
@@ -103,8 +105,16 @@ class JournalTarget:
         self._journal = journal
         self._stream = StreamTarget(stream)
 
-    def write(self, line: Line) -> None:
+    def write(self, lines: Iterable[Line]) -> None:
         """See Target."""
+        for line in lines:
+            self._send(line)
+
+    def close(self) -> None:
+        """See Target."""
+        self._journal.close()
+
+    def _send(self, line: Line) -> None:
         own = {
             "MESSAGE": line.text,
             "PRIORITY": str(line.priority),
@@ -113,12 +123,7 @@ class JournalTarget:
         try:
             self._journal.send({**own, **line.fields})
         except OSError:
-            for part in line.text.splitlines():
-                self._stream.write(Line(f"<{line.priority}>{part}"))
-
-    def close(self) -> None:
-        """See Target."""
-        self._journal.close()
+            self._stream.write(Line(f"<{line.priority}>{p}") for p in line.text.splitlines())
 
 
 class LogWriter:
@@ -130,37 +135,53 @@ class LogWriter:
 
     def __init__(self, target: Target, size: int = QUEUED_LINES) -> None:
         self.target = target
-        self._lines: queue.Queue[Line | None] = queue.Queue(size)
+        self._size = size
+        self._lines: deque[Line] = deque()
         self._dropped = 0
+        self._more, self._closing = threading.Event(), threading.Event()
         # A daemon thread: one that hangs in a write must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
 
     def write(self, line: Line) -> None:
         """Take a line."""
-        try:
-            self._lines.put_nowait(line)
-        except queue.Full:
+        if len(self._lines) >= self._size:
             self._dropped += 1
+            return
+        self._lines.append(line)
+        if not self._more.is_set():
+            self._more.set()
 
     # What structlog calls, by the level.
     debug = info = warning = error = critical = write
 
     def close(self) -> None:
         """Write what is left, as far as that goes within a second."""
-        with suppress(queue.Full):
-            self._lines.put(None, timeout=CLOSE_SECONDS)
+        self._closing.set()
+        self._more.set()
         self._thread.join(CLOSE_SECONDS)
 
     def _run(self) -> None:
-        while (line := self._lines.get()) is not None:
-            dropped, self._dropped = self._dropped, 0
-            with suppress(OSError, ValueError):
-                if dropped:
-                    lost = f"{dropped} log lines were dropped: nobody read them"
-                    self.target.write(Line(lost, _WARNING))
-                self.target.write(line)
+        while not self._closing.is_set():
+            self._more.wait()
+            self._more.clear()
+            self._write_all()
+            # To wake the thread costs more than to write a line: those that follow come together.
+            self._closing.wait(GATHER_SECONDS)
+        self._write_all()
         self.target.close()
+
+    def _write_all(self) -> None:
+        while lines := self._lines.copy():
+            taken = len(lines)
+            dropped, self._dropped = self._dropped, 0
+            if dropped:
+                lost = f"{dropped} log lines were dropped: nobody read them"
+                lines.appendleft(Line(lost, _WARNING))
+            with suppress(OSError, ValueError):
+                self.target.write(lines)
+            for _ in range(taken):
+                self._lines.popleft()
 
 
 def configure_log(settings: LogSettings) -> tuple[FilteringBoundLogger, LogWriter]:
@@ -206,13 +227,13 @@ def _add_level(logger: object, method: str, event: EventDict) -> EventDict:
 
 
 def _line(event: EventDict, show: Callable[[EventDict], str], *, with_fields: bool) -> Line:
+    text, priority = show(event), _PRIORITIES.get(event["level"], _INFO)
+    if not with_fields:
+        return Line(text, priority)
     # What the journal knows itself is no field.
-    named = {k: v for k, v in event.items() if with_fields and k != "timestamp"}
-    return Line(
-        text=show(event),
-        priority=_PRIORITIES.get(event["level"], _INFO),
-        fields={_field_name(name): _shown(value) for name, value in named.items()},
-    )
+    named = {k: v for k, v in event.items() if k != "timestamp"}
+    fields = {_field_name(name): _shown(value) for name, value in named.items()}
+    return Line(text, priority, fields)
 
 
 @lru_cache
@@ -242,14 +263,20 @@ def _text(*, bare: bool) -> Callable[[EventDict], str]:
 
 
 def _shown(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(as_plain(value))
+    if isinstance(value, str):
+        return value
+    return str(value) if type(value) is int else json.dumps(as_plain(value))
 
 
 def _quoted(value: object) -> str:
     """Text as it is if that is one word; else so that it is seen where it ends."""
-    if not isinstance(value, str) or _WORD.fullmatch(value):
-        return _shown(value)
-    return repr(value)
+    return _quoted_text(value) if isinstance(value, str) else _shown(value)
+
+
+@lru_cache(maxsize=1024)
+def _quoted_text(text: str) -> str:
+    # The same few are in many lines: who asked, and for what.
+    return text if _WORD.fullmatch(text) else repr(text)
 
 
 def _one_line(text: str) -> str:

@@ -35,6 +35,7 @@ def test_a_line_names_the_very_process_and_what_it_got(agent_factory: AgentFacto
         explained = vouchd("explain", os.getpid(), "-c", agent.config, "--output", "json").json
     with WorkloadClient(agent.socket, PATIENCE_SECONDS) as client:
         client.fetch_jwt_svids(["someone"])
+    agent.wait_for_log('"jwt-svid"')
     certificate, token = audited(agent)
     me = ProcessHandle(os.pidfd_open(os.getpid()))
     me.close()
@@ -62,6 +63,7 @@ def test_a_refusal_says_why_and_of_whom(agent_factory: AgentFactory) -> None:
         pytest.raises(NoIdentityError),
     ):
         client.fetch_x509_svids()
+    agent.wait_for_log("call refused")
     [line] = audited(agent)
     assert line["event"] == "call refused"
     assert line["reason"] == "no registration entry matches the selectors of this process"
