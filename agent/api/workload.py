@@ -55,6 +55,8 @@ MAX_AUDIENCES = 32
 MAX_AUDIENCE_CHARS = 4096
 # While an attestor fails, its caller's stream asks again this often for what may be missing.
 RETRY_SECONDS = 10.0
+# Streams whose callers are to be looked at again within such a time are looked at together.
+TOGETHER_SECONDS = 0.25
 
 T = TypeVar("T")
 MessageT_co = TypeVar("MessageT_co", bound="Message", covariant=True)
@@ -371,9 +373,13 @@ class WorkloadApi:
             self._roster.note_served(caller, kind, [identity for identity, _ in response.issued])
 
 
-async def _wait(changed: asyncio.Event, seconds: float | None) -> None:
+async def _wait(changed: asyncio.Event, seconds: float) -> None:
+    now = asyncio.get_running_loop().time()
+    # Long waits end in company: to wake up for one stream costs as much as for several.
+    until = now + seconds
+    until -= until % TOGETHER_SECONDS if seconds > RETRY_SECONDS else 0.0
     with suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout_at(until):
             await changed.wait()
 
 
