@@ -48,6 +48,11 @@ class Challenge:
         return self._frames.requests
 
     @property
+    def complete(self) -> int:
+        """How many of them to their last byte."""
+        return self._frames.complete
+
+    @property
     def calls(self) -> int:
         """How many calls are under way, if only by half a request."""
         return len(self._calls.open)

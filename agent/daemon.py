@@ -8,6 +8,7 @@ round (agent.front).
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 from contextlib import AsyncExitStack, ExitStack
@@ -70,6 +71,8 @@ async def serve(settings: Settings, host: Host) -> None:
     async with AsyncExitStack() as stack:
         _handle_signals(stop, hang_up)
         parts = await _start(settings, host, stack)
+        gc.collect()
+        gc.freeze()  # what is there by now stays: to look for garbage in it takes many milliseconds
         host.ready(f"unix://{settings.socket_path}")
         host.log.info(
             "serving",

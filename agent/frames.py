@@ -22,6 +22,7 @@ PING_BYTES = HEADER_BYTES + PAYLOAD_BYTES
 MAX_HEADER_BLOCK_BYTES = 16 * 1024
 
 _DATA, _HEADERS, _RST_STREAM, _PUSH_PROMISE, _PING, _GOAWAY, _CONTINUATION = 0, 1, 3, 5, 6, 7, 9
+_MAY_END_STREAM = frozenset({_DATA, _HEADERS})
 _OF_CALLS = frozenset({_DATA, _HEADERS, _RST_STREAM})
 _ACK, _END_STREAM, _END_HEADERS = 0x1, 0x1, 0x4
 _OF_HEADER_BLOCKS = frozenset({_HEADERS, _PUSH_PROMISE, _CONTINUATION})
@@ -123,11 +124,13 @@ class ClientFrames:
     """Client to server: takes out the answers to our own PINGs, and those only.
 
     `requests` is how many header blocks have begun: each is a request, or one of the trailers that
-    no client of ours sends.
+    no client of ours sends. `complete` is how many of them have passed to their last byte.
     """
 
     def __init__(self, calls: Calls | None = None) -> None:
         self.requests = 0
+        self.complete = 0
+        self._last_is_passing = False
         self._calls = calls or Calls()
         self._cutter = _Cutter(CLIENT_PREFACE_BYTES)
         self._block_bytes = 0
@@ -157,6 +160,7 @@ class ClientFrames:
         for at in begins:
             self._look_at_headers(data, at)
             self._calls.from_client(data, at)
+        self._count_complete(data, begins)
         if not self._awaited:
             return data
         kept, start = [], 0
@@ -168,6 +172,16 @@ class ClientFrames:
                 kept.append(data[start:at])
                 start = at + PING_BYTES
         return b"".join([*kept, data[start:]])
+
+    def _count_complete(self, data: bytes, begins: list[int]) -> None:
+        whole = self._cutter.between_frames
+        if self._last_is_passing and (begins or whole):
+            self.complete += 1
+            self._last_is_passing = False
+        for at in begins:
+            if data[at + 3] in _MAY_END_STREAM and data[at + 4] & _END_STREAM:
+                self._last_is_passing = at == begins[-1] and not whole
+                self.complete += not self._last_is_passing
 
     def _look_at_headers(self, data: bytes, at: int) -> None:
         kind = data[at + 3]

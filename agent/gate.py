@@ -45,15 +45,10 @@ if TYPE_CHECKING:
 
 ConnectionToken = NewType("ConnectionToken", str)
 
-# In one turn of the loop, before others get theirs: a flood must not starve open streams. Those who
-# have hung up already cost a few microseconds each, and whoever connects waits behind all of them.
-ADMITTED_PER_TURN = 32
-ACCEPTS_PER_TURN = 128
+# In one turn of the loop, before others get theirs: a flood must not starve open streams.
+ACCEPTS_PER_TURN = 32
 # When descriptors run out, accept fails at once, each time; wait for connections to end instead.
 DESCRIPTORS_PAUSE = 0.1
-# What is read of a client at once: a first request, or a dozen of the smallest later ones, for all
-# of which others have to wait.
-CLIENT_CHUNK_BYTES = 512
 # How often, and how many times, the inner server is tried again while it cannot be reached.
 INNER_RETRY_SECONDS = 0.01
 INNER_ATTEMPTS = 300
@@ -239,20 +234,16 @@ class Gate:
     # --- accept ---------------------------------------------------------------------------------
 
     def _on_connect(self, listener: socket.socket) -> None:
-        admitted = 0
         for _ in range(ACCEPTS_PER_TURN):
             try:
                 outer = accept(listener)
                 if outer is not None:
                     with Stopwatch(self._signals, Stage.ACCEPT):
                         self._admit(outer)
-                    admitted += 1
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
                 self._on_accept_failed(listener, error)
-                return
-            if admitted == ADMITTED_PER_TURN:
                 return
 
     def _on_accept_failed(self, listener: socket.socket, error: OSError) -> None:
@@ -299,7 +290,7 @@ class Gate:
         if connection.token not in self._connections:
             return
         if has_hung_up(connection.outer):
-            connection.visitor.lane.passed(0)
+            connection.visitor.lane.passed(0, 0)
             self._end(connection, "closed")
         else:
             connection.visitor.lane.connected()
@@ -341,7 +332,7 @@ class Gate:
 
     def _from_client(self, connection: _Connection, chunk: bytes) -> bytes:
         challenge = connection.challenge
-        before = challenge.requests
+        requests, complete = challenge.requests, challenge.complete
         try:
             passing = challenge.from_client(chunk)
             self._count_calls(connection, challenge.calls)
@@ -350,7 +341,9 @@ class Gate:
         else:
             return passing
         finally:
-            connection.visitor.lane.passed(challenge.requests - before)
+            connection.visitor.lane.passed(
+                challenge.requests - requests, challenge.complete - complete
+            )
 
     def _to_client(self, connection: _Connection, chunk: bytes) -> bytes:
         passing = connection.challenge.to_client(chunk)
@@ -442,7 +435,8 @@ def _reader(connection: _Connection) -> Callable[[], bytes]:
     caller = connection.visitor.caller
     if isinstance(caller, PeerError):  # refused anyway, whoever speaks
         return read_from(connection.outer)
-    return partial(receive, connection.outer, CLIENT_CHUNK_BYTES, caller)
+    outer, lane = connection.outer, connection.visitor.lane
+    return lambda: receive(outer, lane.bite, caller)
 
 
 def _close(sock: socket.socket | None) -> None:

@@ -30,13 +30,18 @@ if TYPE_CHECKING:
 QUANTUM_SECONDS = 0.001
 READS_PER_QUANTUM = 8
 CONNECT_READS = 4
+# A first request, or a dozen of the smallest later ones, for all of which others have to wait; and
+# three or four of them, where many want to be heard.
+BITE_BYTES = 512
+SMALL_BITE_BYTES = 128
+CROWDED_SECONDS = 1.0
 # A read that brings no request costs this much of one.
 READ_COST = 0.05
 # The server begins with what it was passed on within a millisecond or two, but never with a request
 # that is not complete.
 PATIENCE_SECONDS = 0.05
 # As much as this many seconds bring may be had at once: many processes start together.
-BURST_SECONDS = 5.0
+BURST_SECONDS = 3.0
 
 
 class Turnstile:
@@ -70,6 +75,7 @@ class Lane:
         self._signals = signals
         self._waiting: deque[Callable[[], None]] = deque()
         self._armed = False
+        self._crowded_until = 0.0
         self._quantum = 0.0
         self._reads = 0
         self._unbegun = 0
@@ -80,25 +86,36 @@ class Lane:
 
         Whoever goes on says at once what it has passed on.
         """
-        if not self._waiting and self._may_pass(self._loop.time()):
+        now = self._loop.time()
+        if not self._waiting and self._may_pass(now):
             return True
+        self._crowded_until = now + CROWDED_SECONDS
         self._waiting.append(resume)
         if not self._armed and self._arm() > QUANTUM_SECONDS:
             self._signals.waited()
         return False
+
+    @property
+    def bite(self) -> int:
+        """How many bytes to read at once: fewer while there are others who wait."""
+        crowded = self._loop.time() < self._crowded_until
+        return SMALL_BITE_BYTES if crowded else BITE_BYTES
 
     def connected(self) -> None:
         """A connection has passed."""
         self._reads += CONNECT_READS
         self._charge(1.0, self._loop.time())
 
-    def passed(self, requests: int) -> None:
-        """What was read once has passed, with so many requests in it."""
+    def passed(self, requests: int, complete: int) -> None:
+        """What was read once has passed, with so many requests in it, and the ends of so many.
+
+        The server begins with one that is complete; for another its client must be read on.
+        """
         now = self._loop.time()
         self._reads += 1
         self._charge(READ_COST + requests, now)
-        if requests:
-            self._unbegun += requests
+        if complete:
+            self._unbegun += complete
             self._unbegun_since = now
 
     def begun(self) -> None:

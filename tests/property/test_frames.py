@@ -161,3 +161,25 @@ def test_the_frame_is_what_the_standard_says() -> None:
     assert len(PREFACE) == CLIENT_PREFACE_BYTES
     with pytest.raises(ValueError, match="carries 8 bytes, not 7"):
         ping(OURS[:-1])
+
+
+calls = st.builds(
+    frame, st.sampled_from([0, 1]), st.sampled_from([4, 5]), st.binary(max_size=60), st.just(1)
+)
+
+
+@given(frames=st.lists(plain_frames | calls, max_size=12), cuts=cuts)
+def test_a_request_is_complete_with_its_last_byte_and_not_before(
+    frames: list[bytes], cuts: list[int]
+) -> None:
+    walker = ClientFrames()
+    sent = PREFACE + b"".join(frames)
+    ends, at = [], len(PREFACE)
+    for raw in frames:
+        at += len(raw)
+        if raw[3] in {0, 1} and raw[4] & 1:
+            ends.append(at)
+    passed = 0
+    for chunk in cut(sent, cuts):
+        passed += len(walker.feed(chunk))
+        assert walker.complete == sum(end <= passed for end in ends)

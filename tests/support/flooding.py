@@ -23,7 +23,7 @@ SECONDS = 5.0
 PAUSE_SECONDS = 0.005
 FIRST = ("chrt", "--rr", "1")
 # A flood has its full force after its connections are made and its share for a burst is used up.
-WARM_UP_SECONDS = 1.0
+WARM_UP_SECONDS = 4.0
 
 ENTRIES = f"""
 entries:

@@ -290,7 +290,7 @@ async def test_one_connection_too_many_is_closed_and_the_log_says_whose(tmp_path
 async def test_who_hangs_up_while_it_waits_is_forgotten(tmp_path: Path) -> None:
     async with guarded(tmp_path, rate=2) as site:
         before = descriptors()
-        for _ in range(100):  # its share is five connects
+        for _ in range(100):  # its share is three connects
             _, writer = await site.connect()
             writer.close()
         await until(lambda: len(site.gate) == 0)
@@ -352,12 +352,12 @@ async def test_who_asks_a_lot_is_heard_at_its_rate(
     monkeypatch.setattr(turnstile, "PATIENCE_SECONDS", 0.0)
     async with guarded(tmp_path, rate=200) as site:
         reader, writer = await site.connect()
-        flood = PREFACE_AND_SETTINGS + HEADERS * 600
+        flood = PREFACE_AND_SETTINGS + HEADERS * 350
         writer.write(flood)
         loop = asyncio.get_running_loop()
         began = loop.time()
         assert await reader.readexactly(len(flood)) == flood
-        # 500 at once (a burst of five seconds), then 100 a second of one user in one cgroup.
+        # 300 at once (a burst of three seconds), then 100 a second of one user in one cgroup.
         assert loop.time() - began > 0.4
         writer.close()
 

@@ -13,10 +13,12 @@ from agent.admission import Place
 from agent.limits import KEYS
 from agent.signals import UNHEARD, Signals, Unheard
 from agent.turnstile import (
+    BITE_BYTES,
     BURST_SECONDS,
     CONNECT_READS,
     PATIENCE_SECONDS,
     READS_PER_QUANTUM,
+    SMALL_BITE_BYTES,
     Lane,
     Turnstile,
 )
@@ -68,7 +70,7 @@ class Client:
 
     def _read(self) -> None:
         self.passed += 1
-        self._lane.passed(self._requests)
+        self._lane.passed(self._requests, self._requests)
         for _ in range(self._requests if self._begins else 0):
             self._lane.begun()
 
@@ -123,7 +125,7 @@ def test_no_more_passes_before_the_server_has_begun_with_what_did(loop: Loop) ->
     lane = turnstile(loop, 1e6).lane(ALICE)
     resumed: list[int] = []
     assert lane.pass_or_wait(lambda: None)
-    lane.passed(3)
+    lane.passed(3, 3)
     assert not lane.pass_or_wait(lambda: resumed.append(1))
     lane.begun()
     lane.begun()
@@ -132,6 +134,26 @@ def test_no_more_passes_before_the_server_has_begun_with_what_did(loop: Loop) ->
     lane.begun()
     loop.run(0.0)
     assert resumed == [1]
+
+
+def test_a_request_that_is_not_complete_holds_up_nobody_not_even_its_own_rest(loop: Loop) -> None:
+    lane = turnstile(loop, 1e6).lane(ALICE)
+    assert lane.pass_or_wait(lambda: None)
+    lane.passed(1, 0)
+    assert lane.pass_or_wait(lambda: None)
+    lane.passed(0, 1)
+    assert not lane.pass_or_wait(lambda: None)
+
+
+def test_where_many_wait_less_is_read_at_once(loop: Loop) -> None:
+    lane = turnstile(loop, 1e6).lane(ALICE)
+    assert lane.bite == BITE_BYTES
+    lane.pass_or_wait(lambda: None)
+    lane.passed(1, 1)
+    lane.pass_or_wait(lambda: None)
+    assert lane.bite == SMALL_BITE_BYTES
+    loop.run(1.1)
+    assert lane.bite == BITE_BYTES
 
 
 def test_a_request_that_never_begins_does_not_hold_up_its_lane_for_long(loop: Loop) -> None:
@@ -163,12 +185,12 @@ def test_those_who_wait_go_on_in_their_order(loop: Loop) -> None:
     def goes_on(name: str) -> Callable[[], None]:
         def resume() -> None:
             order.append(name)
-            lane.passed(1)
+            lane.passed(1, 1)
 
         return resume
 
     assert lane.pass_or_wait(lambda: None)
-    lane.passed(1)
+    lane.passed(1, 1)
     for name in "abc":
         assert not lane.pass_or_wait(goes_on(name))
     for _ in range(3):
@@ -179,7 +201,7 @@ def test_those_who_wait_go_on_in_their_order(loop: Loop) -> None:
 
 def test_one_whose_turn_ends_in_an_error_does_not_hold_up_the_others(loop: Loop) -> None:
     lane = turnstile(loop, 10).lane(ALICE)
-    lane.passed(1)
+    lane.passed(1, 1)
     gone_on: list[None] = []
 
     def fail() -> None:
@@ -204,10 +226,10 @@ def test_who_has_to_wait_for_its_share_is_noted_once_and_who_waits_its_turn_is_n
 
     lane = turnstile(loop, 10, Heard()).lane(ALICE)
     while lane.pass_or_wait(lambda: None):
-        lane.passed(0)
+        lane.passed(0, 0)
     assert not waits
     loop.run(0.1)
-    lane.passed(1000)
+    lane.passed(1000, 1000)
     lane.begun()
     loop.run(0.1)
     for _ in range(3):
@@ -230,7 +252,7 @@ def test_whoever_is_here_is_not_forgotten_for_others_that_come_by() -> None:
     turnstile = Turnstile(cast("Any", loop), 10.0, UNHEARD)
     here = turnstile.lane(ALICE)
     for _ in range(int(20 * BURST_SECONDS)):
-        here.passed(1)
+        here.passed(1, 1)
     for number in range(2 * KEYS):
         turnstile.lane(Place(number + 5000, f"{number}.service"))
     again = turnstile.lane(Place(ALICE.uid, "b.service"))
