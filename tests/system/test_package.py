@@ -5,14 +5,13 @@ In this order; each test takes the machine as the one before left it. As root: `
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.machine import Machine, debian
-from tests.support.package import built
+from tests.support.machine import Machine
+from tests.support.package import clean_debian, install
 
 pytestmark = pytest.mark.system
 
@@ -21,8 +20,6 @@ entries:
   - spiffe_id: /payments/api
     selectors: [unix:user:payments]
 """
-# Nobody pulls the plug: there is no need to wait for the disk.
-INSTALL = "dpkg --force-unsafe-io --install /run/vouchd_*.deb"
 # What dpkg and others write about every package, whether it is there or was.
 JOURNALS = (
     "/etc/.pwd.lock", "/run/systemd/", "/var/cache/man/", "/var/lib/dpkg/", "/var/lib/systemd/",
@@ -34,7 +31,7 @@ BACKUPS = {f"/etc/{name}-" for name in ("passwd", "group", "shadow", "gshadow", 
 @pytest.fixture(scope="module")
 def machine() -> Iterator[Machine]:
     """With a user `payments`."""
-    with Machine(debian("bookworm", "python3", "man-db", "bash-completion")) as booted:
+    with Machine(clean_debian()) as booted:
         booted.run("useradd", "payments")
         yield booted
 
@@ -48,9 +45,7 @@ def before(machine: Machine) -> set[str]:
 @pytest.fixture(scope="module")
 def installed(machine: Machine, before: set[str]) -> Machine:
     assert before
-    package = built()
-    shutil.copy(package, f"/proc/{machine.init}/root/run/{package.name}")
-    machine.run("sh", "-c", INSTALL)
+    install(machine)
     return machine
 
 
@@ -118,7 +113,7 @@ def test_the_shell_completes_commands(installed: Machine) -> None:
 
 def test_an_upgrade_restarts_it_and_keeps_what_was_edited(installed: Machine) -> None:
     first = installed.run("systemctl", "show", "--property=MainPID", "vouchd")
-    installed.run("sh", "-c", INSTALL)
+    install(installed)
     assert state(installed, "is-active") == ["active", "active"]
     assert installed.run("systemctl", "show", "--property=MainPID", "vouchd") != first
     assert "spiffe://example.org/payments/api" in ask(installed)
