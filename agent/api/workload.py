@@ -11,19 +11,24 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
 
 import grpc
 from google.protobuf import json_format
 
 from agent.api.context import UnsupportedError
-from agent.audit import IssuedJwt, IssuedX509
+from agent.api.messages import (
+    Response,
+    jwt_response,
+    parse_wanted,
+    require_audience,
+    x509_response,
+)
 from agent.authorities import Kind
 from agent.entitlement import Entitlement
 from agent.errors import AuthorityError, NoIdentityError, RequestError, UnavailableError
 from agent.pb import workloadapi_pb2 as pb
-from agent.spiffe import SpiffeId
 from agent.validation import validate_jwt_svid
 
 if TYPE_CHECKING:
@@ -39,7 +44,6 @@ if TYPE_CHECKING:
     from agent.clock import Clock
     from agent.entitlement import Entitlements
     from agent.identities import Identity
-    from agent.jwt_issuance import JwtSvid
     from agent.jwt_svids import JwtSvids
     from agent.peer import Caller
     from agent.roster import OpenStream, Roster
@@ -49,18 +53,12 @@ if TYPE_CHECKING:
 
 SERVICE = pb.DESCRIPTOR.services_by_name["SpiffeWorkloadAPI"].full_name
 
-# rust-spiffe reads no more than this many from a token.
-MAX_AUDIENCES = 32
-# A token with more would be over what servers take in a header, and over our own validator's limit.
-MAX_AUDIENCE_CHARS = 4096
 # While an attestor fails, its caller's stream asks again this often for what may be missing.
 RETRY_SECONDS = 10.0
 # Streams whose callers are to be looked at again within such a time are looked at together.
 TOGETHER_SECONDS = 0.25
 
 T = TypeVar("T")
-MessageT_co = TypeVar("MessageT_co", bound="Message", covariant=True)
-SvidT = TypeVar("SvidT", pb.X509SVID, pb.JWTSVID)
 Pushes: TypeAlias = "AsyncGenerator[Message, None]"
 
 
@@ -93,20 +91,12 @@ STREAMING = tuple(each.name for each in (_X509_SVID, _X509_BUNDLES, _JWT_BUNDLES
 
 
 @dataclass(frozen=True, slots=True)
-class _Response(Generic[MessageT_co]):
-    """A message, and what is issued with it for which identity."""
-
-    message: MessageT_co
-    issued: tuple[tuple[Identity, Issued], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class _KeptResponse:
     """What all get who have the same SVIDs, while the bundle is this one."""
 
     bundle: TrustBundle
     serials: tuple[int, ...]
-    response: _Response[pb.X509SVIDResponse]
+    response: Response[pb.X509SVIDResponse]
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,8 +207,8 @@ class WorkloadApi:
         self, caller: Caller, request: pb.JWTSVIDRequest
     ) -> pb.JWTSVIDResponse:
         """A JWT-SVID for every identity of the caller, or for the one that it asks for."""
-        audience = _require_audience(request.audience)
-        wanted = _parse_wanted(request.spiffe_id)
+        audience = require_audience(request.audience)
+        wanted = parse_wanted(request.spiffe_id)
         await self._authority.be_able_to_sign()
         entitlement = await self._entitlements.of(caller)
         identities = [i for i in entitlement.identities if wanted in {None, i.spiffe_id}]
@@ -254,7 +244,7 @@ class WorkloadApi:
         method: _Method,
         caller: Caller,
         entitle: Entitle,
-        compose: Callable[[Sequence[Identity]], _Response[Message]],
+        compose: Callable[[Sequence[Identity]], Response[Message]],
     ) -> Pushes:
         """A response at once, and after every change, for as long as the caller is entitled.
 
@@ -314,36 +304,33 @@ class WorkloadApi:
         bundle = self._authority.bundle
         return {bundle.trust_domain: bundle}
 
-    def _x509_response(self, identities: Sequence[Identity]) -> _Response[pb.X509SVIDResponse]:
+    def _x509_response(self, identities: Sequence[Identity]) -> Response[pb.X509SVIDResponse]:
         bundle = self._authority.bundle
         made = self._each(identities, self._svids.get)
         serials, first = tuple(svid.serial for _, svid in made), made[0][1]
         kept = self._x509_responses.get(first)
         if kept is None or kept.bundle is not bundle or kept.serials != serials:
-            kept = _KeptResponse(bundle, serials, _make_x509_response(made, bundle.x509_der()))
+            kept = _KeptResponse(bundle, serials, x509_response(made, bundle.x509_der()))
             self._x509_responses[first] = kept
         return kept.response
 
     def _jwt_response(
         self, identities: Sequence[Identity], audience: tuple[str, ...]
-    ) -> _Response[pb.JWTSVIDResponse]:
+    ) -> Response[pb.JWTSVIDResponse]:
         made = self._each(identities, lambda each: self._jwt_svids.get(each, audience))
-        return _Response(
-            pb.JWTSVIDResponse(svids=_with_unique_hints([_jwt_message(*each) for each in made])),
-            tuple((each, _issued_jwt(each, svid, audience)) for each, svid in made),
-        )
+        return jwt_response(made, audience)
 
     def _x509_bundles_response(
         self, _identities: Sequence[Identity]
-    ) -> _Response[pb.X509BundlesResponse]:
+    ) -> Response[pb.X509BundlesResponse]:
         bundles = {td.id: bundle.x509_der() for td, bundle in self._bundles().items()}
-        return _Response(pb.X509BundlesResponse(bundles=bundles))
+        return Response(pb.X509BundlesResponse(bundles=bundles))
 
     def _jwt_bundles_response(
         self, _identities: Sequence[Identity]
-    ) -> _Response[pb.JWTBundlesResponse]:
+    ) -> Response[pb.JWTBundlesResponse]:
         bundles = {td.id: bundle.jwks() for td, bundle in self._bundles().items()}
-        return _Response(pb.JWTBundlesResponse(bundles=bundles))
+        return Response(pb.JWTBundlesResponse(bundles=bundles))
 
     def _each(
         self, identities: Sequence[Identity], make: Callable[[Identity], T]
@@ -365,7 +352,7 @@ class WorkloadApi:
             raise failure
         return made
 
-    def _note_served(self, caller: Caller, response: _Response[Message]) -> None:
+    def _note_served(self, caller: Caller, response: Response[Message]) -> None:
         for _, svid in response.issued:
             self._note_issued(caller, svid)
         if response.issued:
@@ -381,77 +368,3 @@ async def _wait(changed: asyncio.Event, seconds: float) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout_at(until):
             await changed.wait()
-
-
-def _make_x509_response(
-    made: Sequence[tuple[Identity, X509Svid]], bundle: bytes
-) -> _Response[pb.X509SVIDResponse]:
-    return _Response(
-        pb.X509SVIDResponse(
-            svids=_with_unique_hints([_x509_message(svid, bundle) for _, svid in made])
-        ),
-        tuple((identity, _issued_x509(identity, svid)) for identity, svid in made),
-    )
-
-
-def _x509_message(svid: X509Svid, bundle: bytes) -> pb.X509SVID:
-    return pb.X509SVID(
-        spiffe_id=svid.spiffe_id,
-        x509_svid=svid.chain_der,
-        x509_svid_key=svid.key_der,
-        bundle=bundle,
-        hint=svid.hint,
-    )
-
-
-def _jwt_message(identity: Identity, svid: JwtSvid) -> pb.JWTSVID:
-    return pb.JWTSVID(spiffe_id=str(identity.spiffe_id), svid=svid.token, hint=identity.hint)
-
-
-def _issued_x509(identity: Identity, svid: X509Svid) -> IssuedX509:
-    return IssuedX509(
-        spiffe_id=svid.spiffe_id,
-        entry_id=identity.entry_id,
-        serial=f"{svid.serial:x}",
-        expires_at=svid.not_after,
-    )
-
-
-def _issued_jwt(identity: Identity, svid: JwtSvid, audience: tuple[str, ...]) -> IssuedJwt:
-    return IssuedJwt(
-        spiffe_id=str(identity.spiffe_id),
-        entry_id=identity.entry_id,
-        kid=svid.kid,
-        audience=audience,
-        expires_at=svid.expires_at,
-    )
-
-
-def _with_unique_hints(svids: Sequence[SvidT]) -> Sequence[SvidT]:
-    """Of several SVIDs with one hint the first keeps it (Workload API section 5.2.1)."""
-    seen: set[str] = set()
-    for svid in svids:
-        if svid.hint in seen:
-            svid.hint = ""
-        seen.add(svid.hint)
-    return svids
-
-
-def _require_audience(requested: Sequence[str]) -> tuple[str, ...]:
-    audience = tuple(dict.fromkeys(requested))
-    if not audience or not all(name.strip() for name in audience):
-        raise RequestError("audience must be specified, and none of it may be blank")
-    if len(audience) > MAX_AUDIENCES or sum(map(len, audience)) > MAX_AUDIENCE_CHARS:
-        raise RequestError(
-            f"at most {MAX_AUDIENCES} audiences of {MAX_AUDIENCE_CHARS} characters together fit"
-        )
-    return audience
-
-
-def _parse_wanted(spiffe_id: str) -> SpiffeId | None:
-    if not spiffe_id:
-        return None
-    try:
-        return SpiffeId.parse(spiffe_id)
-    except ValueError as error:
-        raise RequestError(f"invalid requested SPIFFE ID: {error}") from error

@@ -1,0 +1,132 @@
+"""What requests of the Workload API ask for, and the messages that answer them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from agent.audit import IssuedJwt, IssuedX509
+from agent.errors import RequestError
+from agent.pb import workloadapi_pb2 as pb
+from agent.spiffe import SpiffeId
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from google.protobuf.message import Message
+
+    from agent.audit import Issued
+    from agent.identities import Identity
+    from agent.jwt_issuance import JwtSvid
+    from agent.x509_svids import X509Svid
+
+# rust-spiffe reads no more than this many from a token.
+MAX_AUDIENCES = 32
+# A token with more would be over what servers take in a header, and over our own validator's limit.
+MAX_AUDIENCE_CHARS = 4096
+
+MessageT_co = TypeVar("MessageT_co", bound="Message", covariant=True)
+SvidT = TypeVar("SvidT", pb.X509SVID, pb.JWTSVID)
+
+
+@dataclass(frozen=True, slots=True)
+class Response(Generic[MessageT_co]):
+    """A message, and what is issued with it for which identity."""
+
+    message: MessageT_co
+    issued: tuple[tuple[Identity, Issued], ...] = ()
+
+
+def x509_response(
+    made: Sequence[tuple[Identity, X509Svid]], bundle: bytes
+) -> Response[pb.X509SVIDResponse]:
+    """All SVIDs that a caller has, with their keys."""
+    return Response(
+        pb.X509SVIDResponse(
+            svids=_with_unique_hints([_x509_message(svid, bundle) for _, svid in made])
+        ),
+        tuple((identity, _issued_x509(identity, svid)) for identity, svid in made),
+    )
+
+
+def _x509_message(svid: X509Svid, bundle: bytes) -> pb.X509SVID:
+    return pb.X509SVID(
+        spiffe_id=svid.spiffe_id,
+        x509_svid=svid.chain_der,
+        x509_svid_key=svid.key_der,
+        bundle=bundle,
+        hint=svid.hint,
+    )
+
+
+def _jwt_message(identity: Identity, svid: JwtSvid) -> pb.JWTSVID:
+    return pb.JWTSVID(spiffe_id=str(identity.spiffe_id), svid=svid.token, hint=identity.hint)
+
+
+def _issued_x509(identity: Identity, svid: X509Svid) -> IssuedX509:
+    return IssuedX509(
+        spiffe_id=svid.spiffe_id,
+        entry_id=identity.entry_id,
+        serial=f"{svid.serial:x}",
+        expires_at=svid.not_after,
+    )
+
+
+def _issued_jwt(identity: Identity, svid: JwtSvid, audience: tuple[str, ...]) -> IssuedJwt:
+    return IssuedJwt(
+        spiffe_id=str(identity.spiffe_id),
+        entry_id=identity.entry_id,
+        kid=svid.kid,
+        audience=audience,
+        expires_at=svid.expires_at,
+    )
+
+
+def _with_unique_hints(svids: Sequence[SvidT]) -> Sequence[SvidT]:
+    """Of several SVIDs with one hint the first keeps it (Workload API section 5.2.1)."""
+    seen: set[str] = set()
+    for svid in svids:
+        if svid.hint in seen:
+            svid.hint = ""
+        seen.add(svid.hint)
+    return svids
+
+
+def jwt_response(
+    made: Sequence[tuple[Identity, JwtSvid]], audience: tuple[str, ...]
+) -> Response[pb.JWTSVIDResponse]:
+    """The tokens that a caller has asked for."""
+    return Response(
+        pb.JWTSVIDResponse(svids=_with_unique_hints([_jwt_message(*each) for each in made])),
+        tuple((identity, _issued_jwt(identity, svid, audience)) for identity, svid in made),
+    )
+
+
+def require_audience(requested: Sequence[str]) -> tuple[str, ...]:
+    """The audience of a request, each name once.
+
+    Raises:
+        RequestError: there is none, or too much.
+    """
+    audience = tuple(dict.fromkeys(requested))
+    if not audience or not all(name.strip() for name in audience):
+        raise RequestError("audience must be specified, and none of it may be blank")
+    if len(audience) > MAX_AUDIENCES or sum(map(len, audience)) > MAX_AUDIENCE_CHARS:
+        raise RequestError(
+            f"at most {MAX_AUDIENCES} audiences of {MAX_AUDIENCE_CHARS} characters together fit"
+        )
+    return audience
+
+
+def parse_wanted(spiffe_id: str) -> SpiffeId | None:
+    """The one identity that a request asks for; None if it asks for all.
+
+    Raises:
+        RequestError: it is none.
+    """
+    if not spiffe_id:
+        return None
+    try:
+        return SpiffeId.parse(spiffe_id)
+    except ValueError as error:
+        raise RequestError(f"invalid requested SPIFFE ID: {error}") from error
