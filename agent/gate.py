@@ -49,6 +49,8 @@ ConnectionToken = NewType("ConnectionToken", str)
 ACCEPTS_PER_TURN = 32
 # When descriptors run out, accept fails at once, each time; wait for connections to end instead.
 DESCRIPTORS_PAUSE = 0.1
+# That it fails is said this often.
+FAILED_SECONDS = 10.0
 # How often, and how many times, the inner server is tried again while it cannot be reached.
 INNER_RETRY_SECONDS = 0.01
 INNER_ATTEMPTS = 300
@@ -129,6 +131,7 @@ class Gate:
         self._listener: socket.socket | None = None
         self._drained = asyncio.Event()
         self._unasked = RateLimit(UNASKED_AT_ONCE, UNASKED_SECONDS)
+        self._failed = RateLimit(1, FAILED_SECONDS)
 
     def __len__(self) -> int:
         """How many connections are open."""
@@ -249,9 +252,14 @@ class Gate:
     def _on_accept_failed(self, listener: socket.socket, error: OSError) -> None:
         if error.errno == errno.ECONNABORTED:
             return
-        self._log.warning(
-            "cannot accept connections", reason=error.strerror, open_connections=len(self)
-        )
+        unsaid = self._failed.take(error.errno, self._loop.time())
+        if unsaid is not None:
+            self._log.warning(
+                "cannot accept connections",
+                reason=error.strerror,
+                open_connections=len(self),
+                tries_not_logged=unsaid,
+            )
         self._loop.remove_reader(listener)
         self._loop.call_later(DESCRIPTORS_PAUSE, self._resume_accepting)
 

@@ -209,6 +209,7 @@ def test_out_of_descriptors_it_waits_and_then_serves_on(agent: RunningAgent) -> 
             stack.enter_context(connect(agent))
         agent.wait_for_log("cannot accept connections")
     assert fetched_in_the_end(agent).svids
+    assert agent.log.count("cannot accept connections") == 1, "it is not said at each try"
 
 
 def fetched_in_the_end(agent: RunningAgent) -> pb.X509SVIDResponse:
