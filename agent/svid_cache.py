@@ -96,7 +96,7 @@ class SvidCache:
             )
         self._stored = {svid.fingerprint: svid for svid in unsealed.svids}
         self._trim()
-        self._log.info("svid cache loaded", svids=len(self._stored))
+        self._log.debug("svid cache loaded", svids=len(self._stored))
 
     def find(self, identity: Identity) -> X509Svid | None:
         """See Shelf.find."""
