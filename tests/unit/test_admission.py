@@ -117,6 +117,7 @@ def test_calls_count_whatever_they_are_for_and_in_one_step() -> None:
     with pytest.raises(OverLimitError) as refused:
         admits.calls(place, 2, 4)
     assert refused.value.reason == "calls_of_all"
+    admits.calls(place, 2, 2)
     admits.calls(place, 2, 3)
     admits.calls(place, 3, 1)
     admits.calls(Place(BOB, "b"), 0, 2)

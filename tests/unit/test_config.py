@@ -131,6 +131,18 @@ def test_every_option_arrives_and_every_path_is_absolute() -> None:
     )
 
 
+def test_one_user_may_not_have_more_than_all_together() -> None:
+    with pytest.raises(ConfigError) as refused:
+        _parse("trust_domain: example.org\nlimits: {streams: 10, streams_per_user: 11}\n")
+    [problem] = refused.value.problems
+    assert (
+        problem.message
+        == "streams_per_user: 11 for one user are more than streams, 10, allows all together"
+    )
+    with pytest.raises(ConfigError, match="3000 for one user are more than connections, 10"):
+        _parse("trust_domain: example.org\nlimits: {connections: 10}\n")
+
+
 def test_an_svid_may_live_a_sixth_of_the_authority_s_life() -> None:
     settings = _parse("trust_domain: example.org\nauthority: {x509_svid_ttl: 4h}")
     assert settings.authority.max_svid_ttl == timedelta(hours=4)
