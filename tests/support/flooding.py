@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from agent.pb import workloadapi_pb2 as pb
+from agent.turnstile import BURST_SECONDS
 from tests.support import abuse, pids, raw
 
 FLOODER, OTHER = 2001, 2002
@@ -23,7 +24,7 @@ SECONDS = 5.0
 PAUSE_SECONDS = 0.005
 FIRST = ("chrt", "--rr", "1")
 # A flood has its full force after its connections are made and its share for a burst is used up.
-WARM_UP_SECONDS = 4.0
+WARM_UP_SECONDS = BURST_SECONDS + 1.0
 
 ENTRIES = f"""
 entries:
@@ -120,7 +121,7 @@ def flood(behave: Callable[[str], None], path: str, processes: int = FLOODERS) -
 
     children = [pids.fork(run) for _ in range(processes)]
     try:
-        time.sleep(WARM_UP_SECONDS)  # noqa: TID251 - nobody tells when a flood is full
+        time.sleep(WARM_UP_SECONDS)  # noqa: TID251 - a burst is so many seconds' worth
         yield
     finally:
         for child in children:
@@ -145,7 +146,7 @@ def latencies(path: str, seconds: float = SECONDS) -> Latencies:
             fresh.sock.close()
             done = time.perf_counter()
             os.write(write, f"{between - began} {done - between}\n".encode())
-            time.sleep(PAUSE_SECONDS)  # noqa: TID251 - it asks now and then, as workloads do
+            time.sleep(PAUSE_SECONDS)  # noqa: TID251 - the pace of what is measured
 
     child = pids.fork(run)
     os.close(write)
