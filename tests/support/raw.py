@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 MessageT = TypeVar("MessageT", bound="Message")
 
+_GOAWAY = 7  # RFC 9113 section 6.8
+
 UNAVAILABLE = 14
 PERMISSION_DENIED = 7
 INVALID_ARGUMENT = 3
@@ -90,6 +92,10 @@ class RawClient:
             raise ConnectionEndedError from error
         if not data:
             raise ConnectionEndedError
+        self.receive(data)
+
+    def receive(self, data: bytes) -> None:
+        """Take in what has arrived, and answer what there is to answer."""
         for event in self.http.receive_data(data):
             self._take(event)
         self.flush()
@@ -143,16 +149,34 @@ class RawClient:
             self.calls[event.stream_id].details = headers.get("grpc-message", "")
 
 
+class StayingClient(RawClient):
+    """Goes on whatever it is told, where h2 takes a GOAWAY for the end of the connection."""
+
+    _held = b""
+
+    def receive(self, data: bytes) -> None:
+        data = self._held + data
+        kept, at = b"", 0
+        while at + 9 <= len(data):
+            end = at + 9 + int.from_bytes(data[at : at + 3], "big")
+            if end > len(data):
+                break
+            kept += b"" if data[at + 3] == _GOAWAY else data[at:end]
+            at = end
+        self._held = data[at:]
+        super().receive(kept)
+
+
 def _text(value: bytes | str) -> str:
     return value.decode() if isinstance(value, bytes) else value
 
 
-def connect(path: str, timeout: float = 10.0) -> RawClient:
+def connect(path: str, timeout: float = 10.0, kind: type[RawClient] = RawClient) -> RawClient:
     """A client on a connection of its own."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.connect(path)  # waits while the agent's queue is full, which a time-out would turn off
     sock.settimeout(timeout)
-    client = RawClient(sock)
+    client = kind(sock)
     try:
         client.start()
     except OSError:
