@@ -1,14 +1,11 @@
 """The door: who came in, and whether there is room for one more. Nothing is relayed yet.
 
-A flood costs least where hardly anything is done for each who comes: one who has hung up already is
-dropped by a single poll(2), and a process that was refused is refused again, for a moment, by its
-PID alone.
+A flood costs least where hardly anything is done for each who comes: a process that was refused is
+refused again, for a moment, by its PID alone.
 """
 
 from __future__ import annotations
 
-import os
-import select
 import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -32,9 +29,6 @@ REFUSED_SECONDS = 0.2
 REFUSED_PROCESSES = 1024
 # Nobody in particular, as whom all count together whom the kernel could not name.
 NOBODY = Place(-1, "")
-
-# Asked about one descriptor at a time.
-_HANG_UPS = select.poll()
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,25 +118,6 @@ class Door:
             until, error = self._refused.get(read_pid(sock), (0.0, None))
             if error is not None and now < until:
                 raise error
-
-
-def accept(listener: socket.socket) -> socket.socket | None:
-    """Accept a connection; None if whoever made it has closed it already.
-
-    Raises:
-        OSError: see accept(2).
-    """
-    # What accept() of Python adds to this costs as much as all the rest.
-    descriptor, _address = listener._accept()  # type: ignore[attr-defined]  # noqa: SLF001
-    _HANG_UPS.register(descriptor, 0)
-    hung_up = _HANG_UPS.poll(0)
-    _HANG_UPS.unregister(descriptor)
-    if hung_up:
-        os.close(descriptor)
-        return None
-    accepted = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, descriptor)
-    accepted.settimeout(0)
-    return accepted
 
 
 def has_hung_up(sock: socket.socket) -> bool:

@@ -24,10 +24,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, NewType
 
+from agent.accepting import Acceptor
 from agent.admission import OverLimitError
 from agent.audit import RefusedConnection, RefusedSender
 from agent.challenge import Challenge
-from agent.door import accept, has_hung_up
+from agent.door import has_hung_up
 from agent.errors import PeerError, PeerGoneError
 from agent.limits import RateLimit
 from agent.relay import Relay, Side, read_from
@@ -45,12 +46,6 @@ if TYPE_CHECKING:
 
 ConnectionToken = NewType("ConnectionToken", str)
 
-# In one turn of the loop, before others get theirs: a flood must not starve open streams.
-ACCEPTS_PER_TURN = 32
-# When descriptors run out, accept fails at once, each time; wait for connections to end instead.
-DESCRIPTORS_PAUSE = 0.1
-# That it fails is said this often.
-FAILED_SECONDS = 10.0
 # How often, and how many times, the inner server is tried again while it cannot be reached.
 INNER_RETRY_SECONDS = 0.01
 INNER_ATTEMPTS = 300
@@ -128,10 +123,9 @@ class Gate:
         self._connections: dict[ConnectionToken, _Connection] = {}
         self._of_caller: dict[Caller, _Connection] = {}
         self._weaknesses: Counter[str] = Counter()
-        self._listener: socket.socket | None = None
         self._drained = asyncio.Event()
         self._unasked = RateLimit(UNASKED_AT_ONCE, UNASKED_SECONDS)
-        self._failed = RateLimit(1, FAILED_SECONDS)
+        self._acceptor = Acceptor(loop, self._admit, lambda: len(self), log)
 
     def __len__(self) -> int:
         """How many connections are open."""
@@ -140,7 +134,7 @@ class Gate:
     @property
     def accepts(self) -> bool:
         """Whether whoever connects now is served."""
-        return self._listener is not None
+        return self._acceptor.accepts
 
     @property
     def weaknesses(self) -> Mapping[str, int]:
@@ -149,14 +143,11 @@ class Gate:
 
     def start(self, listener: socket.socket) -> None:
         """Begin to accept. The listener must have its senders stamped (agent.sender)."""
-        self._listener = listener
-        self._loop.add_reader(listener, self._on_connect, listener)
+        self._acceptor.start(listener)
 
     def stop_accepting(self) -> None:
         """Accept no more; what is open goes on."""
-        if self._listener is not None:
-            self._loop.remove_reader(self._listener)
-            self._listener = None
+        self._acceptor.stop()
 
     async def turn_away(self, seconds: float) -> None:
         """Accept no more, and wait until each call that has come has had its first response.
@@ -236,46 +227,18 @@ class Gate:
 
     # --- accept ---------------------------------------------------------------------------------
 
-    def _on_connect(self, listener: socket.socket) -> None:
-        for _ in range(ACCEPTS_PER_TURN):
-            try:
-                outer = accept(listener)
-                if outer is not None:
-                    with Stopwatch(self._signals, Stage.ACCEPT):
-                        self._admit(outer)
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError as error:
-                self._on_accept_failed(listener, error)
-                return
-
-    def _on_accept_failed(self, listener: socket.socket, error: OSError) -> None:
-        if error.errno == errno.ECONNABORTED:
-            return
-        unsaid = self._failed.take(error.errno, self._loop.time())
-        if unsaid is not None:
-            self._log.warning(
-                "cannot accept connections",
-                reason=error.strerror,
-                open_connections=len(self),
-                tries_not_logged=unsaid,
-            )
-        self._loop.remove_reader(listener)
-        self._loop.call_later(DESCRIPTORS_PAUSE, self._resume_accepting)
-
-    def _resume_accepting(self) -> None:
-        if self._listener is not None:
-            self._loop.add_reader(self._listener, self._on_connect, self._listener)
-
     def _admit(self, outer: socket.socket) -> None:
-        visitor = None
-        try:
-            visitor = self.door.enter(outer, self._loop.time())
-        finally:
-            if visitor is None:
-                outer.close()
-        if visitor is None:
-            return
+        with Stopwatch(self._signals, Stage.ACCEPT):
+            visitor = None
+            try:
+                visitor = self.door.enter(outer, self._loop.time())
+            finally:
+                if visitor is None:
+                    outer.close()
+            if visitor is not None:
+                self._let_in(outer, visitor)
+
+    def _let_in(self, outer: socket.socket, visitor: Visitor) -> None:
         connection = _Connection(ConnectionToken(secrets.token_hex(16)), outer, visitor)
         self._connections[connection.token] = connection
         if not isinstance(visitor.caller, PeerError):

@@ -15,16 +15,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from agent.pb import workloadapi_pb2 as pb
-from agent.turnstile import BURST_SECONDS
 from tests.support import abuse, pids, raw
 
 FLOODER, OTHER = 2001, 2002
 FLOODERS = 4
 SECONDS = 5.0
-PAUSE_SECONDS = 0.005
+# Slow enough not to be held to a share itself.
+PAUSE_SECONDS = 0.01
 FIRST = ("chrt", "--rr", "1")
-# A flood has its full force after its connections are made and its share for a burst is used up.
-WARM_UP_SECONDS = BURST_SECONDS + 1.0
+# Until its processes are there. Its share for a burst is still to be used up then: the worst time.
+WARM_UP_SECONDS = 0.5
 
 ENTRIES = f"""
 entries:
@@ -121,7 +121,7 @@ def flood(behave: Callable[[str], None], path: str, processes: int = FLOODERS) -
 
     children = [pids.fork(run) for _ in range(processes)]
     try:
-        time.sleep(WARM_UP_SECONDS)  # noqa: TID251 - a burst is so many seconds' worth
+        time.sleep(WARM_UP_SECONDS)  # noqa: TID251 - nothing tells that a flood is at full force
         yield
     finally:
         for child in children:
