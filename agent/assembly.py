@@ -72,7 +72,7 @@ class Host:
     """
 
     log: FilteringBoundLogger
-    audit: FilteringBoundLogger
+    audit: Callable[..., object]
     manager: ServiceManager
     ready: Callable[[str], None]
     reread: Callable[[], Settings]
@@ -213,7 +213,7 @@ def _host_side(
     attestor = WorkloadAttestor(make_attestors(settings, host.log), host.log, metrics)
     stack.push_async_callback(attestor.close)
     seconds = asyncio.get_running_loop().time
-    audit = Audit(host.audit.info, boot_id(), attestor.latest, seconds)
+    audit = Audit(host.audit, boot_id(), attestor.latest, seconds)
     audit.enabled = settings.log.audit
     gate = make_gate(settings, INNER, audit, host.log, metrics)
     return _HostSide(attestor=attestor, audit=audit, gate=gate, metrics=metrics)

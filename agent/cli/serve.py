@@ -17,7 +17,7 @@ from agent.clock import SystemClock
 from agent.configured import load_configured_entries
 from agent.errors import ConfigError, Problem, Severity
 from agent.service_manager import ServiceManager
-from agent.telemetry import Line, adjust_log, audit_log, configure_log
+from agent.telemetry import Line, adjust_log, configure_log
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,7 +35,7 @@ def run(config: Path) -> None:
         log, writer = configure_log(settings.log)
         host = Host(
             log=log,
-            audit=audit_log(),
+            audit=writer.audit,
             manager=manager,
             ready=lambda address: writer.write(Line(f"vouchd ready on {address}")),
             reread=lambda: configured(config),

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from agent.config import LogSettings
-from agent.telemetry import audit_log, configure_log
+from agent.telemetry import configure_log
 
 
 def main() -> None:
     """One event of each kind."""
     log, writer = configure_log(LogSettings())
     log.warning("two lines", text="one\ntwo", names=["a", "b"])
-    audit_log().info("svid issued", spiffe_id="spiffe://example.org/payments", pid=4711)
+    writer.audit("svid issued", spiffe_id="spiffe://example.org/payments", pid=4711)
     log.info("large", text="x" * 1_000_000)
     log.debug("never said")
     writer.close()

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from agent import telemetry
 from agent.config import LogSettings
 from agent.journal import Journal, encode, leads_to_journal
-from agent.telemetry import JournalTarget, Line, LogWriter, adjust_log, audit_log, configure_log
+from agent.telemetry import JournalTarget, Line, LogWriter, configure_log, lead_log
 from tests.support.journal import FakeJournal, decode
 
 
@@ -70,13 +70,13 @@ def test_stderr_is_the_journal_only_if_it_is_the_very_stream(tmp_path: Path) -> 
 
 def writer_to(journald: FakeJournal, stderr: io.StringIO, **settings: object) -> LogWriter:
     writer = LogWriter(JournalTarget(Journal(str(journald.path)), stderr))
-    adjust_log(LogSettings.model_validate(settings), writer)
+    lead_log(LogSettings.model_validate(settings), writer)
     return writer
 
 
 def test_an_event_has_its_fields(journald: FakeJournal) -> None:
     writer = writer_to(journald, io.StringIO(), level="error")
-    audit_log().info("svid issued", pid=7, audience=["a", "b"], **{"odd-näme": "x\ny"})
+    writer.audit("svid issued", pid=7, audience=["a", "b"], **{"odd-näme": "x\ny"})
     writer.close()
     assert journald.event() == {
         "MESSAGE": b'svid issued  pid=7 audience=["a", "b"] odd-n\xc3\xa4me=\'x\\ny\'',

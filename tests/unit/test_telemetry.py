@@ -14,7 +14,7 @@ import pytest
 
 from agent import telemetry
 from agent.config import LogSettings
-from agent.telemetry import Line, LogWriter, StreamTarget, audit_log, configure_log
+from agent.telemetry import Line, LogWriter, StreamTarget, configure_log
 
 
 class Broken:
@@ -69,7 +69,7 @@ def test_what_is_audited_is_said_whatever_the_level(
     capsys: pytest.CaptureFixture[str], form: str
 ) -> None:
     _log, writer = configure_log(settings(level="error", format=form))
-    audit_log().info("svid issued", pid=1)
+    writer.audit("svid issued", pid=1)
     writer.close()
     [line] = capsys.readouterr().err.splitlines()
     assert re.search(r'\baudit\b.*svid issued.*pid"?[=:] ?1\b', line)
