@@ -11,7 +11,8 @@ The order is what makes it safe:
    was found in between may be true of two different programs, and nothing of it is used.
 
 While the fingerprint of a connection's process stays the same, an attestor that allows it is not
-asked again. The pin is for one attestation, not for a connection: the same executable is the same
+asked again. If none is, nothing is found in between, and one fingerprint does; the pin is looked at
+all the same. The pin is for one attestation, not for a connection: the same executable is the same
 program, whenever it was started, and a descriptor held for each open stream would be dear.
 
 A failed attestor is not an answer. Its selectors are missing, which can only remove matches
@@ -106,6 +107,29 @@ class _Memory:
         return _Memory(self.fingerprint, self.executable, good)
 
 
+@dataclass(slots=True)
+class _Known:
+    """What is kept of one caller."""
+
+    memory: _Memory | None = None
+    latest: Attestation | None = None
+    """None if the last look at it did not hold."""
+
+
+def _recall(
+    memory: _Memory | None, caller: Caller, process: ProcessView, fingerprint: Fingerprint
+) -> _Memory:
+    """What is still good of what was found out about this same program.
+
+    Raises:
+        PeerError: the process is not any more who connected.
+    """
+    if memory is None or memory.fingerprint != fingerprint:
+        check_credentials(fingerprint, caller.credentials)
+        return _Memory(fingerprint, executable_name(process))
+    return memory.at(asyncio.get_running_loop().time())
+
+
 class WorkloadAttestor:
     """Runs the enabled attestors for a caller."""
 
@@ -118,8 +142,7 @@ class WorkloadAttestor:
         self._attestors = tuple(attestors)
         self._log = log
         self._signals = signals
-        self._memories: WeakKeyDictionary[Caller, _Memory] = WeakKeyDictionary()
-        self._latest: WeakKeyDictionary[Caller, Attestation] = WeakKeyDictionary()
+        self._known: WeakKeyDictionary[Caller, _Known] = WeakKeyDictionary()
 
     @asynccontextmanager
     async def attest(self, caller: Caller) -> AsyncIterator[Attestation]:
@@ -130,47 +153,45 @@ class WorkloadAttestor:
             PeerError: it changed its program or its credentials.
         """
         began = time.perf_counter()
-        self._latest.pop(caller, None)
+        known = self._known.get(caller)
+        if known is None:
+            known = self._known[caller] = _Known()
+        known.latest = None
         with caller.open_proc() as process, closing(ProgramPin(process)) as program:
             before = read_fingerprint(process)
-            check_credentials(before, caller.credentials)
-            known = self._recall(caller, process, before)
+            memory = known.memory = _recall(known.memory, caller, process, before)
             first = time.perf_counter() - began
-            found = await self._run_others(process, known)
-            attestation = known.joined
+            found = await self._run_others(process, memory)
+            attestation = memory.joined
             if found:
-                attestation = _join([*known.joined.reports, *found], known.executable)
+                attestation = _join([*attestation.reports, *found], memory.executable)
             if not program.holds or before.user_namespace != own_user_namespace():
                 attestation = _without_program(attestation)
-            self._latest[caller] = attestation
+            known.latest = attestation
             yield attestation
             began = time.perf_counter()
-            if read_fingerprint(process) != before or program.changed():
-                self._latest.pop(caller, None)
+            # What was found is of one moment only if nothing changed meanwhile. If nobody was
+            # asked, the fingerprint is that moment.
+            if (found and read_fingerprint(process) != before) or program.changed():
+                known.latest = None
                 raise PeerError("the process changed its program or user while it was attested")
         if not caller.process.is_alive():
             raise PeerGoneError("the process exited while it was attested")
         self._signals.timed(Stage.EVIDENCE, first + time.perf_counter() - began)
         if found:
-            self._remember(caller, known, found)
+            known.memory = self._remember(memory, found)
 
     def latest(self, caller: Caller) -> Attestation | None:
         """What was found out when this caller was last attested; None if that did not hold."""
-        return self._latest.get(caller)
+        known = self._known.get(caller)
+        return None if known is None else known.latest
 
     async def close(self) -> None:
         """Close every attestor."""
         for attestor in self._attestors:
             await attestor.close()
 
-    def _recall(self, caller: Caller, process: ProcessView, fingerprint: Fingerprint) -> _Memory:
-        """What is still good of what was found out about this same program."""
-        memory = self._memories.get(caller)
-        if memory is None or memory.fingerprint != fingerprint:
-            return _Memory(fingerprint, executable_name(process))
-        return memory.at(asyncio.get_running_loop().time())
-
-    def _remember(self, caller: Caller, known: _Memory, found: Sequence[Report]) -> None:
+    def _remember(self, memory: _Memory, found: Sequence[Report]) -> _Memory:
         now = asyncio.get_running_loop().time()
         # Not every plug-in says: then it is asked each time.
         spans = {each.name: getattr(each, "reuse_seconds", 0.0) for each in self._attestors}
@@ -179,7 +200,7 @@ class WorkloadAttestor:
             for r in found
             if r.failure is None and spans[r.attestor] > 0
         }
-        self._memories[caller] = replace(known, reports={**known.reports, **fresh})
+        return replace(memory, reports={**memory.reports, **fresh})
 
     async def _run_others(self, process: ProcessView, known: _Memory) -> Sequence[Report]:
         others = [each for each in self._attestors if each.name not in known.reports]

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from agent.errors import AttestationError, PeerError, PeerGoneError
 from agent.peer import overflow_ids
@@ -23,6 +22,9 @@ if TYPE_CHECKING:
     from agent.peer import Credentials, ProcessView
 
 T = TypeVar("T")
+V = TypeVar("V")
+
+_NAMESPACES = ("ns/user", "ns/mnt", "ns/cgroup")
 
 # Real, effective, saved and filesystem ID, in this order (proc_pid_status(5)); the process's name,
 # which it chooses itself, is escaped and stands in a line of its own before these.
@@ -33,13 +35,14 @@ _STATUS_IDS = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fingerprint:
-    """A process at one moment. None stands for what the agent may not look at (proc(5))."""
+class Fingerprint(NamedTuple):
+    """A process at one moment. None stands for what the agent may not look at (proc(5)).
 
-    uid: int
-    gid: int
-    groups: frozenset[int]
+    A tuple, because every call makes one and compares it.
+    """
+
+    ids: tuple[bytes, bytes, bytes]
+    """Its effective user and group, and its supplementary groups, as the kernel writes them."""
     executable: tuple[int, int, int, int, int] | None
     """Device, inode, size, mtime, ctime."""
     cgroup: bytes
@@ -47,6 +50,21 @@ class Fingerprint:
     """Such as `user:[4026531837]`: namespaces(7)."""
     mount_namespace: str | None
     cgroup_namespace: str | None
+
+    @property
+    def uid(self) -> int:
+        """Its effective user."""
+        return int(self.ids[0])
+
+    @property
+    def gid(self) -> int:
+        """Its effective group."""
+        return int(self.ids[1])
+
+    @property
+    def groups(self) -> frozenset[int]:
+        """Its supplementary groups."""
+        return frozenset(map(int, self.ids[2].split()))
 
 
 class ProgramPin:
@@ -82,26 +100,18 @@ def read_fingerprint(process: ProcessView) -> Fingerprint:
         PeerGoneError: the process is gone.
     """
     try:
-        ids = _STATUS_IDS.search(process.read("status"))
-        executable = _permitted(process.stat, "exe")
-        cgroup = process.read("cgroup")
-        user, mount, cgroups = (
-            _permitted(process.readlink, f"ns/{kind}") for kind in ("user", "mnt", "cgroup")
+        status = _STATUS_IDS.search(process.read("status"))
+        fingerprint = Fingerprint(
+            status.group("uid", "gid", "groups") if status else (b"", b"", b""),
+            _permitted(_executable, process),
+            process.read("cgroup"),
+            *(_permitted(process.readlink, name) for name in _NAMESPACES),
         )
     except (ProcessLookupError, FileNotFoundError) as error:
         raise PeerGoneError("the process is gone") from error
-    if ids is None:
+    if status is None:
         raise AttestationError("/proc/PID/status is not as this kernel's proc(5) has it")
-    return Fingerprint(
-        uid=int(ids["uid"]),
-        gid=int(ids["gid"]),
-        groups=frozenset(map(int, ids["groups"].split())),
-        executable=None if executable is None else _file_key(executable),
-        cgroup=cgroup,
-        user_namespace=user,
-        mount_namespace=mount,
-        cgroup_namespace=cgroups,
-    )
+    return fingerprint
 
 
 def executable_name(process: ProcessView) -> str | None:
@@ -153,17 +163,18 @@ def _open_address_space(process: ProcessView) -> int:
     raise PeerGoneError("the process has no address space any more")
 
 
-def _permitted(look: Callable[[str], T], name: str) -> T | None:
+def _permitted(look: Callable[[V], T], at: V) -> T | None:
     """None where the agent may not look, or a file system is out of order."""
     try:
-        return look(name)
+        return look(at)
     except (ProcessLookupError, FileNotFoundError):
         raise
     except OSError:
         return None
 
 
-def _file_key(status: os.stat_result) -> tuple[int, int, int, int, int]:
+def _executable(process: ProcessView) -> tuple[int, int, int, int, int]:
+    status = process.stat("exe")
     return (
         status.st_dev,
         status.st_ino,

@@ -279,6 +279,50 @@ async def test_the_same_program_again_is_another_program() -> None:
         os.close(descriptor)
 
 
+async def test_nor_may_a_known_one_change_its_program_though_nobody_is_asked_again() -> None:
+    go_read, go = os.pipe()
+    gone, gone_write = os.pipe()
+
+    def exec_when_told() -> None:
+        os.read(go_read, 1)
+        os.execv(sys.executable, [sys.executable, "-c", "import signal; signal.pause()"])  # noqa: S606
+
+    with caller_of(exec_when_told) as (caller, _pid):
+        os.close(gone_write)
+        lasting, asked = counting()
+        attestor = WorkloadAttestor([lasting], Lines().log)
+        await attested(attestor, caller)
+
+        async def swap_within() -> None:
+            async with attestor.attest(caller):
+                os.write(go, b"!")
+                await asyncio.to_thread(os.read, gone, 1)
+
+        with pytest.raises(PeerError, match="changed its program"):
+            await swap_within()
+        assert len(asked) == 1
+        assert attestor.latest(caller) is None
+    for descriptor in (go_read, go, gone):
+        os.close(descriptor)
+
+
+async def test_a_known_one_who_has_another_user_now_is_refused(
+    me: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lasting, asked = counting()
+    attestor = WorkloadAttestor([lasting], Lines().log)
+    await attested(attestor, me)
+    monkeypatch.setattr(
+        attestation_module,
+        "read_fingerprint",
+        lambda view: read_fingerprint(view)._replace(ids=(b"4711", b"4711", b"")),
+    )
+    for _ in range(2):
+        with pytest.raises(PeerError, match="changed its user or group after it connected"):
+            await attested(attestor, me)
+    assert len(asked) == 1
+
+
 def test_a_process_without_an_environment_is_pinned_too() -> None:
     go_read, go = os.pipe()
     gone, gone_write = os.pipe()
@@ -308,7 +352,7 @@ def test_a_process_without_an_environment_is_pinned_too() -> None:
         {"mount_namespace": "mnt:[1]"},
         {"cgroup_namespace": "cgroup:[1]"},
         {"executable": (1, 2, 3, 4, 5)},
-        {"groups": frozenset({4711})},
+        {"ids": (b"0", b"0", b"4711")},
     ],
 )
 async def test_whatever_changes_meanwhile_ends_the_attestation(
@@ -319,7 +363,7 @@ async def test_whatever_changes_meanwhile_ends_the_attestation(
     def look(view: ProcessView) -> Fingerprint:
         found = read_fingerprint(view)
         looks.append(found)
-        return found if len(looks) == 1 else replace(found, **change)
+        return found if len(looks) == 1 else found._replace(**change)
 
     monkeypatch.setattr(attestation_module, "read_fingerprint", look)
     with pytest.raises(PeerError, match="while it was attested"):
@@ -370,7 +414,7 @@ async def test_of_a_changed_one_it_is_asked_again(
     monkeypatch.setattr(
         attestation_module,
         "read_fingerprint",
-        lambda view: replace(read_fingerprint(view), cgroup=b"0::/elsewhere"),
+        lambda view: read_fingerprint(view)._replace(cgroup=b"0::/elsewhere"),
     )
     await attested(attestor, me)
     assert len(asked) == 2
