@@ -26,20 +26,26 @@ if TYPE_CHECKING:
 class Identity:
     """One identity of a process. A TTL of None means the authority's default.
 
-    It is looked up often, and the ID and the holder tell identities of one entry apart: the rest is
-    not hashed.
+    It is looked up often, so that its hash is kept; entry, ID and holder tell nearly all apart.
     """
 
     entry_id: EntryId
     spiffe_id: SpiffeId
-    x509_svid_ttl: timedelta | None = field(default=None, hash=False)
-    jwt_svid_ttl: timedelta | None = field(default=None, hash=False)
-    dns_names: tuple[str, ...] = field(default=(), hash=False)
-    hint: str = field(default="", hash=False)
-    federates_with: tuple[TrustDomain, ...] = field(default=(), hash=False)
-    expires_at: datetime | None = field(default=None, hash=False)
+    x509_svid_ttl: timedelta | None = field(default=None)
+    jwt_svid_ttl: timedelta | None = field(default=None)
+    dns_names: tuple[str, ...] = field(default=())
+    hint: str = field(default="")
+    federates_with: tuple[TrustDomain, ...] = field(default=())
+    expires_at: datetime | None = field(default=None)
     holder: str = ""
     """Which process this is for, if it shares its X.509 key with no other."""
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_hash", hash((self.entry_id, self.spiffe_id, self.holder)))
+
+    def __hash__(self) -> int:
+        return self._hash
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

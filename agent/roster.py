@@ -6,13 +6,13 @@ what its caller may have.
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from agent.errors import StoppingError
+from agent.wakeup import Wakeup
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -39,7 +39,7 @@ class OpenStream:
     kind: Kind
     since: datetime
     entitlement: Entitlement | None = None
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    changed: Wakeup = field(default_factory=Wakeup)
 
     @property
     def ends_at(self) -> datetime | None:

@@ -69,6 +69,14 @@ class X509Signer(Protocol):
         ...
 
 
+class Watcher(Protocol):
+    """Who waits for a change: a Wakeup, or an Event."""
+
+    def set(self) -> None:
+        """Something has changed."""
+        ...
+
+
 class Shelf(Protocol):
     """Where SVIDs are put so that they outlast a restart of the agent."""
 
@@ -107,7 +115,7 @@ class Svids:
         self._signals = signals
         self._minted: dict[Identity, X509Svid] = {}
         self._per_entry: Counter[EntryId] = Counter()
-        self._watchers: defaultdict[Identity, set[asyncio.Event]] = defaultdict(set)
+        self._watchers: defaultdict[Identity, set[Watcher]] = defaultdict(set)
         self._due: list[tuple[datetime, int, Identity]] = []
         self._order = count()
         self._looked_at = datetime.min.replace(tzinfo=UTC)
@@ -145,7 +153,7 @@ class Svids:
         return self._minted.get(identity)
 
     @contextmanager
-    def watch(self, identities: Sequence[Identity], changed: asyncio.Event) -> Iterator[None]:
+    def watch(self, identities: Sequence[Identity], changed: Watcher) -> Iterator[None]:
         """Have `changed` set when an SVID of these was renewed, or has to be."""
         for identity in identities:
             self._watchers[identity].add(changed)
@@ -269,7 +277,7 @@ class Svids:
             self._per_entry[identity.entry_id] -= 1
             self._per_entry += Counter()  # drops the zeros
 
-    def _unwatch(self, identity: Identity, changed: asyncio.Event) -> None:
+    def _unwatch(self, identity: Identity, changed: Watcher) -> None:
         self._watchers[identity].discard(changed)
         if not self._watchers[identity]:
             del self._watchers[identity]

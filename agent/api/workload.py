@@ -9,7 +9,6 @@ and answers UNIMPLEMENTED.
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
@@ -265,7 +264,7 @@ class WorkloadApi:
                         self._note_served(caller, response)
                         sent = response.message
                         yield sent
-                    while not stream.changed.is_set() and not await self._is_due(stream, entitle):
+                    while not await self._is_due(stream, entitle):
                         pass
 
     async def _is_due(self, stream: OpenStream, entitle: Entitle) -> bool:
@@ -277,8 +276,8 @@ class WorkloadApi:
         served = stream.entitlement
         if served is None:
             return True
-        await _wait(stream.changed, self.policy.review.seconds(complete=served.complete))
-        if stream.changed.is_set():
+        moment = _moment(self.policy.review.seconds(complete=served.complete))
+        if await stream.changed.wait_until(moment):
             return True
         try:
             now = await entitle(stream.caller, releasing=False)
@@ -360,11 +359,10 @@ class WorkloadApi:
             self._roster.note_served(caller, kind, [identity for identity, _ in response.issued])
 
 
-async def _wait(changed: asyncio.Event, seconds: float) -> None:
-    now = asyncio.get_running_loop().time()
-    # Long waits end in company: to wake up for one stream costs as much as for several.
-    until = now + seconds
-    until -= until % TOGETHER_SECONDS if seconds > RETRY_SECONDS else 0.0
-    with suppress(TimeoutError):
-        async with asyncio.timeout_at(until):
-            await changed.wait()
+def _moment(seconds: float) -> float:
+    """So many seconds from now, on the loop's clock.
+
+    Long waits end in company: to wake up for one stream costs as much as for several.
+    """
+    until = asyncio.get_running_loop().time() + seconds
+    return until - until % TOGETHER_SECONDS if seconds > RETRY_SECONDS else until
