@@ -102,7 +102,7 @@ def read_fingerprint(process: ProcessView) -> Fingerprint:
     try:
         status = _STATUS_IDS.search(process.read("status"))
         fingerprint = Fingerprint(
-            status.group("uid", "gid", "groups") if status else (b"", b"", b""),
+            (status["uid"], status["gid"], status["groups"]) if status else (b"", b"", b""),
             _permitted(_executable, process),
             process.read("cgroup"),
             *(_permitted(process.readlink, name) for name in _NAMESPACES),

@@ -63,5 +63,6 @@ def half_requests(path: Path, number: int) -> bool:
 def test_calls_that_never_come_to_be_whole_have_an_end(agent_factory: AgentFactory) -> None:
     agent = agent_factory(entry_for_me(), config=SIX_CALLS)
     assert half_requests(agent.socket, 6)
+    agent.wait_for_log("connection ended")  # until then they count
     assert not half_requests(agent.socket, 7)
     assert half_requests(agent.socket, 6)
