@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 # What passes at once. A new connection weighs as much as several reads.
 QUANTUM_SECONDS = 0.001
-READS_PER_QUANTUM = 8
+READS_PER_QUANTUM = 12
 CONNECT_READS = 4
 # A first request, or a dozen of the smallest later ones, for all of which others have to wait; and
 # three or four of them, where many want to be heard.
