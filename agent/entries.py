@@ -9,10 +9,11 @@ Nothing here opens a file, knows the time, or issues anything.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, NewType
+
+from agent.selector_index import SelectorIndex
 
 if TYPE_CHECKING:
     from datetime import datetime, timedelta
@@ -54,29 +55,16 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class EntrySet:
-    """The entries in force. Immutable; a change of the files makes a new set.
-
-    Each entry is filed under whichever of its selectors the fewest entries have, so that a selector
-    that everybody has (`unix:gid:0`) costs nothing as long as entries also say something rarer.
-    """
+    """The entries in force. Immutable; a change of the files makes a new set."""
 
     entries: tuple[Entry, ...] = ()
-    _by_rarest: dict[Selector, list[int]] = field(
-        init=False, repr=False, compare=False, default_factory=dict
-    )
+    _index: SelectorIndex = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        counts = Counter(selector for entry in self.entries for selector in entry.selectors)
-        for number, entry in enumerate(self.entries):
-            rarest = min(entry.selectors, key=counts.__getitem__)
-            self._by_rarest.setdefault(rarest, []).append(number)
+        index = SelectorIndex([entry.selectors for entry in self.entries])
+        object.__setattr__(self, "_index", index)
 
     def match(self, selectors: frozenset[Selector], now: datetime) -> tuple[Entry, ...]:
         """The entries whose selectors are all among `selectors`, in their order, unexpired."""
-        numbers = (n for selector in selectors for n in self._by_rarest.get(selector, ()))
-        candidates = [self.entries[number] for number in sorted(numbers)]
-        return tuple(
-            entry
-            for entry in candidates
-            if entry.selectors <= selectors and (entry.expires_at is None or now < entry.expires_at)
-        )
+        found = (self.entries[place] for place in self._index.within(selectors))
+        return tuple(entry for entry in found if entry.expires_at is None or now < entry.expires_at)

@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import PurePath
+from unittest.mock import patch
 
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from agent import selector_index
 from agent.config import parse_settings
 from agent.entries import Entry, EntryId, EntrySet
 from agent.entry_yaml import parse_entries
@@ -49,6 +51,22 @@ def test_match_equals_a_naive_scan(entries: EntrySet, caller: frozenset[Selector
         and not (entry.expires_at is not None and entry.expires_at <= NOW)
     )
     assert entries.match(caller, NOW) == naive
+
+
+@given(st.lists(SETS, max_size=60), SETS, st.integers(1, 8), st.integers(1, 3))
+def test_the_index_leads_to_all_sets_within_and_to_no_others(
+    sets: list[frozenset[Selector]], caller: frozenset[Selector], few: int, deepest: int
+) -> None:
+    with patch.multiple(selector_index, FEW=few, DEEPEST=deepest):
+        found = selector_index.SelectorIndex(sets).within(caller)
+    assert found == [place for place, each in enumerate(sets) if each <= caller]
+
+
+def test_many_equal_sets_are_all_found() -> None:
+    equal = frozenset(Selector("unix", str(number)) for number in range(500))
+    index = selector_index.SelectorIndex([equal] * 100)
+    assert index.within(equal) == list(range(100))
+    assert index.within(equal - {Selector("unix", "7")}) == []
 
 
 @given(st.from_regex(r"[A-Za-z0-9_-]{1,64}", fullmatch=True), st.text(min_size=1))

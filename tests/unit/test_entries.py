@@ -6,8 +6,11 @@ top: `# expect: LINE:COLUMN: part of the message`. No other problem may be repor
 
 import json
 import re
+from collections.abc import Set as AbstractSet
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -15,6 +18,7 @@ from agent.entries import Entry, EntryId, EntrySet, Share
 from agent.entry_yaml import EntryConfig, parse_entries
 from agent.errors import ConfigError, Severity
 from agent.located import Source
+from agent.selector_index import FEW
 from agent.spiffe import SpiffeId, TrustDomain
 from attestors.api import Selector
 
@@ -260,8 +264,31 @@ def test_equal_entries_make_equal_sets() -> None:
     assert EntrySet() != ENTRIES
 
 
-def test_a_common_selector_costs_nothing_where_entries_say_something_rarer() -> None:
-    """Filed under the common selector, every caller would meet every entry."""
-    entries = EntrySet(tuple(_entry(f"e{n}", "unix:gid:0", f"unix:uid:{n}") for n in range(500)))
-    assert max(map(len, entries._by_rarest.values())) == 1
-    assert Selector.parse("unix:gid:0") not in entries._by_rarest
+class Compared(frozenset[Selector]):
+    """Selectors that remember how often they were compared."""
+
+    times: ClassVar[int] = 0
+
+    def __le__(self, other: AbstractSet[object]) -> bool:
+        Compared.times += 1
+        return super().__le__(other)
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        [("unix:gid:0", f"unix:uid:{n}") for n in range(900)],
+        [(f"k8s:ns:{n % 30}", f"k8s:sa:{n // 30}") for n in range(900)],
+    ],
+    ids=["all have one in common", "each is in thirty"],
+)
+def test_a_process_is_compared_with_few_of_many(
+    pairs: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sets = [Compared(map(Selector.parse, pair)) for pair in pairs]
+    entries = EntrySet(
+        tuple(replace(_entry(f"e{n}", "a:b"), selectors=each) for n, each in enumerate(sets))
+    )
+    monkeypatch.setattr(Compared, "times", 0)
+    assert [e.id for e in entries.match(frozenset(sets[450]), NOW)] == ["e450"]
+    assert Compared.times <= FEW
