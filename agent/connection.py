@@ -1,0 +1,226 @@
+"""One accepted connection: in its turn it is relayed to the server, and watched while it is.
+
+It ends when either side ends it, the moment its process exits (the pidfd polls readable), and at
+the first byte of anybody else, whoever may still hold the socket.
+
+A connection owns its sockets, and closes them at its end.
+"""
+
+from __future__ import annotations
+
+import errno
+import secrets
+import socket
+from functools import partial
+from typing import TYPE_CHECKING, NewType
+
+from agent.admission import OverLimitError
+from agent.challenge import Challenge
+from agent.door import has_hung_up
+from agent.errors import PeerError
+from agent.relay import Relay, Side, read_from
+from agent.sender import receive
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from agent.admission import Admission
+    from agent.door import Visitor
+    from agent.peer import Caller
+
+ConnectionToken = NewType("ConnectionToken", str)
+
+# How often, and how many times, the inner server is tried again while it cannot be reached.
+INNER_RETRY_SECONDS = 0.01
+INNER_ATTEMPTS = 300
+# A full queue, and no descriptors left: others come to an end meanwhile.
+_PASSING = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE})
+
+
+class TooManyCallsError(PeerError):
+    """One call more is too much."""
+
+    def __init__(self, error: OverLimitError) -> None:
+        super().__init__(str(error))
+        self.word = error.reason
+
+
+class SilentError(PeerError):
+    """It has not asked for anything."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"no request within {seconds:g} s")
+
+
+class Connection:
+    """A connection of `visitor` on the socket `outer`.
+
+    Its calls are counted by `admission`. `on_end` is called once, after it has ended, with the
+    reason: a word, or the error that cut it.
+    """
+
+    __slots__ = (
+        "_admission",
+        "_counted",
+        "_ended",
+        "_loop",
+        "_on_end",
+        "_outer",
+        "_relay",
+        "_silence",
+        "calls",
+        "challenge",
+        "token",
+        "visitor",
+    )
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        outer: socket.socket,
+        visitor: Visitor,
+        admission: Admission,
+        on_end: Callable[[Connection, str | PeerError], None],
+    ) -> None:
+        self.token = ConnectionToken(secrets.token_hex(16))
+        """Its name on the side of the server, which nobody can guess."""
+        self.visitor = visitor
+        self.calls = 0
+        """With how many the server has begun."""
+        self.challenge = Challenge(self._send)
+        self._loop = loop
+        self._outer = outer
+        self._admission = admission
+        self._on_end = on_end
+        self._counted = 0  # how many are under way, as `admission` was told
+        self._relay: Relay | None = None
+        self._silence: asyncio.TimerHandle | None = None
+        self._ended = False
+
+    @property
+    def caller(self) -> Caller:
+        """Who made it.
+
+        Raises:
+            PeerError: the kernel could not name the peer.
+        """
+        if isinstance(self.visitor.caller, PeerError):
+            raise self.visitor.caller
+        return self.visitor.caller
+
+    def start(self, inner_path: str, first_request_seconds: float) -> None:
+        """Relay it to the server there when it is its turn; it may be silent for so long."""
+        if not isinstance(self.visitor.caller, PeerError):
+            self._loop.add_reader(self.visitor.caller.process, self.end, "process exited")
+        begin = partial(self._connect_in_turn, inner_path, first_request_seconds)
+        if self.visitor.lane.pass_or_wait(begin):
+            begin()
+
+    def begin_call(self) -> None:
+        """The server has begun with a call."""
+        self.calls += 1
+        self.visitor.lane.begun()
+
+    def end(self, reason: str | PeerError) -> None:
+        """Cut it at once; again is harmless."""
+        if self._ended:
+            return
+        self._ended = True
+        if self._silence is not None:
+            self._silence.cancel()
+        if self._relay is not None:
+            self._relay.close(reason)
+        self.challenge.close()
+        self._outer.close()
+        if not isinstance(self.visitor.caller, PeerError):
+            self._loop.remove_reader(self.visitor.caller.process)
+        self._count_calls(0)
+        self._on_end(self, reason)
+
+    # --- to the server --------------------------------------------------------------------------
+
+    def _connect_in_turn(self, inner_path: str, first_request_seconds: float) -> None:
+        if self._ended:
+            return
+        if has_hung_up(self._outer):
+            self.visitor.lane.passed(0, 0)
+            self.end("closed")
+        else:
+            self.visitor.lane.connected()
+            self._connect(inner_path, first_request_seconds, INNER_ATTEMPTS)
+
+    def _connect(self, inner_path: str, first_request_seconds: float, attempts: int) -> None:
+        if self._ended:
+            return
+        inner = None
+        try:
+            inner = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            inner.bind(f"\0{self.token}")
+            inner.connect(inner_path)
+        except OSError as error:
+            if inner is not None:
+                inner.close()
+            if error.errno in _PASSING and attempts:
+                again = partial(self._connect, inner_path, first_request_seconds, attempts - 1)
+                self._loop.call_later(INNER_RETRY_SECONDS, again)
+            else:
+                self.end(f"agent cannot relay ({error.strerror})")
+        else:
+            self._start_relay(inner)
+            self._await_request(first_request_seconds)
+
+    def _start_relay(self, inner: socket.socket) -> None:
+        turn = self.visitor.lane.pass_or_wait
+        self._relay = Relay(
+            self._loop,
+            Side(self._outer, self._reader(), self._from_client, turn),
+            Side(inner, read_from(inner), self._to_client),
+            self.end,
+        )
+        self._relay.start()
+
+    def _await_request(self, seconds: float) -> None:
+        self._silence = self._loop.call_later(seconds, self._end_if_silent, seconds)
+
+    def _end_if_silent(self, seconds: float) -> None:
+        if self._relay is not None and self._relay.outbound.waiting:
+            self._await_request(seconds)  # we were not listening
+        elif not self.challenge.requests:
+            self.end(SilentError(seconds))
+
+    # --- what passes ----------------------------------------------------------------------------
+
+    def _reader(self) -> Callable[[], bytes]:
+        caller = self.visitor.caller
+        if isinstance(caller, PeerError):  # refused anyway, whoever speaks
+            return read_from(self._outer)
+        outer, lane = self._outer, self.visitor.lane
+        return lambda: receive(outer, lane.bite, caller)
+
+    def _from_client(self, chunk: bytes) -> bytes:
+        challenge = self.challenge
+        requests, complete = challenge.requests, challenge.complete
+        try:
+            passing = challenge.from_client(chunk)
+            self._count_calls(challenge.calls)
+        except OverLimitError as error:
+            raise TooManyCallsError(error) from error
+        else:
+            return passing
+        finally:
+            self.visitor.lane.passed(challenge.requests - requests, challenge.complete - complete)
+
+    def _to_client(self, chunk: bytes) -> bytes:
+        passing = self.challenge.to_client(chunk)
+        self._count_calls(self.challenge.calls)
+        return passing
+
+    def _send(self, data: bytes) -> None:
+        if self._relay is not None:
+            self._relay.inbound.send(data)
+
+    def _count_calls(self, now: int) -> None:
+        if now != self._counted:
+            self._admission.calls(self.visitor.place, self._counted, now)
+            self._counted = now
