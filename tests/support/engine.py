@@ -51,10 +51,15 @@ def mounts(directory: Path) -> list[str]:
 
 def discard(directory: Path) -> None:
     """Remove a directory, and what is mounted below it."""
+    unmount_below(directory)
+    shutil.rmtree(directory)
+
+
+def unmount_below(directory: Path) -> None:
+    """Unmount all that is mounted there."""
     for line in reversed(Path("/proc/self/mounts").read_text().splitlines()):
         if (target := line.split()[1]).startswith(str(directory)):
             subprocess.run(["umount", target], check=True)
-    shutil.rmtree(directory)
 
 
 class DockerEngine:

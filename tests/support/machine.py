@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 _BUS = "run/dbus/system_bus_socket"
+_BOOTS = ("systemd", "systemd-sysv", "dbus")
 CACHE = Path("/var/cache/vouchd-tests")
 """What is made once and kept between runs."""
 
@@ -37,13 +38,22 @@ def debian(release: str, *packages: str) -> Path:
 
     It has systemd, and further packages that are named.
     """
-    root = CACHE / "-".join((release, *packages))
+    return _bootstrapped("-".join((release, *packages)), release, *_BOOTS, *packages)
+
+
+def bare_debian(release: str) -> Path:
+    """The same with the least that a Debian has, as an image of it."""
+    return _bootstrapped(f"{release}-bare", release)
+
+
+def _bootstrapped(name: str, release: str, *packages: str) -> Path:
+    root = CACHE / name
     if not root.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(prefix=f".{release}-", dir=CACHE))
         fresh.chmod(0o755)
-        include = f"--include={','.join(('systemd', 'systemd-sysv', 'dbus', *packages))}"
-        command = ["debootstrap", "--variant=minbase", include, release, str(fresh)]
+        include = [f"--include={','.join(packages)}"] if packages else []
+        command = ["debootstrap", "--variant=minbase", *include, release, str(fresh)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
         fresh.rename(root)
