@@ -23,7 +23,7 @@ _INGREDIENTS = (
 
 def clean_debian() -> Path:
     """The root file system of a Debian that has what the package needs, and what shows it."""
-    return debian("bookworm", "python3", "man-db", "bash-completion")
+    return debian("bookworm", "python3", "man-db", "bash-completion", "zsh", "fish")
 
 
 def install(machine: Machine) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import Popen
 
 import pytest
 
@@ -25,6 +26,10 @@ JOURNALS = (
     "/etc/.pwd.lock", "/run/systemd/", "/var/cache/man/", "/var/lib/dpkg/", "/var/lib/systemd/",
     "/var/log/",
 )  # fmt: skip
+ASK_FISH = """
+    source /usr/share/fish/vendor_completions.d/vouchd.fish
+    complete --do-complete 'vouchd f'
+"""
 BACKUPS = {f"/etc/{name}-" for name in ("passwd", "group", "shadow", "gshadow", "subuid", "subgid")}
 
 
@@ -100,15 +105,37 @@ def test_its_manual_is_there(installed: Machine) -> None:
     assert "Exit code 1 if it gets none." in " ".join(manual.split())
 
 
-def test_the_shell_completes_commands(installed: Machine) -> None:
-    press_tab = """
-        . /usr/share/bash-completion/bash_completion
-        _completion_loader vouchd
-        COMP_WORDS=(vouchd fetch "") COMP_CWORD=2
-        _vouchd_completion vouchd
-        echo "${COMPREPLY[@]}"
-    """
-    assert installed.run("bash", "-c", press_tab).split() == ["bundles", "jwt", "x509"]
+@pytest.mark.parametrize(
+    ("shell", "begin"),
+    [
+        ("bash --norc", ". /usr/share/bash-completion/bash_completion"),
+        ("zsh --no-rcs", "autoload -U compinit && compinit -D"),
+        ("fish", "true"),
+    ],
+    ids=["bash", "zsh", "fish"],
+)
+def test_the_shell_completes_commands_and_options(
+    installed: Machine, shell: str, begin: str
+) -> None:
+    # What shells write into a home directory goes with the machine's /tmp.
+    terminal = ["env", "HOME=/tmp", "TERM=xterm", "timeout", "30", "script", "--quiet"]
+    with installed.start(*terminal, "--command", f"{shell} -i", "/dev/null") as process:
+        type_in(process, f"{begin} && echo it is 'ready'\n", "it is ready")
+        type_in(process, "vouchd f\tx\t--he\t\n", "Usage: vouchd fetch x509")
+        process.kill()
+
+
+def type_in(terminal: Popen[str], keys: str, expected: str) -> None:
+    assert terminal.stdin is not None
+    assert terminal.stdout is not None
+    terminal.stdin.write(keys)
+    terminal.stdin.flush()
+    assert any(expected in line for line in terminal.stdout)
+
+
+def test_fish_says_what_it_completes(installed: Machine) -> None:
+    told = installed.run("env", "HOME=/tmp", "fish", "--command", ASK_FISH)
+    assert told == "fetch\tFetch what this process may have, once.\n"
 
 
 def test_an_upgrade_restarts_it_and_keeps_what_was_edited(installed: Machine) -> None:
