@@ -46,8 +46,8 @@ WORKLOAD_KEY_TYPE = KeyType.EC_P256
 # or a suspended host is noticed this soon after.
 TICK_SECONDS = 1.0
 RETRY = timedelta(seconds=10)
-# Renewed in one turn of the loop before others get theirs: a tenth of a second's work.
-BATCH = 100
+# Renewed in one turn of the loop before others get theirs: some four milliseconds of work.
+BATCH = 10
 # An entry whose SPIFFE ID is filled in, or each of whose processes has a key, gives this many
 # identities at a time. They take some 3 KiB each, and a workload may be able to invent them.
 MAX_PER_ENTRY = 10_000
