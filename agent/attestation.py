@@ -243,12 +243,17 @@ class WorkloadAttestor:
 
 def _join(reports: Sequence[Report], executable: str | None) -> Attestation:
     return Attestation(
-        selectors=frozenset().union(*(report.findings.selectors for report in reports)),
-        program=frozenset().union(*(report.findings.program for report in reports)),
+        selectors=_union([report.findings.selectors for report in reports]),
+        program=_union([report.findings.program for report in reports]),
         reports=tuple(reports),
         notes=tuple(note for report in reports for note in report.findings.notes),
         executable=executable,
     )
+
+
+def _union(sets: Sequence[frozenset[Selector]]) -> frozenset[Selector]:
+    # One alone is kept as it is: what is looked up by it is found without comparing it.
+    return sets[0] if len(sets) == 1 else frozenset().union(*sets)
 
 
 def _without_program(attestation: Attestation) -> Attestation:

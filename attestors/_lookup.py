@@ -28,13 +28,16 @@ class SlowLookup(Generic[K, V]):
         self._kept: OrderedDict[K, tuple[float, V]] = OrderedDict()
         self._searching: dict[K, asyncio.Future[V]] = {}
 
-    async def get(self, key: K, begin: Callable[[], Callable[[], V]], *, keep: bool = True) -> V:
-        """The answer for `key`.
+    async def get(
+        self, key: K, begin: Callable[[], Callable[[], V]], until: float, *, keep: bool = True
+    ) -> V:
+        """The answer for `key`, if it is there by this moment of the loop's time.
 
         If nobody knows it or is looking for it, `begin` is called here and now, and what it returns
         is run in a thread. So `begin` may take what must be taken on the event loop's thread.
 
         Raises:
+            TimeoutError: it is not.
             whatever those two raise.
         """
         kept = self._kept.get(key)
@@ -46,7 +49,8 @@ class SlowLookup(Generic[K, V]):
             search = asyncio.get_running_loop().run_in_executor(self._threads, begin())
             self._searching[key] = search
             search.add_done_callback(lambda done: self._found(key, done, keep=keep))
-        return await asyncio.shield(search)
+        async with asyncio.timeout_at(until):
+            return await asyncio.shield(search)
 
     def forget(self, key: K) -> None:
         """Drop what is known of `key`, so that the next to ask finds out anew."""

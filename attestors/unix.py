@@ -27,7 +27,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
@@ -117,14 +117,14 @@ class UnixAttestor:
         facts += [f"supplementary_gid:{gid}" for gid in workload.groups]
         notes: list[str] = []
         pending: list[str] = []
+        now = asyncio.get_running_loop().time
         for what, seconds, find in (
             ("user and group names", NAME_SECONDS, self._names),
             ("unix:path", PATH_SECONDS, self._path),
             ("unix:sha256", DIGEST_SECONDS, self._sha256),
         ):
             try:
-                async with asyncio.timeout(seconds):
-                    facts += await find(workload, notes)
+                facts += await find(workload, notes, now() + seconds)
             except TimeoutError:
                 pending.append(f"{what} took too long")
             except AttestorError as error:
@@ -136,8 +136,7 @@ class UnixAttestor:
                 )
             except (ProcessLookupError, FileNotFoundError) as error:
                 raise AttestorError("the process exited") from error
-        selectors = frozenset(Selector(self.name, fact) for fact in facts)
-        program = frozenset(each for each in selectors if each.value.startswith(_OF_THE_PROGRAM))
+        selectors, program = _selectors(tuple(facts))
         return Findings(selectors, tuple(notes), tuple(pending), program)
 
     async def close(self) -> None:
@@ -150,20 +149,20 @@ class UnixAttestor:
     def _fresh(threads: Executor) -> SlowLookup[K, V]:
         return SlowLookup(threads, size=CACHE_SIZE, seconds=FRESH_SECONDS)
 
-    async def _names(self, workload: WorkloadRef, _notes: list[str]) -> list[str]:
-        user = await self._users.get(workload.uid, lambda: partial(_user_name, workload.uid))
-        group = await self._group(workload.gid)
-        others = [await self._group(gid) for gid in workload.groups]
+    async def _names(self, workload: WorkloadRef, _notes: list[str], until: float) -> list[str]:
+        user = await self._users.get(workload.uid, lambda: partial(_user_name, workload.uid), until)
+        group = await self._group(workload.gid, until)
+        others = [await self._group(gid, until) for gid in workload.groups]
         facts = [f"user:{user}"] if user else []
         facts += [f"group:{group}"] if group else []
         return facts + [f"supplementary_group:{other}" for other in others if other]
 
-    async def _group(self, gid: int) -> str | None:
-        return await self._groups.get(gid, lambda: partial(_group_name, gid))
+    async def _group(self, gid: int, until: float) -> str | None:
+        return await self._groups.get(gid, lambda: partial(_group_name, gid), until)
 
-    async def _path(self, workload: WorkloadRef, notes: list[str]) -> list[str]:
+    async def _path(self, workload: WorkloadRef, notes: list[str], until: float) -> list[str]:
         path = workload.readlink("exe")
-        if await self._is_at(path, _FileKey.of(workload.stat("exe"))):
+        if await self._is_at(path, _FileKey.of(workload.stat("exe")), until):
             return [f"path:{path}"]
         notes.append(
             f"no unix:path: {path!r} is not the running file in the agent's file system "
@@ -171,20 +170,20 @@ class UnixAttestor:
         )
         return []
 
-    async def _is_at(self, path: str, running: _FileKey) -> bool:
+    async def _is_at(self, path: str, running: _FileKey, until: float) -> bool:
         """Whether `path` names the running file in the agent's own view.
 
         The whole key is compared, because device and inode alone could be those of a later file.
         """
-        if await self._look_up(path) == running:
+        if await self._look_up(path, until) == running:
             return True
         self._paths.forget(path)  # what was known may be old
-        return await self._look_up(path) == running
+        return await self._look_up(path, until) == running
 
-    async def _look_up(self, path: str) -> _FileKey | None:
-        return await self._paths.get(path, lambda: partial(_file_at, path))
+    async def _look_up(self, path: str, until: float) -> _FileKey | None:
+        return await self._paths.get(path, lambda: partial(_file_at, path), until)
 
-    async def _sha256(self, workload: WorkloadRef, notes: list[str]) -> list[str]:
+    async def _sha256(self, workload: WorkloadRef, notes: list[str], until: float) -> list[str]:
         if not self._options.sha256:
             return []
         key = _FileKey.of(workload.stat("exe"))
@@ -194,7 +193,7 @@ class UnixAttestor:
                 f"({self._options.sha256_max_bytes})"
             )
             return []
-        return [f"sha256:{await self._digests.get(workload, key)}"]
+        return [f"sha256:{await self._digests.get(workload, key, until)}"]
 
 
 class _Digests:
@@ -206,14 +205,15 @@ class _Digests:
         self._waiting: Counter[int] = Counter()
         self._lock = threading.Lock()
 
-    async def get(self, workload: WorkloadRef, key: _FileKey) -> str:
-        """The digest of the executable, which is that of `key`.
+    async def get(self, workload: WorkloadRef, key: _FileKey, until: float) -> str:
+        """The digest of the executable, which is that of `key`, if it is there by this moment.
 
         Raises:
+            TimeoutError: it is not.
             AttestorError: it changed meanwhile, or its user has too many others waiting.
         """
         settled = time.time_ns() - key.ctime_ns > SETTLED_NS
-        return await self._known.get(key, lambda: self._begin(workload, key), keep=settled)
+        return await self._known.get(key, lambda: self._begin(workload, key), until, keep=settled)
 
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
@@ -239,6 +239,15 @@ class _Digests:
         with self._lock:
             self._waiting[uid] += change
             self._waiting += Counter()  # drops the zeros
+
+
+# Most processes of a host are like another that was here: one user's workers, and who comes again.
+@lru_cache(maxsize=CACHE_SIZE)
+def _selectors(facts: tuple[str, ...]) -> tuple[frozenset[Selector], frozenset[Selector]]:
+    """All selectors, and those that hold because of the program."""
+    selectors = frozenset(Selector(UnixAttestor.name, fact) for fact in facts)
+    program = frozenset(each for each in selectors if each.value.startswith(_OF_THE_PROGRAM))
+    return selectors, program
 
 
 def _user_name(uid: int) -> str | None:
