@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, Protocol, TypeAlias
 
 from agent.explanation import shown
-from agent.limits import RateLimit
+from agent.limits import RateLimit, SharedRateLimit
 from agent.plain import as_plain
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from agent.entries import EntryId
+    from agent.limits import LeftOut
     from agent.peer import Caller
     from attestors.api import Selector
 
@@ -131,9 +132,9 @@ class Audit:
         self._boot_id = boot_id
         self._evidence_of = evidence_of
         self._seconds = seconds
-        self._of_user = RateLimit(REFUSALS_AT_ONCE, USER_SECONDS)
-        self._of_all = RateLimit(ALL_AT_ONCE, ALL_SECONDS)
-        self._lost = 0
+        self._limit = SharedRateLimit(
+            RateLimit(REFUSALS_AT_ONCE, USER_SECONDS), RateLimit(ALL_AT_ONCE, ALL_SECONDS)
+        )
 
     def issued(self, caller: Caller, svid: Issued) -> None:
         """Write that a caller is about to get this SVID."""
@@ -144,10 +145,11 @@ class Audit:
         """Write that a caller gets nothing; None if the kernel cannot name it."""
         if not self.enabled:
             return
-        left_out = self._left_out(None if caller is None else caller.credentials.uid)
+        uid = None if caller is None else caller.credentials.uid
+        left_out = self._limit.take(uid, self._seconds())
         if left_out is not None:
             why = {k: v for k, v in as_plain(refusal).items() if v is not None}
-            self._write(refusal.event, **why, **self._who(caller), **left_out)
+            self._write(refusal.event, **why, **self._who(caller), **_counts(left_out))
 
     def _who(self, caller: Caller | None) -> dict[str, object]:
         if caller is None:
@@ -162,20 +164,10 @@ class Audit:
             who["process"] = f"{self._boot_id}/{caller.process.inode}"
         return who
 
-    def _left_out(self, uid: int | None) -> dict[str, int] | None:
-        """How many refusals had no line since the last that had one; None if this has none."""
-        now = self._seconds()
-        of_user = self._of_user.take(uid, now)
-        if of_user is None:
-            return None
-        of_all = self._of_all.take(None, now)
-        if of_all is None:
-            self._lost += of_user
-            return None
-        of_all += self._lost
-        self._lost = 0
-        counts = {"left_out_of_user": of_user, "left_out_of_all": of_all}
-        return {name: count for name, count in counts.items() if count}
+
+def _counts(left_out: LeftOut) -> dict[str, int]:
+    counts = {"left_out_of_user": left_out.of_key, "left_out_of_all": left_out.of_all}
+    return {name: count for name, count in counts.items() if count}
 
 
 # These two are asked for the same again and again: who comes back has the same SVIDs.

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 from agent.errors import AttestationError, NoIdentityError
 from agent.explanation import judge, shown
 from agent.identities import match
-from agent.limits import RateLimit
+from agent.limits import RateLimit, SharedRateLimit
 from agent.plain import as_plain
 from agent.signals import UNHEARD, Stage, Stopwatch
 
@@ -104,8 +104,9 @@ class Entitlements:
         self._prove_sender = prove_sender
         self._clock = clock
         self._log = log
-        self._explained_to = RateLimit(EXPLAINED_AT_ONCE, USER_SECONDS)
-        self._explained = RateLimit(ALL_AT_ONCE, ALL_SECONDS)
+        self._explained = SharedRateLimit(
+            RateLimit(EXPLAINED_AT_ONCE, USER_SECONDS), RateLimit(ALL_AT_ONCE, ALL_SECONDS)
+        )
         self._failed_for = RateLimit(EXPLAINED_AT_ONCE, USER_SECONDS)
         self._matched: WeakKeyDictionary[Caller, _Matched] = WeakKeyDictionary()
 
@@ -185,9 +186,9 @@ class Entitlements:
 
     def _log_denied(self, caller: Caller, attestation: Attestation, matches: Matches) -> None:
         """Why somebody got nothing is what operators ask most, and the process may be gone then."""
-        uid, now = caller.credentials.uid, asyncio.get_running_loop().time()
-        unsaid = self._explained_to.take(uid, now)
-        if unsaid is None or self._explained.take(None, now) is None:
+        uid = caller.credentials.uid
+        left_out = self._explained.take(uid, asyncio.get_running_loop().time())
+        if left_out is None:
             return
         verdict = judge(self.entries, attestation.selectors, matches, self._clock.now())
         self._log.info(
@@ -198,6 +199,6 @@ class Entitlements:
             proof=str(caller.proof),
             weaknesses=list(caller.weaknesses),
             notes=list(attestation.notes),
-            denials_not_logged=unsaid,
+            denials_not_logged=left_out.of_key + left_out.of_all,
             **as_plain(verdict),
         )

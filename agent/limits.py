@@ -87,3 +87,34 @@ class RateLimit:
         allowance.bucket.charge(1, now)
         refused, allowance.refused = allowance.refused, 0
         return refused
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """How often something was refused since it last happened."""
+
+    of_key: int
+    of_all: int
+    """For want of what all keys together may have."""
+
+
+class SharedRateLimit:
+    """A limit of each key, within one of all keys together."""
+
+    def __init__(self, of_key: RateLimit, of_all: RateLimit) -> None:
+        self._of_key = of_key
+        self._of_all = of_all
+        self._lost = 0
+
+    def take(self, key: object, now: float) -> LeftOut | None:
+        """Ask whether it may happen now; None if it may not."""
+        of_key = self._of_key.take(key, now)
+        if of_key is None:
+            return None
+        of_all = self._of_all.take(None, now)
+        if of_all is None:
+            self._lost += of_key
+            return None
+        of_all += self._lost
+        self._lost = 0
+        return LeftOut(of_key, of_all)

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
+from agent import entitlement as entitlement_module
 from agent.attestation import WorkloadAttestor
 from agent.entitlement import EXPLAINED_AT_ONCE, Entitlements
 from agent.entries import Entry, EntryId, EntrySet
@@ -134,6 +135,22 @@ async def test_a_denial_says_why_in_the_log_but_not_without_end(me: Caller) -> N
     [missed] = lines[0]["missed"]
     assert missed["lacking"] == [{"wanted": "fake:other", "found": []}]
     assert lines[0]["pid"] == me.credentials.pid
+
+
+async def test_how_many_denials_had_no_line_is_said_with_the_next_that_has_one(
+    me: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(entitlement_module, "EXPLAINED_AT_ONCE", 1)
+    monkeypatch.setattr(entitlement_module, "USER_SECONDS", 0.02)
+    site = Site(Selector("fake", "other"))
+    denied = 0
+    while len(site.lines.of("no identity issued")) < 3:
+        with pytest.raises(NoIdentityError):
+            await site.entitlements.of(me)
+        denied += 1
+    lines = site.lines.of("no identity issued")
+    assert sum(line["denials_not_logged"] for line in lines) == denied - 3
+    assert denied > 3
 
 
 class Remembered(FakeAttestor):

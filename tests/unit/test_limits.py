@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agent.limits import RateLimit, Recent
+from agent.limits import LeftOut, RateLimit, Recent, SharedRateLimit
 
 
 def test_a_burst_and_then_one_each_time() -> None:
@@ -35,3 +35,17 @@ def test_many_keys_take_no_more_room() -> None:
     recent.of(4)
     assert recent.of(1) == [1], "it was used since"
     assert recent.of(2) == [], "it was forgotten"
+
+
+def test_all_keys_together_have_a_limit_too_and_no_count_is_lost() -> None:
+    limit = SharedRateLimit(RateLimit(burst=2, seconds=10), RateLimit(burst=3, seconds=1))
+    assert limit.take("a", 0) == LeftOut(0, 0)
+    assert limit.take("a", 0) == LeftOut(0, 0)
+    assert limit.take("a", 0) is None  # of its own
+    assert limit.take("b", 0) == LeftOut(0, 0)
+    assert limit.take("b", 0) is None  # of all
+    assert limit.take("b", 0) is None  # of its own
+    assert limit.take("c", 0) is None  # of all
+    assert limit.take("c", 1) == LeftOut(0, 2)
+    assert limit.take("b", 20) == LeftOut(1, 0)
+    assert limit.take("a", 20) == LeftOut(1, 0)
