@@ -269,7 +269,7 @@ def _text(*, bare: bool) -> Callable[[EventDict], str]:
 
 
 def _pairs(event: EventDict) -> str:
-    pairs = tuple(each for each in event.items() if each[0] not in _APART)
+    pairs = tuple([each for each in event.items() if each[0] not in _APART])
     try:
         return _joined(pairs)
     except TypeError:  # there are lists in it
