@@ -292,33 +292,7 @@ def connected(agent: RunningAgent) -> Iterator[None]:
         yield
 
 
-def test_with_too_few_descriptors_it_does_not_start() -> None:
-    agent = RunningAgent(ENTRIES)
-    try:
-        agent.stop()
-        for count in (12, 16, 63):
-            said = fails_to_start(agent, "prlimit", f"--nofile={count}:{count}")
-            assert f"only {count} open files are allowed" in said
-            assert "LimitNOFILE=" in said
-    finally:
-        agent.start()
-        agent.close()
-
-
 # --- memory --------------------------------------------------------------------------------------
-
-
-def test_with_too_small_an_address_space_it_does_not_start() -> None:
-    agent = RunningAgent(ENTRIES)
-    try:
-        agent.stop()
-        for mebibytes in (200, 300, 1000):
-            said = fails_to_start(agent, "prlimit", f"--as={mebibytes << 20}")
-            assert f"limited to {mebibytes} MiB" in said
-            assert "MemoryMax=" in said
-    finally:
-        agent.start()
-        agent.close()
 
 
 def test_killed_by_the_kernel_for_its_memory_it_loses_nothing() -> None:
@@ -368,3 +342,29 @@ def memory_limit(name: str, limit: int) -> Iterator[cgroups.Directory]:
         [file] = [each for each in files if each.exists()]
         file.write_text(str(limit))
         yield directory
+
+
+# --- from the start ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("limit", "unit", "amounts", "complaint", "remedy"),
+    [
+        ("nofile", 1, (12, 16, 63), "only {} open files are allowed", "LimitNOFILE="),
+        ("as", 1 << 20, (200, 300, 1000), "limited to {} MiB", "MemoryMax="),
+    ],
+    ids=["descriptors", "address space"],
+)
+def test_with_too_little_it_does_not_start(
+    limit: str, unit: int, amounts: tuple[int, ...], complaint: str, remedy: str
+) -> None:
+    agent = RunningAgent(ENTRIES)
+    try:
+        agent.stop()
+        for amount in amounts:
+            said = fails_to_start(agent, "prlimit", f"--{limit}={amount * unit}")
+            assert complaint.format(amount) in said
+            assert remedy in said
+    finally:
+        agent.start()
+        agent.close()
