@@ -34,6 +34,7 @@ _MARKERS = {
     "of_vouchd": "tests vouchd's code or command line: skips when a socket is given",
 }
 AUDIENCE = ["spiffe://conformance.example/service", "second audience"]
+NOT_MINE = "spiffe://{}/conformance/nobody/has/this"
 
 # --- options and markers -------------------------------------------------------------------------
 

@@ -35,6 +35,11 @@ _USAGES = (
 ExtensionT = TypeVar("ExtensionT", bound=x509.ExtensionType)
 
 
+def hints_of(svids: Any) -> list[str]:
+    """The hints of those that have one."""
+    return [svid.hint for svid in svids if svid.hint]
+
+
 def certificates(der: bytes) -> list[x509.Certificate]:
     """Concatenated DER certificates, to the last byte."""
     found = []

@@ -13,47 +13,30 @@ import shutil
 import socket
 import tempfile
 from contextlib import suppress
-from datetime import datetime, timedelta
-from functools import lru_cache
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from cryptography import x509
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from pydantic import BaseModel
 
-from agent.api.workload import Issuers, Review, ServingPolicy, WorkloadApi
-from agent.attestation import WorkloadAttestor
 from agent.authorities import AuthoritySet, Kind, State
-from agent.authority import FILE, Authority, AuthorityPolicy
-from agent.bundle import TrustBundle
-from agent.entitlement import Entitlements
+from agent.authority import FILE
 from agent.entries import Entry, EntryId, EntrySet, Share
-from agent.entry_yaml import LoadedEntries
-from agent.errors import NoIdentityError, VouchdError
+from agent.errors import VouchdError
 from agent.identities import Identity, match
-from agent.jwt_svids import JwtSvids
-from agent.keys import KeyType
-from agent.keystore import Keystore
-from agent.metrics import Metrics
 from agent.pb import workloadapi_pb2 as pb
-from agent.peer import Caller, identify
-from agent.reloading import Audience, EntryReloader
-from agent.roster import Roster
-from agent.spiffe import SpiffeId, TrustDomain
-from agent.svids import Svids
+from agent.peer import identify
+from agent.spiffe import SpiffeId
 from agent.templates import SpiffeIdTemplate
-from agent.validation import validate_jwt_svid, validate_x509_svid
-from attestors.api import Findings, Options, Selector, WorkloadRef
-from tests.support.fakes import FakeClock, Lines
+from agent.validation import validate_jwt_svid
+from attestors.api import Selector
+from tests.support.fakes import FakeClock
+from tests.support.year import DAY, HOUR, LONGEST, TD, Agent, Client
 
-TD = TrustDomain("example.org")
-HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 YEAR = 365 * DAY
-POLICY = AuthorityPolicy(trust_domain=TD, key_type=KeyType.EC_P256, ttl=7 * DAY)
-LONGEST = POLICY.longest_svid
 FACTS = [Selector("fake", f"fact:{n}") for n in range(12)]
 ENTRIES, CALLERS = 50, 4
 # How often the agent's loops come around here; they do so each second in a real one.
@@ -61,137 +44,6 @@ TICK = timedelta(hours=1)
 # Every stream comes to rest in milliseconds, unless two push each other for ever. The authority
 # writes its keys in a thread of its own, and the disk may be slow.
 SETTLING_SECONDS = 30.0
-
-
-class ByDescriptor:
-    """An attestor who was told what is true of each caller."""
-
-    name: ClassVar[str] = "fake"
-    Options: ClassVar[type[BaseModel]] = Options
-    timeout: ClassVar[float] = 60.0
-    reuse_seconds: ClassVar[float] = 0.0
-
-    def __init__(self, known: dict[int, frozenset[Selector]]) -> None:
-        self._known = known
-
-    async def attest(self, workload: WorkloadRef) -> Findings:
-        return Findings(self._known[workload.pidfd])
-
-    async def close(self) -> None:
-        """Nothing is open."""
-
-
-class Client:
-    """A workload with one stream, which it opens again whenever it ends."""
-
-    def __init__(self, caller: Caller, clock: FakeClock) -> None:
-        self.caller = caller
-        self._clock = clock
-        self.shown: list[pb.X509SVID] | None = None
-        self.messages = 0
-        self.task: asyncio.Task[None] | None = None
-
-    async def read(self, api: WorkloadApi) -> None:
-        self.shown = None
-        try:
-            async for message in api.fetch_x509_svid(self.caller, pb.X509SVIDRequest()):
-                assert isinstance(message, pb.X509SVIDResponse)
-                self.messages += 1
-                self.shown = list(message.svids)
-                self.verify()
-        except NoIdentityError:
-            self.shown = []
-
-    def verify(self) -> None:
-        """What is shown is valid now, by what the same message says of the authorities."""
-        for svid in self.shown or ():
-            begins, ends = verified(svid.x509_svid, svid.bundle, svid.spiffe_id, self._clock.now())
-            assert begins <= self._clock.now() <= ends
-
-
-@lru_cache(10_000)
-def _split(der: bytes) -> tuple[x509.Certificate, ...]:
-    """Concatenated certificates, as bundles are."""
-    if not der:
-        return ()
-    length = int.from_bytes(der[2:4], "big") + 4
-    return (x509.load_der_x509_certificate(der[:length]), *_split(der[length:]))
-
-
-_VERIFIED: dict[tuple[bytes, bytes, str], tuple[datetime, datetime]] = {}
-
-
-def verified(
-    leaf: bytes, bundle: bytes, spiffe_id: str, now: datetime
-) -> tuple[datetime, datetime]:
-    """From when until when a certificate, that was once verified in full, is valid."""
-    key = leaf, bundle, spiffe_id
-    if key not in _VERIFIED:
-        certificate = x509.load_der_x509_certificate(leaf)
-        authorities = TrustBundle(
-            trust_domain=TD,
-            x509_authorities=_split(bundle),
-            jwt_authorities={},
-            sequence=1,
-            refresh_hint=HOUR,
-        )
-        assert str(validate_x509_svid([certificate], authorities, now)) == spiffe_id
-        _VERIFIED[key] = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    return _VERIFIED[key]
-
-
-class Agent:
-    """The parts of a running agent, on one data directory."""
-
-    def __init__(
-        self,
-        data: Path,
-        entries: EntrySet,
-        clock: FakeClock,
-        known: dict[int, frozenset[Selector]],
-        luck: random.Random,
-    ) -> None:
-        self.lines = Lines()
-        log = self.lines.log
-        self.keystore = Keystore(data)
-        self.authority = Authority.open(POLICY, self.keystore, clock, log)
-        self.svids = Svids(self.authority, clock, LONGEST, lambda: luck.uniform(-1, 1), log)
-        self.jwt_svids = JwtSvids(self.authority, clock, 2 * HOUR, log)
-        self.roster = Roster(clock)
-        self.authority.on_change(lambda kind: self.roster.wake(lambda s: s.kind is kind))
-        attestor = WorkloadAttestor([ByDescriptor(known)], log)
-        self.entitlements = Entitlements(attestor, entries, _proved, clock, log)
-        self.wanted = entries
-        self.reloader = EntryReloader(
-            lambda: LoadedEntries(entries=self.wanted),
-            self.entitlements,
-            Audience(self.roster, Metrics()),
-            clock,
-            log,
-        )
-        self.api = WorkloadApi(
-            entitlements=self.entitlements,
-            issuers=Issuers(authority=self.authority, x509=self.svids, jwt=self.jwt_svids),
-            roster=self.roster,
-            clock=clock,
-            policy=ServingPolicy(review=Review(DAY, lambda: 0.0)),
-            note_issued=lambda _caller, _svid: None,
-            log=log,
-        )
-
-    async def tick(self) -> None:
-        await self.authority.catch_up()
-        while self.svids.renew_due():
-            pass
-        self.roster.wake_ended()
-
-    def close(self) -> None:
-        self.authority.close()
-        self.keystore.close()
-
-
-async def _proved(_caller: Caller) -> None:
-    return
 
 
 class Year(RuleBasedStateMachine):

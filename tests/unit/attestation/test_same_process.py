@@ -1,14 +1,12 @@
-"""Attestors at once, in time, and only if the process stays what it was."""
+"""Selectors count only if the process stays what it was."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import signal
-import socket
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,123 +14,14 @@ from typing import Any
 import pytest
 
 from agent import attestation as attestation_module
-from agent.attestation import Attestation, WorkloadAttestor
-from agent.errors import NoIdentityError, PeerError, PeerGoneError
+from agent.attestation import WorkloadAttestor
+from agent.errors import PeerError, PeerGoneError
 from agent.fingerprint import Fingerprint, ProgramPin, read_fingerprint
-from agent.peer import Caller, ProcessHandle, ProcessView, identify
-from attestors.api import AttestorError, Findings, Selector, WorkloadRef
+from agent.peer import Caller, ProcessHandle, ProcessView
+from attestors.api import Findings, Selector, WorkloadRef
 from tests.support import pids
 from tests.support.fakes import FakeAttestor, Lines
-
-ONE = Selector("fake", "one")
-TWO = Selector("other", "two")
-
-
-async def attested(attestor: WorkloadAttestor, caller: Caller) -> Attestation:
-    async with attestor.attest(caller) as attestation:
-        return attestation
-
-
-class OtherAttestor(FakeAttestor):
-    name = "other"
-
-
-class SlowAttestor(FakeAttestor):
-    name = "slow"
-    timeout = 0.01
-
-
-@contextmanager
-def caller_of(behave: Callable[[], object] = signal.pause) -> Iterator[tuple[Caller, int]]:
-    """A child process that has connected to us, as its caller."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind("")  # the kernel chooses an abstract name
-    listener.listen()
-
-    def child() -> None:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.connect(listener.getsockname())
-        behave()
-
-    with listener, pids.sleeping_child(child) as pid:
-        sock, _ = listener.accept()
-        with sock:
-            caller = identify(sock)
-        try:
-            yield caller, pid
-        finally:
-            caller.close()
-
-
-async def test_selectors_of_all_attestors_are_joined(me: Caller) -> None:
-    attestor = WorkloadAttestor(
-        [FakeAttestor(frozenset({"one"})), OtherAttestor(frozenset({"two"}))], Lines().log
-    )
-    found = await attested(attestor, me)
-    assert found.selectors == {ONE, TWO}
-    assert not found.failures
-
-
-async def test_they_run_at_the_same_time(me: Caller) -> None:
-    meeting = asyncio.Barrier(2)
-
-    async def meet(_workload: WorkloadRef) -> Findings:
-        await meeting.wait()
-        return Findings()
-
-    attestor = WorkloadAttestor([FakeAttestor(meet), OtherAttestor(meet)], Lines().log)
-    async with asyncio.timeout(5):
-        await attested(attestor, me)
-
-
-async def failing(_workload: WorkloadRef) -> Findings:
-    raise AttestorError("the engine is down")
-
-
-async def broken(_workload: WorkloadRef) -> Findings:
-    raise ZeroDivisionError
-
-
-async def never(_workload: WorkloadRef) -> Findings:
-    await asyncio.Event().wait()
-    raise AssertionError
-
-
-async def boastful(_workload: WorkloadRef) -> Findings:
-    return Findings(frozenset({TWO, Selector("unix", "uid:0")}))
-
-
-@pytest.mark.parametrize(
-    ("bad", "reason"),
-    [
-        (SlowAttestor(failing), "the engine is down"),
-        (SlowAttestor(broken), "broke: ZeroDivisionError"),
-        (SlowAttestor(never), "did not answer within 0.01 s"),
-        (SlowAttestor(boastful), "claimed selectors of other types: other, unix"),
-    ],
-)
-async def test_a_failed_attestor_costs_its_own_selectors_only(
-    me: Caller, bad: FakeAttestor, reason: str
-) -> None:
-    attestor = WorkloadAttestor([bad, FakeAttestor(frozenset({"one"}))], Lines().log)
-    found = await attested(attestor, me)
-    assert found.selectors == {ONE}
-    assert found.failures == {"slow": reason}
-
-
-async def test_what_a_plug_in_breaks_on_is_logged_for_its_author(me: Caller) -> None:
-    lines = Lines()
-    await attested(WorkloadAttestor([FakeAttestor(broken)], lines.log), me)
-    [line] = lines.of("attestor broke")
-    assert line["exc_info"]
-
-
-async def test_notes_reach_the_operator(me: Caller) -> None:
-    async def find(_workload: WorkloadRef) -> Findings:
-        return Findings(notes=("not readable",))
-
-    found = await attested(WorkloadAttestor([FakeAttestor(find)], Lines().log), me)
-    assert found.notes == ("not readable",)
+from tests.unit.attestation.conftest import ONE, attested, caller_of
 
 
 async def test_one_who_dies_meanwhile_gets_nothing() -> None:
@@ -248,12 +137,6 @@ def test_an_executable_that_may_not_be_looked_at(
         assert read_fingerprint(view).executable is None
 
 
-async def test_close_closes_them_all() -> None:
-    attestors = [FakeAttestor(), OtherAttestor()]
-    await WorkloadAttestor(attestors, Lines().log).close()
-    assert all(attestor.closed for attestor in attestors)
-
-
 async def test_the_same_program_again_is_another_program() -> None:
     """Executable, user, cgroup: all is as before. Only the address space is another."""
     go_read, go = os.pipe()
@@ -277,50 +160,6 @@ async def test_the_same_program_again_is_another_program() -> None:
         assert Path(f"/proc/{pid}/exe").stat() == executable
     for descriptor in (go_read, go, gone):
         os.close(descriptor)
-
-
-async def test_nor_may_a_known_one_change_its_program_though_nobody_is_asked_again() -> None:
-    go_read, go = os.pipe()
-    gone, gone_write = os.pipe()
-
-    def exec_when_told() -> None:
-        os.read(go_read, 1)
-        os.execv(sys.executable, [sys.executable, "-c", "import signal; signal.pause()"])  # noqa: S606
-
-    with caller_of(exec_when_told) as (caller, _pid):
-        os.close(gone_write)
-        lasting, asked = counting()
-        attestor = WorkloadAttestor([lasting], Lines().log)
-        await attested(attestor, caller)
-
-        async def swap_within() -> None:
-            async with attestor.attest(caller):
-                os.write(go, b"!")
-                await asyncio.to_thread(os.read, gone, 1)
-
-        with pytest.raises(PeerError, match="changed its program"):
-            await swap_within()
-        assert len(asked) == 1
-        assert attestor.latest(caller) is None
-    for descriptor in (go_read, go, gone):
-        os.close(descriptor)
-
-
-async def test_a_known_one_who_has_another_user_now_is_refused(
-    me: Caller, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lasting, asked = counting()
-    attestor = WorkloadAttestor([lasting], Lines().log)
-    await attested(attestor, me)
-    monkeypatch.setattr(
-        attestation_module,
-        "read_fingerprint",
-        lambda view: read_fingerprint(view)._replace(ids=(b"4711", b"4711", b"")),
-    )
-    for _ in range(2):
-        with pytest.raises(PeerError, match="changed its user or group after it connected"):
-            await attested(attestor, me)
-    assert len(asked) == 1
 
 
 def test_a_process_without_an_environment_is_pinned_too() -> None:
@@ -381,68 +220,6 @@ def test_the_fingerprint_is_what_proc_says(me: Caller) -> None:
     assert found.executable[1] == Path("/proc/self/exe").stat().st_ino
 
 
-class LastingAttestor(FakeAttestor):
-    reuse_seconds = 60.0
-
-
-def counting() -> tuple[LastingAttestor, list[int]]:
-    asked: list[int] = []
-
-    async def find(workload: WorkloadRef) -> Findings:
-        asked.append(workload.pid)
-        return Findings(frozenset({ONE}))
-
-    return LastingAttestor(find), asked
-
-
-async def test_of_an_unchanged_process_an_attestor_may_be_asked_once(me: Caller) -> None:
-    lasting, asked = counting()
-    attestor = WorkloadAttestor([lasting], Lines().log)
-    for _ in range(3):
-        assert (await attested(attestor, me)).selectors == {ONE}
-    assert len(asked) == 1
-    await attested(attestor, replace(me))
-    assert len(asked) == 2, "another connection has a memory of its own"
-
-
-async def test_of_a_changed_one_it_is_asked_again(
-    me: Caller, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lasting, asked = counting()
-    attestor = WorkloadAttestor([lasting], Lines().log)
-    await attested(attestor, me)
-    monkeypatch.setattr(
-        attestation_module,
-        "read_fingerprint",
-        lambda view: read_fingerprint(view)._replace(cgroup=b"0::/elsewhere"),
-    )
-    await attested(attestor, me)
-    assert len(asked) == 2
-
-
-async def test_what_a_refused_attestation_found_is_not_remembered(me: Caller) -> None:
-    lasting, asked = counting()
-    attestor = WorkloadAttestor([lasting], Lines().log)
-    with pytest.raises(NoIdentityError):
-        async with attestor.attest(me):
-            raise NoIdentityError("refused")
-    await attested(attestor, me)
-    assert len(asked) == 2
-
-
-async def test_nor_is_a_failure(me: Caller) -> None:
-    asked = []
-
-    async def fail(workload: WorkloadRef) -> Findings:
-        asked.append(workload.pid)
-        raise AttestorError("down")
-
-    attestor = WorkloadAttestor([LastingAttestor(fail)], Lines().log)
-    for _ in range(2):
-        assert (await attested(attestor, me)).failures
-    assert len(asked) == 2
-
-
 async def find_program(_workload: WorkloadRef) -> Findings:
     who, what = Selector("fake", "who"), Selector("fake", "what")
     return Findings(frozenset({who, what}), program=frozenset({what}))
@@ -472,8 +249,3 @@ async def test_nor_does_it_where_the_agent_may_not_look(
     )
     attestor = WorkloadAttestor([FakeAttestor(find_program)], Lines().log)
     assert (await attested(attestor, me)).selectors == {Selector("fake", "who")}
-
-
-def test_a_selector_of_the_program_is_a_selector() -> None:
-    with pytest.raises(ValueError, match="name them in both"):
-        Findings(frozenset({ONE}), program=frozenset({TWO}))

@@ -1,0 +1,171 @@
+"""The parts of an agent that is run for a year in no time, and its clients."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from datetime import datetime, timedelta
+from functools import lru_cache
+from pathlib import Path
+from typing import ClassVar
+
+from cryptography import x509
+from pydantic import BaseModel
+
+from agent.api.workload import Issuers, Review, ServingPolicy, WorkloadApi
+from agent.attestation import WorkloadAttestor
+from agent.authority import Authority, AuthorityPolicy
+from agent.bundle import TrustBundle
+from agent.entitlement import Entitlements
+from agent.entries import EntrySet
+from agent.entry_yaml import LoadedEntries
+from agent.errors import NoIdentityError
+from agent.jwt_svids import JwtSvids
+from agent.keys import KeyType
+from agent.keystore import Keystore
+from agent.metrics import Metrics
+from agent.pb import workloadapi_pb2 as pb
+from agent.peer import Caller
+from agent.reloading import Audience, EntryReloader
+from agent.roster import Roster
+from agent.spiffe import TrustDomain
+from agent.svids import Svids
+from agent.validation import validate_x509_svid
+from attestors.api import Findings, Options, Selector, WorkloadRef
+from tests.support.fakes import FakeClock, Lines
+
+TD = TrustDomain("example.org")
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+POLICY = AuthorityPolicy(trust_domain=TD, key_type=KeyType.EC_P256, ttl=7 * DAY)
+LONGEST = POLICY.longest_svid
+
+
+class ByDescriptor:
+    """An attestor who was told what is true of each caller."""
+
+    name: ClassVar[str] = "fake"
+    Options: ClassVar[type[BaseModel]] = Options
+    timeout: ClassVar[float] = 60.0
+    reuse_seconds: ClassVar[float] = 0.0
+
+    def __init__(self, known: dict[int, frozenset[Selector]]) -> None:
+        self._known = known
+
+    async def attest(self, workload: WorkloadRef) -> Findings:
+        return Findings(self._known[workload.pidfd])
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+class Client:
+    """A workload with one stream, which it opens again whenever it ends."""
+
+    def __init__(self, caller: Caller, clock: FakeClock) -> None:
+        self.caller = caller
+        self._clock = clock
+        self.shown: list[pb.X509SVID] | None = None
+        self.messages = 0
+        self.task: asyncio.Task[None] | None = None
+
+    async def read(self, api: WorkloadApi) -> None:
+        self.shown = None
+        try:
+            async for message in api.fetch_x509_svid(self.caller, pb.X509SVIDRequest()):
+                assert isinstance(message, pb.X509SVIDResponse)
+                self.messages += 1
+                self.shown = list(message.svids)
+                self.verify()
+        except NoIdentityError:
+            self.shown = []
+
+    def verify(self) -> None:
+        """What is shown is valid now, by what the same message says of the authorities."""
+        for svid in self.shown or ():
+            begins, ends = verified(svid.x509_svid, svid.bundle, svid.spiffe_id, self._clock.now())
+            assert begins <= self._clock.now() <= ends
+
+
+@lru_cache(10_000)
+def _split(der: bytes) -> tuple[x509.Certificate, ...]:
+    """Concatenated certificates, as bundles are."""
+    if not der:
+        return ()
+    length = int.from_bytes(der[2:4], "big") + 4
+    return (x509.load_der_x509_certificate(der[:length]), *_split(der[length:]))
+
+
+_VERIFIED: dict[tuple[bytes, bytes, str], tuple[datetime, datetime]] = {}
+
+
+def verified(
+    leaf: bytes, bundle: bytes, spiffe_id: str, now: datetime
+) -> tuple[datetime, datetime]:
+    """From when until when a certificate, that was once verified in full, is valid."""
+    key = leaf, bundle, spiffe_id
+    if key not in _VERIFIED:
+        certificate = x509.load_der_x509_certificate(leaf)
+        authorities = TrustBundle(
+            trust_domain=TD,
+            x509_authorities=_split(bundle),
+            jwt_authorities={},
+            sequence=1,
+            refresh_hint=HOUR,
+        )
+        assert str(validate_x509_svid([certificate], authorities, now)) == spiffe_id
+        _VERIFIED[key] = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    return _VERIFIED[key]
+
+
+class Agent:
+    """The parts of a running agent, on one data directory."""
+
+    def __init__(
+        self,
+        data: Path,
+        entries: EntrySet,
+        clock: FakeClock,
+        known: dict[int, frozenset[Selector]],
+        luck: random.Random,
+    ) -> None:
+        self.lines = Lines()
+        log = self.lines.log
+        self.keystore = Keystore(data)
+        self.authority = Authority.open(POLICY, self.keystore, clock, log)
+        self.svids = Svids(self.authority, clock, LONGEST, lambda: luck.uniform(-1, 1), log)
+        self.jwt_svids = JwtSvids(self.authority, clock, 2 * HOUR, log)
+        self.roster = Roster(clock)
+        self.authority.on_change(lambda kind: self.roster.wake(lambda s: s.kind is kind))
+        attestor = WorkloadAttestor([ByDescriptor(known)], log)
+        self.entitlements = Entitlements(attestor, entries, _proved, clock, log)
+        self.wanted = entries
+        self.reloader = EntryReloader(
+            lambda: LoadedEntries(entries=self.wanted),
+            self.entitlements,
+            Audience(self.roster, Metrics()),
+            clock,
+            log,
+        )
+        self.api = WorkloadApi(
+            entitlements=self.entitlements,
+            issuers=Issuers(authority=self.authority, x509=self.svids, jwt=self.jwt_svids),
+            roster=self.roster,
+            clock=clock,
+            policy=ServingPolicy(review=Review(DAY, lambda: 0.0)),
+            note_issued=lambda _caller, _svid: None,
+            log=log,
+        )
+
+    async def tick(self) -> None:
+        await self.authority.catch_up()
+        while self.svids.renew_due():
+            pass
+        self.roster.wake_ended()
+
+    def close(self) -> None:
+        self.authority.close()
+        self.keystore.close()
+
+
+async def _proved(_caller: Caller) -> None:
+    return

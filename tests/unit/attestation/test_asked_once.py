@@ -1,0 +1,125 @@
+"""What an attestor has said is remembered while the process does not change."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from dataclasses import replace
+
+import pytest
+
+from agent import attestation as attestation_module
+from agent.attestation import WorkloadAttestor
+from agent.errors import NoIdentityError, PeerError
+from agent.fingerprint import read_fingerprint
+from agent.peer import Caller
+from attestors.api import AttestorError, Findings, WorkloadRef
+from tests.support.fakes import FakeAttestor, Lines
+from tests.unit.attestation.conftest import ONE, attested, caller_of
+
+
+class LastingAttestor(FakeAttestor):
+    reuse_seconds = 60.0
+
+
+def counting() -> tuple[LastingAttestor, list[int]]:
+    asked: list[int] = []
+
+    async def find(workload: WorkloadRef) -> Findings:
+        asked.append(workload.pid)
+        return Findings(frozenset({ONE}))
+
+    return LastingAttestor(find), asked
+
+
+async def test_of_an_unchanged_process_an_attestor_may_be_asked_once(me: Caller) -> None:
+    lasting, asked = counting()
+    attestor = WorkloadAttestor([lasting], Lines().log)
+    for _ in range(3):
+        assert (await attested(attestor, me)).selectors == {ONE}
+    assert len(asked) == 1
+    await attested(attestor, replace(me))
+    assert len(asked) == 2, "another connection has a memory of its own"
+
+
+async def test_of_a_changed_one_it_is_asked_again(
+    me: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lasting, asked = counting()
+    attestor = WorkloadAttestor([lasting], Lines().log)
+    await attested(attestor, me)
+    monkeypatch.setattr(
+        attestation_module,
+        "read_fingerprint",
+        lambda view: read_fingerprint(view)._replace(cgroup=b"0::/elsewhere"),
+    )
+    await attested(attestor, me)
+    assert len(asked) == 2
+
+
+async def test_what_a_refused_attestation_found_is_not_remembered(me: Caller) -> None:
+    lasting, asked = counting()
+    attestor = WorkloadAttestor([lasting], Lines().log)
+    with pytest.raises(NoIdentityError):
+        async with attestor.attest(me):
+            raise NoIdentityError("refused")
+    await attested(attestor, me)
+    assert len(asked) == 2
+
+
+async def test_nor_is_a_failure(me: Caller) -> None:
+    asked = []
+
+    async def fail(workload: WorkloadRef) -> Findings:
+        asked.append(workload.pid)
+        raise AttestorError("down")
+
+    attestor = WorkloadAttestor([LastingAttestor(fail)], Lines().log)
+    for _ in range(2):
+        assert (await attested(attestor, me)).failures
+    assert len(asked) == 2
+
+
+async def test_nor_may_a_known_one_change_its_program_though_nobody_is_asked_again() -> None:
+    go_read, go = os.pipe()
+    gone, gone_write = os.pipe()
+
+    def exec_when_told() -> None:
+        os.read(go_read, 1)
+        os.execv(sys.executable, [sys.executable, "-c", "import signal; signal.pause()"])  # noqa: S606
+
+    with caller_of(exec_when_told) as (caller, _pid):
+        os.close(gone_write)
+        lasting, asked = counting()
+        attestor = WorkloadAttestor([lasting], Lines().log)
+        await attested(attestor, caller)
+
+        async def swap_within() -> None:
+            async with attestor.attest(caller):
+                os.write(go, b"!")
+                await asyncio.to_thread(os.read, gone, 1)
+
+        with pytest.raises(PeerError, match="changed its program"):
+            await swap_within()
+        assert len(asked) == 1
+        assert attestor.latest(caller) is None
+    for descriptor in (go_read, go, gone):
+        os.close(descriptor)
+
+
+async def test_a_known_one_who_has_another_user_now_is_refused(
+    me: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lasting, asked = counting()
+    attestor = WorkloadAttestor([lasting], Lines().log)
+    await attested(attestor, me)
+    monkeypatch.setattr(
+        attestation_module,
+        "read_fingerprint",
+        lambda view: read_fingerprint(view)._replace(ids=(b"4711", b"4711", b"")),
+    )
+    for _ in range(2):
+        with pytest.raises(PeerError, match="changed its user or group after it connected"):
+            await attested(attestor, me)
+    assert len(asked) == 1

@@ -1,0 +1,76 @@
+"""What an operator may do to the authority's keys."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from agent.authorities import Kind
+from agent.authority import RotationError
+from tests.support.fakes import Lines
+from tests.unit.authority.conftest import Open, states
+
+
+@pytest.mark.parametrize("kind", Kind)
+async def test_an_operator_replaces_an_authority_whose_key_was_stolen(
+    open_authority: Open, kind: Kind
+) -> None:
+    authority = open_authority()
+    told: list[Kind] = []
+    authority.on_change(told.append)
+    [stolen] = [each.id for each in authority.authorities.of(kind)]
+    successor = await authority.prepare(kind)
+    assert await authority.activate(kind) == successor
+    assert authority.trusts(stolen)
+    await authority.taint(stolen)
+    assert not authority.trusts(stolen)
+    assert authority.trusts(successor)
+    assert states(authority, kind) == ["tainted", "active"]
+    await authority.revoke(stolen)
+    assert states(authority, kind) == ["active"]
+    assert not authority.trusts(stolen)
+    assert told == [kind] * 3, "prepared, tainted, revoked; who signs is no news to verifiers"
+    assert open_authority().bundle.document() == authority.bundle.document()
+
+
+async def test_what_cannot_be_done_says_what_can(open_authority: Open) -> None:
+    authority = open_authority()
+    active = authority.authorities.active_jwt.id
+    with pytest.raises(RotationError, match="prepare one first"):
+        await authority.activate(Kind.JWT)
+    with pytest.raises(RotationError, match="prepare and activate another one first"):
+        await authority.taint(active)
+    with pytest.raises(RotationError, match="it still signs"):
+        await authority.revoke(active)
+    with pytest.raises(RotationError, match="there is no authority 'x'"):
+        await authority.taint("x")
+    await authority.prepare(Kind.JWT)
+    with pytest.raises(RotationError, match="prepared already"):
+        await authority.prepare(Kind.JWT)
+
+
+async def test_two_who_ask_at_the_same_time_do_not_both_get_it(open_authority: Open) -> None:
+    authority = open_authority()
+    outcomes = await asyncio.gather(
+        authority.prepare(Kind.X509), authority.prepare(Kind.X509), return_exceptions=True
+    )
+    assert {type(each) for each in outcomes} == {RotationError, str}
+    assert states(authority, Kind.X509) == ["active", "prepared"]
+
+
+async def test_every_change_is_logged(open_authority: Open) -> None:
+    lines = Lines()
+    authority = open_authority(lines=lines)
+    former = authority.authorities.active_jwt.id
+    successor = await authority.prepare(Kind.JWT)
+    await authority.activate(Kind.JWT)
+    await authority.taint(former)
+    await authority.revoke(former)
+    assert [(line["authority"], line["state"]) for line in lines.of("authority changed")] == [
+        (successor, "prepared"),
+        (former, "retired"),
+        (successor, "active"),
+        (former, "tainted"),
+        (former, "gone"),
+    ]

@@ -1,0 +1,183 @@
+"""The authority's keys as time passes: prepared, active, retired, gone."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+
+import pytest
+
+from agent.authorities import Kind
+from agent.issuance import IssuanceError
+from agent.keystore import Keystore, KeystoreError
+from agent.validation import validate_jwt_svid, validate_x509_svid
+from tests.support.fakes import START, FakeClock, Lines
+from tests.unit.authority.conftest import (
+    DAY,
+    HOUR,
+    MINUTE,
+    TD,
+    WORKLOAD,
+    Open,
+    jwt_request,
+    states,
+    until,
+    x509_request,
+)
+
+
+async def test_a_successor_is_known_long_before_it_signs(
+    open_authority: Open, clock: FakeClock
+) -> None:
+    authority = open_authority()
+    told: list[Kind] = []
+    authority.on_change(told.append)
+    clock.set(START + 11 * HOUR)
+    await authority.catch_up()
+    assert not told
+    clock.set(START + 12 * HOUR)
+    await authority.catch_up()
+    assert sorted(told) == [Kind.JWT, Kind.X509]
+    assert authority.bundle.sequence == 3, "one for each kind, each with a sequence of its own"
+    for kind in Kind:
+        assert states(authority, kind) == ["active", "prepared"]
+    old = authority.sign_x509(x509_request())
+    clock.set(START + 20 * HOUR)
+    known = authority.bundle
+    await authority.catch_up()
+    new = authority.sign_x509(x509_request())
+    assert new.issuer != old.issuer
+    assert authority.bundle.document() == known.document()
+    assert sorted(told) == [Kind.JWT, Kind.X509], "the bundle is the same"
+    validate_x509_svid([old], known, START + 12 * HOUR + HOUR / 2)
+    validate_x509_svid([new], known, clock.now())
+    token = authority.sign_jwt(jwt_request()).token
+    validate_jwt_svid(token, "a", {TD: known}, clock.now())
+    assert new.not_valid_after_utc == clock.now() + HOUR
+
+
+async def test_the_former_one_leaves_when_nothing_it_signed_is_left(
+    open_authority: Open, clock: FakeClock
+) -> None:
+    authority = open_authority()
+    for hours in (12, 20):
+        clock.set(START + hours * HOUR)
+        await authority.catch_up()
+    clock.set(START + 24 * HOUR + 59 * MINUTE)
+    await authority.catch_up()
+    assert states(authority, Kind.JWT) == ["retired", "active", "prepared"]
+    clock.set(START + 25 * HOUR)
+    await authority.catch_up()
+    assert states(authority, Kind.JWT) == ["active", "prepared"]
+    assert len(authority.bundle.jwt_authorities) == 2
+
+
+async def test_a_step_is_on_disk_before_anybody_sees_it(
+    open_authority: Open, clock: FakeClock, keystore: Keystore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = Lines()
+    authority = open_authority(lines=lines)
+    before = authority.bundle.document()
+    clock.set(START + 13 * HOUR)
+
+    def fail(_name: str, _content: bytes) -> None:
+        raise KeystoreError("No space left on device")
+
+    monkeypatch.setattr(keystore, "write", fail)
+    await authority.catch_up()
+    assert authority.bundle.document() == before
+    assert authority.failure == "No space left on device"
+    assert lines.of("authority not replaced")
+    monkeypatch.undo()
+    await authority.catch_up()
+    assert authority.failure == ""
+    assert authority.bundle.document() != before
+    assert open_authority().bundle.document() == authority.bundle.document()
+
+
+async def test_an_authority_of_a_wrong_clock_is_replaced(
+    open_authority: Open, clock: FakeClock
+) -> None:
+    """First started years ahead, then the clock was set: its SVIDs would verify nowhere."""
+    clock.set(START + 365 * DAY)
+    open_authority()
+    clock.set(START)
+    authority = open_authority()
+    await authority.catch_up()
+    certificate = authority.sign_x509(x509_request())
+    assert validate_x509_svid([certificate], authority.bundle, clock.now()) == WORKLOAD
+
+
+@pytest.mark.parametrize("days", [1, 3, 400])
+async def test_after_a_suspend_past_everything_it_signs_again_at_once(
+    open_authority: Open, clock: FakeClock, days: int
+) -> None:
+    authority = open_authority()
+    clock.set(START + 12 * HOUR)
+    await authority.catch_up()
+    clock.set(START + 12 * HOUR + days * DAY)
+    with pytest.raises(IssuanceError):
+        authority.sign_x509(x509_request())
+    with pytest.raises(IssuanceError):
+        authority.sign_jwt(jwt_request())
+    await authority.catch_up()
+    certificate = authority.sign_x509(x509_request())
+    validate_x509_svid([certificate], authority.bundle, clock.now())
+    authority.sign_jwt(jwt_request())
+
+
+async def test_the_loop_survives_a_disk_that_is_full_and_says_so(
+    open_authority: Open, keystore: Keystore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = Lines()
+    authority = open_authority(lines=lines)
+    clock.set(START + 13 * HOUR)
+    failed: asyncio.Queue[None] = asyncio.Queue()
+
+    def fail(_name: str, _content: bytes) -> None:
+        loop.call_soon_threadsafe(failed.put_nowait, None)
+        raise OSError("cannot write")
+
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(keystore, "write", fail)
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(authority.run())
+        for _ in range(3):
+            await failed.get()
+            await until(lambda: not authority._changing.locked())
+            await clock.advance(dt.timedelta(seconds=10))
+        running.cancel()
+    assert len(lines.of("authority not replaced")) >= 3
+
+
+async def test_nobody_waits_for_a_step_that_can_wait(
+    open_authority: Open, clock: FakeClock
+) -> None:
+    authority = open_authority()
+    clock.set(START + 21 * HOUR)
+    await authority.be_able_to_sign()
+    assert states(authority, Kind.X509) == ["active"]
+    clock.set(START + 24 * HOUR - dt.timedelta(seconds=1))
+    await authority.be_able_to_sign()
+    authority.sign_x509(x509_request())
+
+
+async def test_a_broken_disk_is_not_tried_again_by_every_caller(
+    open_authority: Open, clock: FakeClock, keystore: Keystore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = open_authority()
+    tried: list[str] = []
+
+    def fail(name: str, _content: bytes) -> None:
+        tried.append(name)
+        raise KeystoreError("No space left on device")
+
+    monkeypatch.setattr(keystore, "write", fail)
+    clock.set(START + 30 * HOUR)
+    for _ in range(5):
+        await authority.be_able_to_sign()
+    assert len(tried) == 1
+    monkeypatch.undo()
+    await authority.catch_up()
+    await authority.be_able_to_sign()
+    authority.sign_x509(x509_request())
