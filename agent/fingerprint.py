@@ -149,18 +149,24 @@ def own_user_namespace() -> str:
 
 
 def _open_address_space(process: ProcessView) -> int:
-    # The environment costs least to read. A process without one has a memory map at any rate.
+    """A descriptor of it; -1 if the agent may not look."""
+    may_look = True
+    # The environment costs least to read. A process without one has a memory map at any rate, and
+    # that may be read with CAP_SYS_PTRACE alone.
     for name in ("environ", "maps"):
         try:
             descriptor = process.open(name)
         except PermissionError:
-            return -1
+            may_look = False
+            continue
         except (ProcessLookupError, FileNotFoundError) as error:
             raise PeerGoneError("the process is gone") from error
         if os.pread(descriptor, 1, 0):
             return descriptor
         os.close(descriptor)
-    raise PeerGoneError("the process has no address space any more")
+    if may_look:
+        raise PeerGoneError("the process has no address space any more")
+    return -1
 
 
 def _permitted(look: Callable[[V], T], at: V) -> T | None:

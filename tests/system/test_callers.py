@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
@@ -15,6 +16,8 @@ from tests.support import pids, raw
 from tests.support.agent import RunningAgent
 
 pytestmark = pytest.mark.system
+
+PR_SET_DUMPABLE = 4
 
 ENTRIES = """
 entries:
@@ -66,6 +69,29 @@ def test_two_users_have_two_identities_on_one_socket(agent: RunningAgent) -> Non
         "spiffe://example.org/program/python",
     ]
     assert identities_of(agent, lambda: pids.become(1002)) == ["spiffe://example.org/user/two"]
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "identities"),
+    [
+        ("-all,+sys_ptrace", ["user/one", "program/python"]),
+        ("-all", ["user/one"]),
+    ],
+)
+def test_programs_of_other_users_are_known_with_cap_sys_ptrace_alone(
+    agent_factory: Callable[..., RunningAgent], capabilities: str, identities: list[str]
+) -> None:
+    """/proc/PID/environ may be read by its owner only, whatever may be traced (proc(5))."""
+    rights = ("setpriv", f"--bounding-set={capabilities}", "--inh-caps=-all", "--no-new-privs")
+    agent = agent_factory(entries(), prefix=rights)
+
+    def become() -> None:
+        pids.become(1001)
+        # As a program is that was started by this user; else its /proc is root's.
+        ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
+
+    wanted = [f"spiffe://example.org/{each}" for each in identities]
+    assert identities_of(agent, become) == wanted
 
 
 def test_a_third_has_none(agent: RunningAgent) -> None:
