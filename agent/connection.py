@@ -106,7 +106,8 @@ class Connection:
             PeerError: the kernel could not name the peer.
         """
         if isinstance(self.visitor.caller, PeerError):
-            raise self.visitor.caller
+            # Without the trace of the last call, all that was at hand in which would be kept.
+            raise self.visitor.caller.with_traceback(None)
         return self.visitor.caller
 
     def start(self, inner_path: str, first_request_seconds: float) -> None:

@@ -117,7 +117,8 @@ class Door:
         if self._refused:
             until, error = self._refused.get(read_pid(sock), (0.0, None))
             if error is not None and now < until:
-                raise error
+                # Raised once more as it is, it would keep the trace of each time, for ever.
+                raise error.with_traceback(None)
 
 
 def has_hung_up(sock: socket.socket) -> bool:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import socket
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +23,10 @@ from tests.support.gate_site import FRAME, Site, descriptors, guarded, listen, u
 
 PREFACE_AND_SETTINGS = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 HEADERS = bytes([0, 0, 1, 1, 4, 0, 0, 0, 1]) + b"\x82"
+
+
+class Request:
+    """What a call holds while it is answered."""
 
 
 @pytest.fixture
@@ -66,6 +71,26 @@ async def test_a_refused_peer_is_connected_but_never_named(site: Site) -> None:
     writer.close()
     await until(lambda: len(site.gate) == 0)
     assert not site.lines.lines, "its call was refused, and that is told of"
+
+
+async def test_nothing_is_kept_of_the_calls_of_a_refused_peer(site: Site) -> None:
+    def refuse(_sock: socket.socket) -> Caller:
+        raise PeerError("cannot be named")
+
+    site.gate.door.identify_peer = refuse
+    _, writer, name = await site.connected()
+    kept: list[weakref.ref[Request]] = []
+
+    def call() -> None:
+        request = Request()
+        kept.append(weakref.ref(request))
+        with suppress(PeerError):
+            site.gate.begin_call(name)
+
+    for _ in range(10):
+        call()
+    assert sum(request() is not None for request in kept) <= 1, "the last one at most"
+    writer.close()
 
 
 @pytest.mark.parametrize("said", [b"", PREFACE_AND_SETTINGS], ids=["nothing", "no request"])
