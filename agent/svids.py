@@ -211,6 +211,8 @@ class Svids:
         try:
             if identity.expires_at is None or now < identity.expires_at:
                 self._mint(identity, now)
+            else:
+                self._forget(identity)
         except AuthorityError as error:
             self._log.warning("svid not renewed", entry=identity.entry_id, reason=str(error))
             self._schedule(now + RETRY, identity)

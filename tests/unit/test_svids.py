@@ -222,6 +222,16 @@ async def test_an_svid_never_outlives_its_identity(world: World) -> None:
     assert len(world.signer.signed) == 1
 
 
+async def test_at_the_end_of_its_identity_an_svid_is_forgotten(world: World) -> None:
+    """Though somebody watches it still, such as a client that does not read."""
+    ending = identity(expires_at=START + 20 * MINUTE)
+    world.svids.get(ending)
+    with watching(world, [ending]):
+        world.at(20 * MINUTE)
+        assert world.svids.first_expiry is None, "what is over is no SVID that was not renewed"
+    assert len(world.svids) == 0
+
+
 async def test_watching_leaves_nothing_behind(world: World) -> None:
     with watching(world, [identity()]), watching(world, [identity()]):
         pass
