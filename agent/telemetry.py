@@ -185,7 +185,7 @@ class LogWriter:
         self.target.close()
 
     def _write_all(self) -> None:
-        while lines := self._lines.copy():
+        while (lines := self._lines.copy()) or self._dropped:
             taken = len(lines)
             dropped, self._dropped = self._dropped, 0
             if dropped:

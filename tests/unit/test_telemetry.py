@@ -133,6 +133,27 @@ def test_a_reader_that_stalls_holds_nobody_up_and_is_told_what_it_missed() -> No
     assert [line for line in lines if line.endswith("log lines were dropped: nobody read them")]
 
 
+def test_what_was_dropped_is_told_though_no_other_line_follows() -> None:
+    busy, go, wrote = threading.Event(), threading.Event(), io.StringIO()
+
+    class Stalled(io.StringIO):
+        def write(self, text: str) -> int:
+            busy.set()
+            assert go.wait(10)
+            return wrote.write(text)
+
+    writer = LogWriter(StreamTarget(Stalled()), size=1)
+    writer.write(Line("line 0"))
+    assert busy.wait(10)
+    writer.write(Line("line 1"))
+    go.set()
+    writer.close()
+    assert wrote.getvalue().splitlines() == [
+        "line 0",
+        "1 log lines were dropped: nobody read them",
+    ]
+
+
 def test_a_reader_that_never_comes_back_does_not_keep_the_process(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
