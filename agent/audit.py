@@ -115,8 +115,8 @@ class Audit:
     Args:
         write: takes the name of an event and its fields.
         boot_id: the kernel's, for this boot.
-        evidence_of: what was found out when a caller was last attested; None if it never was, or
-            if that did not hold.
+        evidence_of: what was found out when a caller who is refused was last attested; None if it
+            never was, or if that did not hold.
         seconds: a clock that only goes forward.
     """
 
@@ -136,10 +136,11 @@ class Audit:
             RateLimit(REFUSALS_AT_ONCE, USER_SECONDS), RateLimit(ALL_AT_ONCE, ALL_SECONDS)
         )
 
-    def issued(self, caller: Caller, svid: Issued) -> None:
-        """Write that a caller is about to get this SVID."""
+    def issued(self, caller: Caller, svid: Issued, evidence: Evidence | None) -> None:
+        """Write that a caller is about to get this SVID, on this evidence."""
         if self.enabled:
-            self._write("svid issued", kind=svid.kind, **_fields_of(svid), **self._who(caller))
+            who = self._who(caller, evidence)
+            self._write("svid issued", kind=svid.kind, **_fields_of(svid), **who)
 
     def refused(self, caller: Caller | None, refusal: Refused) -> None:
         """Write that a caller gets nothing; None if the kernel cannot name it."""
@@ -149,13 +150,11 @@ class Audit:
         left_out = self._limit.take(uid, self._seconds())
         if left_out is not None:
             why = {k: v for k, v in as_plain(refusal).items() if v is not None}
-            self._write(refusal.event, **why, **self._who(caller), **_counts(left_out))
+            who = {} if caller is None else self._who(caller, self._evidence_of(caller))
+            self._write(refusal.event, **why, **who, **_counts(left_out))
 
-    def _who(self, caller: Caller | None) -> dict[str, object]:
-        if caller is None:
-            return {}
+    def _who(self, caller: Caller, evidence: Evidence | None) -> dict[str, object]:
         who: dict[str, object] = {"pid": caller.credentials.pid, "uid": caller.credentials.uid}
-        evidence = self._evidence_of(caller)
         if evidence is not None:
             if evidence.executable is not None:
                 who["executable"] = evidence.executable

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from agent.api.context import Guard
+    from agent.attestation import Attestation
     from agent.audit import Issued
     from agent.bundle import TrustBundle
     from agent.clock import Clock
@@ -149,7 +150,8 @@ class Issuers:
 class WorkloadApi:
     """The methods, as coroutines over a caller and a request; `handlers` dresses them for gRPC.
 
-    `policy` may be replaced at any time. `note_issued` is told of each SVID before it goes out.
+    `policy` may be replaced at any time. `note_issued` is told of each SVID before it goes out, and
+    on what evidence it does.
     """
 
     def __init__(
@@ -160,7 +162,7 @@ class WorkloadApi:
         roster: Roster,
         clock: Clock,
         policy: ServingPolicy,
-        note_issued: Callable[[Caller, Issued], None],
+        note_issued: Callable[[Caller, Issued, Attestation | None], None],
         log: FilteringBoundLogger,
     ) -> None:
         self.policy = policy
@@ -214,7 +216,7 @@ class WorkloadApi:
         if not identities:
             raise NoIdentityError(f"the caller asked for {wanted}, which is none of its identities")
         response = self._jwt_response(identities, audience)
-        self._note_served(caller, response)
+        self._note_served(caller, entitlement, response)
         return response.message
 
     async def validate_jwt_svid(
@@ -261,7 +263,7 @@ class WorkloadApi:
                 with self._svids.watch(watched, stream.changed):
                     response = compose(entitlement.identities)
                     if response.message != sent:
-                        self._note_served(caller, response)
+                        self._note_served(caller, entitlement, response)
                         sent = response.message
                         yield sent
                     while not await self._is_due(stream, entitle):
@@ -351,9 +353,11 @@ class WorkloadApi:
             raise failure
         return made
 
-    def _note_served(self, caller: Caller, response: Response[Message]) -> None:
+    def _note_served(
+        self, caller: Caller, entitlement: Entitlement, response: Response[Message]
+    ) -> None:
         for _, svid in response.issued:
-            self._note_issued(caller, svid)
+            self._note_issued(caller, svid, entitlement.attestation)
         if response.issued:
             kind = response.issued[0][1].kind
             self._roster.note_served(caller, kind, [identity for identity, _ in response.issued])

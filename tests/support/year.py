@@ -152,7 +152,7 @@ class Agent:
             roster=self.roster,
             clock=clock,
             policy=ServingPolicy(review=Review(DAY, lambda: 0.0)),
-            note_issued=lambda _caller, _svid: None,
+            note_issued=lambda _caller, _svid, _evidence: None,
             log=log,
         )
 

@@ -21,6 +21,7 @@ SVID = IssuedX509(
     spiffe_id="spiffe://example.org/a", entry_id=EntryId("a"), serial="1f", expires_at=START
 )
 SELECTORS = frozenset({Selector("unix", "uid:1001"), Selector("docker", "env:PASSWORD=hunter2")})
+EVIDENCE: Any = SimpleNamespace(executable="/usr/bin/a", selectors=SELECTORS)
 SHOWN = b"docker:env:PASSWORD=<hidden>\nunix:uid:1001\n"
 
 
@@ -38,7 +39,7 @@ class Site:
 
     def __init__(self) -> None:
         self.now = 0.0
-        self.evidence: Any = SimpleNamespace(executable="/usr/bin/a", selectors=SELECTORS)
+        self.evidence: Any = EVIDENCE
         self.lines = Lines()
         self.audit = Audit(
             self.lines.log.info, "boot", lambda _: cast("Evidence", self.evidence), lambda: self.now
@@ -54,7 +55,7 @@ def site() -> Site:
 
 
 def test_a_line_says_who_got_what(site: Site) -> None:
-    site.audit.issued(caller(), SVID)
+    site.audit.issued(caller(), SVID, EVIDENCE)
     assert site.lines.lines == [
         {
             "event": "svid issued",
@@ -115,7 +116,7 @@ def test_a_flood_of_refusals_is_a_few_lines_which_say_how_many_there_were(site: 
 def test_a_flood_of_one_user_costs_it_no_svid_line(site: Site) -> None:
     for _ in range(1000):
         site.audit.refused(caller(), REFUSAL)
-        site.audit.issued(caller(), SVID)
+        site.audit.issued(caller(), SVID, EVIDENCE)
     assert len(site.lines.of("svid issued")) == 1000
 
 
@@ -158,7 +159,7 @@ def test_those_who_cannot_be_named_share_their_lines(site: Site) -> None:
 
 def test_it_can_be_switched_off(site: Site) -> None:
     site.audit.enabled = False
-    site.audit.issued(caller(), SVID)
+    site.audit.issued(caller(), SVID, EVIDENCE)
     site.audit.refused(caller(), REFUSAL)
     assert not site.lines.lines
 
@@ -168,5 +169,5 @@ def test_an_end_is_said_in_utc(site: Site) -> None:
     svid = IssuedX509(
         spiffe_id="x", entry_id=EntryId("a"), serial="1", expires_at=START.astimezone(east)
     )
-    site.audit.issued(caller(), svid)
+    site.audit.issued(caller(), svid, EVIDENCE)
     assert site.lines.lines[0]["expires_at"] == "2026-01-01T12:00:00Z"

@@ -10,10 +10,12 @@ import jwt
 import pytest
 from cryptography import x509
 
+from agent.audit import selectors_sha256
 from agent.errors import AuthorityError, NoIdentityError, RequestError, VouchdError
 from agent.identities import Identity
 from agent.pb import workloadapi_pb2 as pb
 from agent.plain import as_plain
+from attestors.api import Selector
 from tests.support.fakes import identity
 from tests.unit.workload.conftest import CALLER, HOUR, Site, first_x509, jwt_request
 
@@ -130,6 +132,15 @@ async def test_every_svid_of_every_message_is_audited(site: Site) -> None:
         (jwt.get_unverified_header(token.svid)["kid"], ["x", "y"]) for token in tokens
     ]
     assert {line["kind"] for line in lines[4:]} == {"jwt-svid"}
+
+
+async def test_an_svid_is_audited_with_what_it_rests_on(site: Site) -> None:
+    """Another call of the same connection may be about to find out something else by then."""
+    site.selectors = frozenset({Selector("unix", "uid:1001")})
+    await first_x509(site)
+    await site.api.fetch_jwt_svid(CALLER, jwt_request())
+    digests = [line.get("selectors_sha256") for line in site.lines.of("svid issued")]
+    assert digests == [selectors_sha256(site.selectors)] * 2
 
 
 async def test_what_could_not_be_made_is_not_said_to_be_issued(
