@@ -16,12 +16,15 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from agent.limits import RateLimit
+from agent.signals import UNHEARD, Refused
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Sequence
 
     from structlog.typing import FilteringBoundLogger
+
+    from agent.signals import Signals
 
 BATCH = 16
 # In one turn of the loop, before open connections get theirs, if nobody is there any more.
@@ -45,11 +48,13 @@ class Acceptor:
         admit: Callable[[socket.socket], None],
         open_connections: Callable[[], int],
         log: FilteringBoundLogger,
+        signals: Signals = UNHEARD,
     ) -> None:
         self._loop = loop
         self._admit = admit
         self._open_connections = open_connections
         self._log = log
+        self._signals = signals
         self._listener: socket.socket | None = None
         self._arrived: deque[socket.socket] = deque()
         self._failed = RateLimit(1, FAILED_SECONDS)
@@ -88,7 +93,10 @@ class Acceptor:
             if self._arrived:
                 return
             accepted = _accept(listener, BATCH)
-            self._arrived.extend(_without_hung_up(accepted))
+            still_here = _without_hung_up(accepted)
+            self._arrived.extend(still_here)
+            for _ in range(len(accepted) - len(still_here)):
+                self._signals.refused(Refused.GONE)
             if len(accepted) < BATCH:
                 return
 

@@ -1,6 +1,7 @@
 """What is said of connections that came to nothing; of others their calls tell.
 
-Whoever spoke in another's name, or called too often, is told of in any case.
+Whoever spoke in another's name, called too often, or sent headers without end is told of in any
+case.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from agent.audit import RefusedConnection, RefusedSender
 from agent.connection import SilentError, TooManyCallsError
 from agent.errors import PeerError
+from agent.frames import HeaderBlockError
 from agent.limits import RateLimit
 from agent.sender import ForeignSenderError
 from agent.signals import Refused
@@ -50,13 +52,8 @@ class Endings:
 
     def note(self, connection: Connection, reason: str | PeerError) -> None:
         """A connection has ended."""
-        match reason:
-            case ForeignSenderError():
-                self._signals.refused(Refused.FOREIGN_SENDER)
-            case TooManyCallsError():
-                self._signals.refused(reason.word)
-            case SilentError():
-                self._signals.refused(Refused.SILENT)
+        if word := _word(reason):
+            self._signals.refused(word)
         caller = connection.visitor.caller
         if isinstance(caller, PeerError):
             if not connection.calls:
@@ -65,6 +62,8 @@ class Endings:
             self._note_refusal(caller, _refused_sender(reason))
         elif isinstance(reason, TooManyCallsError):
             self._note_refusal(caller, RefusedConnection(reason=str(reason), cgroup=caller.cgroup))
+        elif isinstance(reason, HeaderBlockError):
+            self._note_refusal(caller, RefusedConnection(reason=str(reason)))
         elif not connection.calls:
             self._log_unasked(caller, str(reason))
 
@@ -76,6 +75,21 @@ class Endings:
             self._log.info(
                 "connection ended without a call", reason=reason, pid=pid, uid=uid, **more
             )
+
+
+def _word(reason: str | PeerError) -> str:
+    """For the metrics; empty if nobody was refused."""
+    match reason:
+        case ForeignSenderError():
+            return Refused.FOREIGN_SENDER
+        case TooManyCallsError():
+            return reason.word
+        case HeaderBlockError():
+            return Refused.HEADERS
+        case SilentError():
+            return Refused.SILENT
+        case _:
+            return ""
 
 
 def _refused_sender(error: ForeignSenderError) -> RefusedSender:

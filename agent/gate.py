@@ -60,7 +60,7 @@ class Gate:
         self._weaknesses: Counter[str] = Counter()
         self._drained = asyncio.Event()
         self._endings = Endings(door.note_refusal, log, signals, loop.time)
-        self._acceptor = Acceptor(loop, self._admit, lambda: len(self), log)
+        self._acceptor = Acceptor(loop, self._admit, lambda: len(self), log, signals)
 
     def __len__(self) -> int:
         """How many connections are open."""

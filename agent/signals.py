@@ -52,6 +52,8 @@ class Refused(StrEnum):
     """An attestor failed, and nothing else matched."""
     UNANSWERED = "unanswered"
     """It did not prove that it is at the other end."""
+    HEADERS = "headers"
+    """Its headers have no end."""
     SILENT = "silent"
     """It connected and said nothing."""
     AUTHORITY = "authority"

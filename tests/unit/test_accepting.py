@@ -14,7 +14,18 @@ from pathlib import Path
 import pytest
 
 from agent.accepting import BATCH, BATCHES_PER_TURN, Acceptor
+from agent.signals import Refused, Unheard
 from tests.support.fakes import Lines
+
+
+class Heard(Unheard):
+    """Signals that remember who was refused, and why."""
+
+    def __init__(self) -> None:
+        self.refused_for: list[str] = []
+
+    def refused(self, reason: str) -> None:
+        self.refused_for.append(reason)
 
 
 @dataclass
@@ -25,6 +36,7 @@ class Hall:
     listener: socket.socket
     failure: OSError | None = None
     admitted: list[bytes] = field(default_factory=list)
+    signals: Heard = field(default_factory=Heard)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
 
     def admit(self, sock: socket.socket) -> None:
@@ -46,7 +58,7 @@ class Hall:
 
     def acceptor(self, lines: Lines | None = None) -> Acceptor:
         acceptor = Acceptor(
-            asyncio.get_running_loop(), self.admit, lambda: 7, (lines or Lines()).log
+            asyncio.get_running_loop(), self.admit, lambda: 7, (lines or Lines()).log, self.signals
         )
         acceptor.start(self.listener)
         return acceptor
@@ -83,6 +95,8 @@ async def test_one_behind_many_who_hung_up_is_admitted_within_a_few_turns(hall: 
         for _ in range(6):  # a turn each, and what the loop takes to see that there are more
             await asyncio.sleep(0)
         assert hall.admitted == [b"patient"]
+        gone = 3 * BATCHES_PER_TURN * BATCH
+        assert hall.signals.refused_for == [Refused.GONE] * gone, "a flood of them is seen"
         acceptor.stop()
 
 

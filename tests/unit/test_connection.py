@@ -161,8 +161,10 @@ async def test_headers_without_end_are_cut(site: Site) -> None:
         writer.write(bytes([0, 0, 0, 9, 0, 0, 0, 0, 1]))
     with suppress(ConnectionError):
         await reader.read()
-    [line] = site.lines.of("connection ended without a call")
+    [line] = site.lines.of("connection refused")
     assert line["reason"] == "headers of more than 16384 bytes"
+    assert line["pid"] == os.getpid()
+    assert site.refusals() == {'vouchd_refusals_total{reason="headers"}': 1}
     writer.close()
 
 
