@@ -150,6 +150,15 @@ class Guard:
 
         return grpc.unary_stream_rpc_method_handler(handle)
 
+    def unknown_methods(self) -> grpc.GenericRpcHandler:
+        """Answers, last of all, what nobody else does: a call too, which is refused."""
+        return _Everything(grpc.stream_stream_rpc_method_handler(self._refuse_unknown))
+
+    async def _refuse_unknown(self, _requests: object, context: ServicerContext) -> None:
+        caller = self._begin(context.peer())
+        named = None if isinstance(caller, PeerError) else caller
+        await self._fail(context, None, UnsupportedError("there is no such method"), named)
+
     async def _write_all(
         self,
         context: ServicerContext,
@@ -183,13 +192,14 @@ class Guard:
     async def _fail(
         self,
         context: ServicerContext,
-        request_type: type[Message],
+        request_type: type[Message] | None,
         error: Exception,
         caller: Caller | None,
     ) -> NoReturn:
         code, details = status_of(error)
         hint: tuple[tuple[str, str], ...] = ()
-        self._signals.ended(method_of(request_type), code.name)
+        method = Refused.OTHER if request_type is None else method_of(request_type)
+        self._signals.ended(method, code.name)
         if isinstance(error, StoppingError):  # all streams end: nobody is refused
             hint = ((RETRY_HINT, str(secrets.randbelow(RETRY_MILLISECONDS))),)
         else:
@@ -201,11 +211,12 @@ class Guard:
     def _tell(
         self,
         caller: Caller | None,
-        request_type: type[Message],
+        request_type: type[Message] | None,
         code: grpc.StatusCode,
         error: Exception,
     ) -> None:
-        name, reason = request_type.DESCRIPTOR.name, str(error)
+        name = "unknown" if request_type is None else request_type.DESCRIPTOR.name
+        reason = str(error)
         if not isinstance(error, VouchdError):
             self._log.exception("call broke", request=name)
             reason = f"internal error ({type(error).__name__})"
@@ -216,6 +227,17 @@ class Guard:
             return self._callers.caller(context.peer())
         except PeerError:
             return None  # the reason says why there is nobody to name
+
+
+class _Everything(grpc.GenericRpcHandler):
+    """One handler for all methods."""
+
+    def __init__(self, handler: grpc.RpcMethodHandler[bytes, bytes]) -> None:
+        self._handler = handler
+
+    def service(self, _call: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
+        """See grpc.GenericRpcHandler."""
+        return self._handler
 
 
 async def _write(context: ServicerContext, encoded: bytes) -> None:

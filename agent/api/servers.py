@@ -50,6 +50,7 @@ async def make_workload_server(
     reflection.enable_server_reflection(
         (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server
     )
+    server.add_generic_rpc_handlers((guard.unknown_methods(),))
     _bind(server, inner)
     return server
 

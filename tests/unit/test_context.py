@@ -144,6 +144,18 @@ async def test_a_call_without_the_header_has_begun_too() -> None:
     assert (context.code, table.begun) == (Code.INVALID_ARGUMENT, 1)
 
 
+async def test_a_method_that_is_not_there_is_a_call_that_is_refused() -> None:
+    """Else others of the same user wait behind it, and it is in no figure."""
+    table, context, lines = Table(), Context(), Lines()
+    guard = Guard(table, admission(), lines.audit().refused, lines.log)
+    handler = cast("Any", guard.unknown_methods().service(cast("Any", None)))
+    with pytest.raises(Aborted):
+        await handler.stream_stream(None, cast("ServicerContext", context))
+    assert (context.code, table.begun) == (Code.UNIMPLEMENTED, 1)
+    [line] = lines.of("call refused")
+    assert (line["pid"], line["status"]) == (1, "UNIMPLEMENTED")
+
+
 async def test_the_header_comes_before_who_calls() -> None:
     context, _ = await stream(metadata=(), table=Table(PeerError("nobody")))
     assert context.code is Code.INVALID_ARGUMENT

@@ -86,15 +86,17 @@ def test_refusals_are_counted_by_their_reason(agent_factory: AgentFactory) -> No
             client.status(client.call("FetchJWTSVID", pb.JWTSVIDRequest())),
             client.status(client.call("FetchJWTSVID", b"\xff")),
             client.status(client.call("FetchWITSVID", pb.WITSVIDRequest())),
+            client.status(client.call("FetchNothing", b"")),
         ]
     found = scrape.changes(before, scrape.scrape(where))
-    assert [call.status for call in refused] == [7, 3, 3, 3, 12]
+    assert [call.status for call in refused] == [7, 3, 3, 3, 12, 12]
     assert found['vouchd_refusals_total{reason="no_entry"}'] == 1
     assert found['vouchd_refusals_total{reason="request"}'] == 3
-    assert found['vouchd_refusals_total{reason="unsupported"}'] == 1
+    assert found['vouchd_refusals_total{reason="unsupported"}'] == 2
     assert found['vouchd_calls_total{code="PERMISSION_DENIED",method="FetchX509SVID"}'] == 1
     assert found['vouchd_calls_total{code="INVALID_ARGUMENT",method="FetchJWTSVID"}'] == 2
     assert found['vouchd_calls_total{code="UNIMPLEMENTED",method="FetchWITSVID"}'] == 1
+    assert found['vouchd_calls_total{code="UNIMPLEMENTED",method="other"}'] == 1
 
 
 def test_a_stranger_on_a_connection_is_counted(agent_factory: AgentFactory) -> None:
