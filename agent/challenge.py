@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 ANSWER_SECONDS = 10.0
 # A client that does not read has sent nothing either.
 HEARD_SECONDS = 1.0
+# One who does not read leaves all of them lying here. A client has a hundred calls at a time.
+MOST_UNANSWERED = 1000
 
 
 class Challenge:
@@ -39,6 +41,7 @@ class Challenge:
         self._insertion = Insertion(self._calls)
         self._frames = ClientFrames(self._calls)
         self._waiting: dict[bytes, asyncio.Future[None]] = {}
+        self._unanswered = 0  # since the last answer
         self._progress: asyncio.Event | None = None  # only while somebody waits, for memory's sake
         self._closed = False
 
@@ -71,6 +74,7 @@ class Challenge:
         """
         passing = self._frames.feed(chunk)
         for payload in self._frames.answered():
+            self._unanswered = 0
             if not self._waiting[payload].done():
                 self._waiting[payload].set_result(None)
         self._tell_progress()
@@ -83,6 +87,9 @@ class Challenge:
             UnansweredError: it does not answer.
             PeerGoneError: the connection ended.
         """
+        if self._unanswered >= MOST_UNANSWERED:
+            raise UnansweredError("the process answers no PING; try again on another connection")
+        self._unanswered += 1
         payload = secrets.token_bytes(PAYLOAD_BYTES)
         answer = asyncio.get_running_loop().create_future()
         self._waiting[payload] = answer
@@ -102,7 +109,7 @@ class Challenge:
     async def turn_away(self) -> None:
         """Have the client call elsewhere; return when no call here waits for its first response."""
         self._insert(GO_AWAY)
-        with suppress(TimeoutError, PeerGoneError):
+        with suppress(TimeoutError, PeerGoneError, UnansweredError):
             async with asyncio.timeout(HEARD_SECONDS):
                 await self.prove()
         await self._until(lambda: not self._calls.unanswered)

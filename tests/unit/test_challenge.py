@@ -72,6 +72,41 @@ async def test_silence_is_no_proof(monkeypatch: pytest.MonkeyPatch) -> None:
     assert challenge.from_client(late) == late, "forgotten: it is for the server to make sense of"
 
 
+async def ask(challenge: Challenge, sent: list[bytes], *, answers: bool) -> None:
+    """A proof that is given, or one whose call is given up."""
+    async with asyncio.TaskGroup() as tasks:
+        proof = tasks.create_task(challenge.prove())
+        await asyncio.sleep(0)
+        if answers:
+            challenge.from_client(ack(sent[-1]))
+        else:
+            proof.cancel()
+
+
+async def test_one_who_answers_nothing_is_not_asked_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It need not even read: each question would lie there until it does."""
+    monkeypatch.setattr(challenge_module, "MOST_UNANSWERED", 5)
+    challenge, sent = begun()
+    for _ in range(5):
+        await ask(challenge, sent, answers=False)
+    for _ in range(3):
+        with pytest.raises(UnansweredError):
+            await asyncio.wait_for(challenge.prove(), 1)
+    assert len(sent) == 5
+    await asyncio.wait_for(challenge.turn_away(), 1)
+    assert sent[5:] == [GO_AWAY]
+
+
+async def test_one_who_answers_now_and_then_is_asked_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(challenge_module, "MOST_UNANSWERED", 5)
+    challenge, sent = begun()
+    for number in range(1, 20):
+        await ask(challenge, sent, answers=number % 4 == 0)
+    assert len(sent) == 19
+
+
 async def test_the_end_of_the_connection_ends_the_wait() -> None:
     challenge, sent = begun()
 
