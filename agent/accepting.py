@@ -95,8 +95,8 @@ class Acceptor:
             accepted = _accept(listener, BATCH)
             still_here = _without_hung_up(accepted)
             self._arrived.extend(still_here)
-            for _ in range(len(accepted) - len(still_here)):
-                self._signals.refused(Refused.GONE)
+            if len(still_here) < len(accepted):
+                self._signals.refused(Refused.GONE, len(accepted) - len(still_here))
             if len(accepted) < BATCH:
                 return
 

@@ -178,9 +178,9 @@ class Metrics:
         """See Signals.waited."""
         self._waits.inc()
 
-    def refused(self, reason: str) -> None:
+    def refused(self, reason: str, times: int = 1) -> None:
         """See Signals.refused."""
-        self._refusals.get(reason, self._refusals[OTHER]).inc()
+        self._refusals.get(reason, self._refusals[OTHER]).inc(times)
 
     def ended(self, method: str, code: str) -> None:
         """See Signals.ended."""

@@ -81,8 +81,8 @@ class Signals(Protocol):
         """The requests of somebody have to wait for their share."""
         ...
 
-    def refused(self, reason: str) -> None:
-        """Somebody was refused, for one of `Refused` or a limit."""
+    def refused(self, reason: str, times: int = 1) -> None:
+        """Somebody was refused, for one of `Refused` or a limit; or so many, for the same."""
         ...
 
     def ended(self, method: str, code: str) -> None:
@@ -102,7 +102,7 @@ class Unheard:
     def waited(self) -> None:
         """See Signals.waited."""
 
-    def refused(self, reason: str) -> None:
+    def refused(self, reason: str, times: int = 1) -> None:
         """See Signals.refused."""
 
     def ended(self, method: str, code: str) -> None:

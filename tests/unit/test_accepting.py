@@ -24,8 +24,8 @@ class Heard(Unheard):
     def __init__(self) -> None:
         self.refused_for: list[str] = []
 
-    def refused(self, reason: str) -> None:
-        self.refused_for.append(reason)
+    def refused(self, reason: str, times: int = 1) -> None:
+        self.refused_for += times * [reason]
 
 
 @dataclass
