@@ -17,6 +17,8 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from agent import keys
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from agent.keys import PrivateKey
 
 CANARY = "canary-5e1f9c0b7d"
@@ -41,6 +43,9 @@ _PATTERNS = {
 }
 
 _PEM = re.compile("-----BEGIN PRIVATE KEY-----[^-]+-----END PRIVATE KEY-----")
+
+# A test may have made thousands of keys and logged megabytes.
+_BLOCK = 16
 
 _heard: list[str] = []
 _keys: list[PrivateKey] = []
@@ -80,9 +85,24 @@ def secrets_in(text: str) -> set[str]:
     lower = text.lower()
     if any(form in lower for beginning in _BEGINNINGS for form in _forms(beginning)):
         secrets.add("a private key in DER")
-    if any(form in lower for key in _keys for form in _of_key(key)):
+    if _holds_any(lower, (form for key in _keys for form in _of_key(key))):
         secrets.add("the number that is a private key")
     return secrets
+
+
+def _holds_any(text: str, forms: Iterable[str]) -> bool:
+    """Whether one of many strings is in a long text.
+
+    One that is covers a whole block of the text, wherever it begins, if it is two blocks long.
+    """
+    blocks = {text[at : at + _BLOCK] for at in range(0, len(text), _BLOCK)}
+
+    def is_held(form: str) -> bool:
+        assert len(form) >= 2 * _BLOCK, form
+        parts = (form[at : at + _BLOCK] for at in range(_BLOCK))
+        return not blocks.isdisjoint(parts) and form in text
+
+    return any(map(is_held, forms))
 
 
 def _forms(content: bytes) -> set[str]:

@@ -39,6 +39,13 @@ def test_a_secret_is_found_in_any_form(text: str) -> None:
     assert secrecy.secrets_in(f"event field={text} more")
 
 
+@pytest.mark.parametrize("before", range(32))
+def test_it_is_found_wherever_it_begins(before: int) -> None:
+    secrecy.know(KEY)
+    assert secrecy.secrets_in("#" * before + f"{NUMBER:064x}")
+    assert not secrecy.secrets_in("#" * before + f"{NUMBER:064x}"[:-1])
+
+
 def test_what_is_no_secret_is_not_found() -> None:
     secrecy.know(KEY)
     assert not secrecy.secrets_in("2026-01-01 svid issued serial=5815c0f692cf2c393fbcd5412eaa1107")
