@@ -6,7 +6,6 @@ whole run, and others in situations that only somebody in control of the server 
 
 from __future__ import annotations
 
-import datetime as dt
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -310,28 +309,26 @@ def history(pytestconfig: pytest.Config) -> History:
     """Needs control."""
     if _given_uri(pytestconfig) is not None:
         pytest.skip("needs_control")
-    lasting = _entry(RENEWED, x509_svid_ttl="4s") + _entry(LASTING)
-    with _stream(pytestconfig, lasting) as renewing:
-        # Long enough for a slow machine to start an agent and make the first SVIDs.
-        losing = _entry(LOST_FIRST, expires_at=_in(6)) + _entry(LOST_LAST, expires_at=_in(7))
-        with _stream(pytestconfig, losing) as lost:
-            losses: list[pb.X509SVIDResponse] = []
-            with suppress(CallError):
-                while True:
-                    losses.append(lost.next(pb.X509SVIDResponse))
-            end = lost.end()
-        return History([renewing.next(pb.X509SVIDResponse) for _ in range(3)], losses, end)
+    with (
+        _stream(_entry(RENEWED, x509_svid_ttl="4s") + _entry(LASTING)) as (_, renewing),
+        _stream(_entry(LOST_FIRST) + _entry(LOST_LAST)) as (agent, losing),
+    ):
+        losses = [losing.next(pb.X509SVIDResponse)]
+        agent.entries.write_text(f"entries:\n{_entry(LOST_LAST)}")
+        losses.append(losing.next(pb.X509SVIDResponse))
+        agent.entries.write_text("entries: []\n")
+        with suppress(CallError):
+            while True:
+                losses.append(losing.next(pb.X509SVIDResponse))
+        renewals = [renewing.next(pb.X509SVIDResponse) for _ in range(3)]
+        return History(renewals, losses, losing.end())
 
 
 @contextmanager
-def _stream(config: pytest.Config, entries: str) -> Iterator[wire.Call]:
-    with (
-        _serving(config, f"entries:\n{entries}") as endpoint,
-        endpoint.stream(wire.X509_SVID) as call,
-    ):
-        yield call
-
-
-def _in(seconds: float) -> str:
-    now = dt.datetime.now(dt.UTC)  # noqa: TID251 - the agent under test has no other clock either
-    return (now + dt.timedelta(seconds=seconds)).isoformat(timespec="milliseconds")
+def _stream(entries: str) -> Iterator[tuple[RunningAgent, wire.Call]]:
+    agent = RunningAgent(f"entries:\n{entries}")
+    try:
+        with Endpoint.parse(agent.address).stream(wire.X509_SVID) as call:
+            yield agent, call
+    finally:
+        agent.close()
