@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from agent.administration import Site
 from agent.admission import REASONS, Admission
+from agent.api.servers import MAX_CALL_BYTES
 from agent.api.workload import METHODS, Issuers, WorkloadApi
 from agent.attestation import WorkloadAttestor
 from agent.audit import Audit
@@ -215,13 +216,14 @@ def _host_side(
     seconds = asyncio.get_running_loop().time
     audit = Audit(host.audit, boot_id(), attestor.latest, seconds)
     audit.enabled = settings.log.audit
-    gate = make_gate(settings, INNER, audit, host.log, metrics)
+    gate = make_gate(settings, INNER, MAX_CALL_BYTES, audit, host.log, metrics)
     return _HostSide(attestor=attestor, audit=audit, gate=gate, metrics=metrics)
 
 
 def make_gate(
     settings: Settings,
     inner: str,
+    call_bytes: int,
     audit: Audit,
     log: FilteringBoundLogger,
     signals: Signals = UNHEARD,
@@ -230,7 +232,8 @@ def make_gate(
     loop, path = asyncio.get_running_loop(), str(Path(settings.data_dir) / inner)
     admission = Admission(limits(settings.limits))
     turnstile = Turnstile(loop, settings.limits.requests_per_second, signals)
-    door = Door(admission, turnstile, audit.refused, identification(settings), signals)
+    identify = identification(settings)
+    door = Door(admission, turnstile, audit.refused, identify, signals, call_bytes)
     silence = settings.limits.first_request_timeout.total_seconds()
     return Gate(loop, path, door, log, silence, signals)
 

@@ -11,6 +11,7 @@ sent before it knew has come by then.
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -32,12 +33,13 @@ MOST_UNANSWERED = 1000
 class Challenge:
     """The challenges of one connection, whose bytes pass through here in both directions.
 
-    `send` takes bytes for the client, to be sent behind whatever is on its way.
+    `send` takes bytes for the client, to be sent behind whatever is on its way. In one call the
+    client may send `call_bytes`.
     """
 
-    def __init__(self, send: Callable[[bytes], None]) -> None:
+    def __init__(self, send: Callable[[bytes], None], call_bytes: float = math.inf) -> None:
         self._send = send
-        self._calls = Calls()
+        self._calls = Calls(call_bytes)
         self._insertion = Insertion(self._calls)
         self._frames = ClientFrames(self._calls)
         self._waiting: dict[bytes, asyncio.Future[None]] = {}
@@ -71,6 +73,7 @@ class Challenge:
 
         Raises:
             HeaderBlockError: there is no end to the headers.
+            RequestSizeError: there is too much in one call.
         """
         passing = self._frames.feed(chunk)
         for payload in self._frames.answered():

@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
-    from agent.admission import Admission
-    from agent.door import Visitor
+    from agent.door import Door, Visitor
     from agent.peer import Caller
 
 ConnectionToken = NewType("ConnectionToken", str)
@@ -54,9 +53,9 @@ class SilentError(PeerError):
 
 
 class Connection:
-    """A connection of `visitor` on the socket `outer`.
+    """A connection on the socket `outer`, of a `visitor` whom the `door` has let in.
 
-    Its calls are counted by `admission`. `on_end` is called once, after it has ended, with the
+    `on_end` is called once, after it has ended, with the
     reason: a word, or the error that cut it.
     """
 
@@ -80,7 +79,7 @@ class Connection:
         loop: asyncio.AbstractEventLoop,
         outer: socket.socket,
         visitor: Visitor,
-        admission: Admission,
+        door: Door,
         on_end: Callable[[Connection, str | PeerError], None],
     ) -> None:
         self.token = ConnectionToken(secrets.token_hex(16))
@@ -88,10 +87,10 @@ class Connection:
         self.visitor = visitor
         self.calls = 0
         """With how many the server has begun."""
-        self.challenge = Challenge(self._send)
+        self.challenge = Challenge(self._send, door.call_bytes)
         self._loop = loop
         self._outer = outer
-        self._admission = admission
+        self._admission = door.admission
         self._on_end = on_end
         self._counted = 0  # how many are under way, as `admission` was told
         self._relay: Relay | None = None

@@ -21,7 +21,7 @@ from agent.activation import take_sockets
 from agent.administration import Administration
 from agent.api.admin import AdminApi
 from agent.api.context import Guard
-from agent.api.servers import make_admin_server, make_workload_server
+from agent.api.servers import MAX_ADMIN_CALL_BYTES, make_admin_server, make_workload_server
 from agent.api.workload import STREAMING
 from agent.assembly import INNER, build, make_gate, watch_entries
 from agent.condition import Condition
@@ -104,7 +104,7 @@ async def _start(settings: Settings, host: Host, stack: AsyncExitStack) -> Parts
     parts = await build(settings, host, stack)
     data_dir, site = Path(settings.data_dir), parts.site
     if settings.admin_socket_path is not None:
-        gate = make_gate(settings, ADMIN_INNER, parts.audit, host.log)
+        gate = make_gate(settings, ADMIN_INNER, MAX_ADMIN_CALL_BYTES, parts.audit, host.log)
         admin = AdminApi(Administration(site), administrators(settings), gate, host.log)
         server = make_admin_server(admin, data_dir / ADMIN_INNER)
         file = admin_socket(settings.admin_socket_path, settings)

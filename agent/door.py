@@ -6,6 +6,7 @@ refused again, for a moment, by its PID alone.
 
 from __future__ import annotations
 
+import math
 import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -45,8 +46,8 @@ class Door:
     """Lets visitors in, as long as they are not too many.
 
     `note_refusal` is told of each connection that ends because of who made it, or speaks on it.
-    `identify_peer`, which tells who connected, may be replaced. `admission` is for what its
-    visitors have later, too.
+    `identify_peer`, which tells who connected, may be replaced. `admission` and `call_bytes`, the
+    most that may be sent in one call, are for what its visitors have later.
     """
 
     def __init__(
@@ -56,7 +57,9 @@ class Door:
         note_refusal: Callable[[Caller | None, RefusedConnection], None],
         identify_peer: Callable[[socket.socket], Caller] = identify,
         signals: Signals = UNHEARD,
+        call_bytes: float = math.inf,
     ) -> None:
+        self.call_bytes = call_bytes
         self.identify_peer = identify_peer
         self.admission = admission
         self._turnstile = turnstile

@@ -1,7 +1,6 @@
 """What is said of connections that came to nothing; of others their calls tell.
 
-Whoever spoke in another's name, called too often, or sent headers without end is told of in any
-case.
+Whoever spoke in another's name, called too often, or sent too much is told of in any case.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 from agent.audit import RefusedConnection, RefusedSender
 from agent.connection import SilentError, TooManyCallsError
 from agent.errors import PeerError
-from agent.frames import HeaderBlockError
+from agent.frames import HeaderBlockError, RequestSizeError
 from agent.limits import RateLimit
 from agent.sender import ForeignSenderError
 from agent.signals import Refused
@@ -62,7 +61,7 @@ class Endings:
             self._note_refusal(caller, _refused_sender(reason))
         elif isinstance(reason, TooManyCallsError):
             self._note_refusal(caller, RefusedConnection(reason=str(reason), cgroup=caller.cgroup))
-        elif isinstance(reason, HeaderBlockError):
+        elif isinstance(reason, HeaderBlockError | RequestSizeError):
             self._note_refusal(caller, RefusedConnection(reason=str(reason)))
         elif not connection.calls:
             self._log_unasked(caller, str(reason))
@@ -86,6 +85,8 @@ def _word(reason: str | PeerError) -> str:
             return reason.word
         case HeaderBlockError():
             return Refused.HEADERS
+        case RequestSizeError():
+            return Refused.SIZE
         case SilentError():
             return Refused.SILENT
         case _:

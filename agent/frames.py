@@ -2,12 +2,14 @@
 
 Nothing is changed but that: a frame more towards the client, and one less towards the server.
 Whatever the bytes are, valid or not, all others pass in their order; only the beginning of a frame
-that is still incomplete is held back until the rest of it has come. The one thing that does not
-pass is a header block without end, which the server would keep in memory. On the way it is noted
-which calls are under way.
+that is still incomplete is held back until the rest of it has come. What does not pass
+is what the server would have to keep in memory: a header block without end, and a request that is
+too large. On the way it is noted which calls are under way.
 """
 
 from __future__ import annotations
+
+import math
 
 from agent.errors import PeerError
 
@@ -79,25 +81,39 @@ class _Cutter:
         return data[:passing], begins
 
 
-class Calls:
-    """The calls of one connection that are under way, by the frames that pass (section 5.1)."""
+class RequestSizeError(PeerError):
+    """A client sends too much in one call."""
 
-    def __init__(self) -> None:
-        self.open: set[int] = set()
-        """Those that the server has not ended, nor the client given up."""
+
+class Calls:
+    """The calls of one connection that are under way, by the frames that pass (section 5.1).
+
+    In each of them the client may send `most_bytes`.
+    """
+
+    def __init__(self, most_bytes: float = math.inf) -> None:
+        self._most_bytes = most_bytes
+        self.open: dict[int, int] = {}
+        """Those that the server has not ended, nor the client given up; how much that has sent."""
         self.unanswered: set[int] = set()
         """Those of them that have had no response yet, not even the first of many."""
         self._last = 0
 
     def from_client(self, data: bytes, at: int) -> None:
-        """The header of a frame of the client's begins there."""
+        """The header of a frame of the client's begins there.
+
+        Raises:
+            RequestSizeError: with it the client has sent too much in one call.
+        """
         kind = data[at + 3]
         if kind == _HEADERS:
             # Each call has a higher number than the last (section 5.1.1); others are trailers.
             if (stream := _stream(data, at)) > self._last:
                 self._last = stream
-                self.open.add(stream)
+                self.open[stream] = 0
                 self.unanswered.add(stream)
+        elif kind == _DATA:
+            self._count(_stream(data, at), _length(data, at))
         elif kind == _RST_STREAM:
             self._end(_stream(data, at))
 
@@ -111,8 +127,14 @@ class Calls:
         elif kind == _DATA:
             self.unanswered.discard(_stream(data, at))
 
+    def _count(self, stream: int, length: int) -> None:
+        if stream in self.open:
+            self.open[stream] += length
+            if self.open[stream] > self._most_bytes:
+                raise RequestSizeError(f"a call of more than {self._most_bytes} bytes")
+
     def _end(self, stream: int) -> None:
-        self.open.discard(stream)
+        self.open.pop(stream, None)
         self.unanswered.discard(stream)
 
 
@@ -155,6 +177,7 @@ class ClientFrames:
 
         Raises:
             HeaderBlockError: there are too many bytes of headers in one block.
+            RequestSizeError: there are too many bytes in one call.
         """
         data, begins = self._cutter.cut(chunk)
         for at in begins:
@@ -191,7 +214,7 @@ class ClientFrames:
         elif kind != _CONTINUATION:
             return
         # The frames' own headers count, so that there is an end to empty frames too.
-        self._block_bytes += HEADER_BYTES + int.from_bytes(data[at : at + 3], "big")
+        self._block_bytes += HEADER_BYTES + _length(data, at)
         if self._block_bytes > MAX_HEADER_BLOCK_BYTES:
             raise HeaderBlockError(f"headers of more than {MAX_HEADER_BLOCK_BYTES} bytes")
 
@@ -235,6 +258,10 @@ class Insertion:
         released = b"".join(self._waiting)
         self._waiting.clear()
         return released
+
+
+def _length(data: bytes, at: int) -> int:
+    return int.from_bytes(data[at : at + 3], "big")
 
 
 def _stream(data: bytes, at: int) -> int:

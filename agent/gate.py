@@ -170,9 +170,7 @@ class Gate:
                 if visitor is None:
                     outer.close()
             if visitor is not None:
-                self._let_in(
-                    Connection(self._loop, outer, visitor, self.door.admission, self._on_end)
-                )
+                self._let_in(Connection(self._loop, outer, visitor, self.door, self._on_end))
 
     def _let_in(self, connection: Connection) -> None:
         self._connections[connection.token] = connection

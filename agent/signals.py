@@ -54,6 +54,8 @@ class Refused(StrEnum):
     """It did not prove that it is at the other end."""
     HEADERS = "headers"
     """Its headers have no end."""
+    SIZE = "size"
+    """What it sent in one call is too much."""
     SILENT = "silent"
     """It connected and said nothing."""
     AUTHORITY = "authority"

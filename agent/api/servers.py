@@ -28,6 +28,13 @@ if TYPE_CHECKING:
 # A request is a few audiences, or one token to validate: twice the longest that is looked at. Half
 # a request stays in memory until the rest of it comes.
 MAX_REQUEST_BYTES = 32 * 1024
+# What is more never gets here, where nobody would count it: the gate cuts the connection. Each
+# message has five bytes before it.
+MAX_CALL_BYTES = MAX_REQUEST_BYTES + 5
+MAX_ADMIN_CALL_BYTES = MAX_FILE_BYTES + 5
+# Nor do header blocks of more than agent.frames.MAX_HEADER_BLOCK_BYTES, which are somewhat more
+# when they are unpacked. gRPC refuses some from 8 KiB on unless it is told.
+MAX_UNPACKED_HEADER_BYTES = 32 * 1024
 # A workload holds a handful of streams; more on one connection is a mistake or an attack.
 MAX_STREAMS_PER_CONNECTION = 100
 # As often as a careful client asks whether the agent is still there.
@@ -73,6 +80,8 @@ def _make(max_request_bytes: int) -> grpc.aio.Server:
         options=[
             ("grpc.max_receive_message_length", max_request_bytes),
             ("grpc.max_concurrent_streams", MAX_STREAMS_PER_CONNECTION),
+            ("grpc.max_metadata_size", MAX_UNPACKED_HEADER_BYTES),
+            ("grpc.absolute_max_metadata_size", MAX_UNPACKED_HEADER_BYTES),
             # Idle streams are the rule here; gRPC would cut clients that ping within five minutes.
             ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_MILLISECONDS),
             ("grpc.keepalive_permit_without_calls", 1),

@@ -6,6 +6,7 @@ import asyncio
 import datetime as dt
 import heapq
 import json
+import math
 import time
 from itertools import count
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -48,11 +49,13 @@ def door(
     rate: float = 1_000_000,
     signals: Signals = UNHEARD,
     lines: Lines | None = None,
+    call_bytes: float = math.inf,
 ) -> Door:
     """Everybody may come in, unless the test says otherwise."""
     turnstile = Turnstile(asyncio.get_running_loop(), rate, signals)
     admits = admission(connections=connections, per_user=per_user)
-    return Door(admits, turnstile, (lines or Lines()).audit().refused, signals=signals)
+    note = (lines or Lines()).audit().refused
+    return Door(admits, turnstile, note, signals=signals, call_bytes=call_bytes)
 
 
 def admission(

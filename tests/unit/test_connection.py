@@ -168,6 +168,27 @@ async def test_headers_without_end_are_cut(site: Site) -> None:
     writer.close()
 
 
+def data(stream: int, length: int) -> bytes:
+    return length.to_bytes(3, "big") + bytes(2) + stream.to_bytes(4, "big") + bytes(length)
+
+
+async def test_a_call_that_is_too_large_is_cut_and_counted(tmp_path: Path) -> None:
+    async with guarded(tmp_path, call_bytes=100) as site:
+        reader, writer = await site.connect()
+        said = PREFACE_AND_SETTINGS + half_a_request(1) + data(1, 60) + half_a_request(3)
+        said += data(3, 60) + data(3, 40)
+        writer.write(said)
+        assert await reader.readexactly(len(said)) == said, "each of them is small enough"
+        writer.write(data(1, 41)[:9])  # more is never waited for
+        with suppress(ConnectionError):
+            assert await reader.read() == b""
+        [line] = site.lines.of("connection refused")
+        assert line["reason"] == "a call of more than 100 bytes"
+        assert line["pid"] == os.getpid()
+        assert site.refusals() == {'vouchd_refusals_total{reason="size"}': 1}
+        writer.close()
+
+
 async def test_who_asks_a_lot_is_heard_at_its_rate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,10 +11,13 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from agent.api.servers import MAX_REQUEST_BYTES
 from agent.frames import GO_AWAY
+from agent.pb import workloadapi_pb2 as pb
 from tests.conftest import AgentFactory
 from tests.support.abuse import END_HEADERS, HEADERS, PREFACE, SETTINGS, call_headers, frame
-from tests.support.agent import PATIENCE_SECONDS, entry_for_me
+from tests.support.agent import PATIENCE_SECONDS, RunningAgent, entry_for_me
+from tests.support.scrape import get, series
 
 # Half of it for one user in one cgroup: six calls.
 SIX_CALLS = """
@@ -66,3 +69,44 @@ def test_calls_that_never_come_to_be_whole_have_an_end(agent_factory: AgentFacto
     agent.wait_for_log("connection ended")  # until then they count
     assert not half_requests(agent.socket, 7)
     assert half_requests(agent.socket, 6)
+
+
+def jwt(channel: grpc.Channel, request: bytes, *metadata: tuple[str, str]) -> grpc.StatusCode:
+    """The status of a FetchJWTSVID with this request, whatever it is."""
+    method = channel.unary_unary("/SpiffeWorkloadAPI/FetchJWTSVID")
+    try:
+        method(request, metadata=(("workload.spiffe.io", "true"), *metadata), timeout=10)
+    except grpc.RpcError as error:
+        code: grpc.StatusCode = error.code()
+        return code
+    return grpc.StatusCode.OK
+
+
+def refusals(agent: RunningAgent, reason: str) -> float:
+    status, text = get(agent.directory / "t.sock", "/metrics")
+    assert status == 200
+    return series(text)[f'vouchd_refusals_total{{reason="{reason}"}}']
+
+
+def test_a_request_that_is_too_large_is_unavailable_and_told_of(
+    agent_factory: AgentFactory,
+) -> None:
+    agent = agent_factory(entry_for_me(), config="telemetry: {listen: t.sock}")
+    most = MAX_REQUEST_BYTES
+    with grpc.insecure_channel(agent.address) as channel:
+        assert jwt(channel, bytes(most)) is grpc.StatusCode.INVALID_ARGUMENT, "it came through"
+        assert jwt(channel, bytes(most + 1)) is grpc.StatusCode.UNAVAILABLE
+    assert f"a call of more than {most + 5} bytes" in agent.wait_for_log("connection refused")
+    assert refusals(agent, "size") == 1
+
+
+def test_long_metadata_is_taken_up_to_what_is_said_to_be_too_long(
+    agent_factory: AgentFactory,
+) -> None:
+    agent = agent_factory(entry_for_me(), config="telemetry: {listen: t.sock}")
+    request = pb.JWTSVIDRequest(audience=["a"]).SerializeToString()
+    with grpc.insecure_channel(agent.address) as channel:
+        assert jwt(channel, request, ("x", "~" * 12_000)) is grpc.StatusCode.OK
+        assert jwt(channel, request, ("x", "~" * 20_000)) is grpc.StatusCode.UNAVAILABLE
+    assert "headers of more than 16384 bytes" in agent.wait_for_log("connection refused")
+    assert refusals(agent, "headers") == 1
