@@ -95,7 +95,7 @@ class Parts:
 
     def status(self) -> str:
         """One line for the operator: how much there is, and what of the files is not in force."""
-        reload, callers = self.site.reloader.status, len(self.gate)
+        reload, callers = self.site.reloader.status, self.gate.processes()
         line = f"serving {reload.entries} entries to {callers} callers"
         if self.settings.failure:
             line += f"; settings not reloaded: {self.settings.failure}"

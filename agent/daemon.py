@@ -106,7 +106,7 @@ async def _start(settings: Settings, host: Host, stack: AsyncExitStack) -> Parts
     if settings.admin_socket_path is not None:
         gate = make_gate(settings, ADMIN_INNER, MAX_ADMIN_CALL_BYTES, parts.audit, host.log)
         admin = AdminApi(Administration(site), administrators(settings), gate, host.log)
-        server = make_admin_server(admin, data_dir / ADMIN_INNER)
+        server = make_admin_server(admin, gate, data_dir / ADMIN_INNER)
         file = admin_socket(settings.admin_socket_path, settings)
         listener = passed.get(ADMIN) or Listener(file)
         await _open(Front(gate=gate, server=server, listener=listener), stack)

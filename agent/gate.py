@@ -66,6 +66,10 @@ class Gate:
         """How many connections are open."""
         return len(self._connections)
 
+    def processes(self) -> int:
+        """How many different processes these are of, as far as the kernel can name them."""
+        return len({caller.process.name for caller in self._of_caller})
+
     @property
     def accepts(self) -> bool:
         """Whether whoever connects now is served."""
@@ -178,7 +182,11 @@ class Gate:
         if not isinstance(caller, PeerError):
             self._of_caller[caller] = connection
             self._note_weaknesses(caller)
-        connection.start(self._inner_path, self._first_request_seconds)
+        try:
+            connection.start(self._inner_path, self._first_request_seconds)
+        except OSError as error:  # it cannot be watched
+            connection.end(f"agent cannot watch it ({error.strerror})")
+            raise
 
     def _note_weaknesses(self, caller: Caller) -> None:
         """One warning for each kind; all are counted, and each caller's record has its own."""

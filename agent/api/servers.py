@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from agent.api import admin
-from agent.api.health import Health
+from agent.api.standard import Health, Reflection
 from agent.api.workload import SERVICE
 from agent.config import MAX_SOCKET_PATH
 from agent.errors import StartupError, with_remedy
@@ -54,15 +54,13 @@ async def make_workload_server(
     checks = Health(gate)
     await checks.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
-    reflection.enable_server_reflection(
-        (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server
-    )
+    _reflect(server, gate, SERVICE, health.SERVICE_NAME)
     server.add_generic_rpc_handlers((guard.unknown_methods(),))
     _bind(server, inner)
     return server
 
 
-def make_admin_server(api: AdminApi, inner: Path) -> grpc.aio.Server:
+def make_admin_server(api: AdminApi, gate: Gate, inner: Path) -> grpc.aio.Server:
     """The administration, whose callers may send whole entry files, and reflection.
 
     Raises:
@@ -70,7 +68,7 @@ def make_admin_server(api: AdminApi, inner: Path) -> grpc.aio.Server:
     """
     server = _make(MAX_FILE_BYTES)
     server.add_generic_rpc_handlers((api.handlers(),))
-    reflection.enable_server_reflection((admin.SERVICE, reflection.SERVICE_NAME), server)
+    _reflect(server, gate, admin.SERVICE)
     _bind(server, inner)
     return server
 
@@ -87,6 +85,12 @@ def _make(max_request_bytes: int) -> grpc.aio.Server:
             ("grpc.keepalive_permit_without_calls", 1),
         ]
     )
+
+
+def _reflect(server: grpc.aio.Server, gate: Gate, *services: str) -> None:
+    servicer = Reflection(gate, (*services, reflection.SERVICE_NAME))
+    add = reflection_pb2_grpc.add_ServerReflectionServicer_to_server
+    add(servicer, server)  # type: ignore[no-untyped-call]
 
 
 def _bind(server: grpc.aio.Server, inner: Path) -> None:

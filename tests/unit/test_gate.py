@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 from collections.abc import AsyncIterator
@@ -156,6 +157,34 @@ async def test_ten_thousand_come_and_go_and_no_descriptor_stays(site: Site) -> N
         sock.close()
     await until(lambda: len(site.gate) == 0)
     await until(lambda: descriptors() <= before)
+
+
+async def test_several_connections_of_a_process_are_one_process(site: Site) -> None:
+    kept = [await site.connected() for _ in range(3)]
+    assert len(site.gate) == 3
+    assert site.gate.processes() == 1
+    for _, writer, _ in kept:
+        writer.close()
+
+
+async def test_one_who_cannot_be_watched_is_cut_and_forgotten(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = asyncio.get_running_loop()
+    watch = loop.add_reader
+
+    def fail_once(*_call: object) -> None:
+        monkeypatch.setattr(loop, "add_reader", watch)
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(os.fspath(site.path))
+        monkeypatch.setattr(loop, "add_reader", fail_once)
+        await until(lambda: site.lines.of("cannot accept connections"))
+        assert client.recv(1) == b""
+    assert len(site.gate) == 0
+    _, served, _ = await site.connected()
+    served.close()
 
 
 async def test_close_cuts_everything(site: Site) -> None:

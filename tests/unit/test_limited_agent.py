@@ -10,6 +10,9 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
+    ProtoReflectionDescriptorDatabase,
+)
 
 from agent.api.servers import MAX_REQUEST_BYTES
 from agent.frames import GO_AWAY
@@ -44,6 +47,14 @@ def test_watches_of_health_have_an_end(agent_factory: AgentFactory) -> None:
         assert health.Check(health_pb2.HealthCheckRequest()).status
 
 
+def test_who_only_asks_what_there_is_has_made_a_call(agent_factory: AgentFactory) -> None:
+    agent = agent_factory()
+    with grpc.insecure_channel(agent.address) as channel:
+        assert "SpiffeWorkloadAPI" in ProtoReflectionDescriptorDatabase(channel).get_services()
+    assert agent.stop() == 0
+    assert "without a call" not in agent.log
+
+
 def half_requests(path: Path, number: int) -> bool:
     """Whether a connection with so many calls that never come to be whole is left open."""
     with closing(socket.socket(socket.AF_UNIX)) as sock:
@@ -73,7 +84,7 @@ def test_calls_that_never_come_to_be_whole_have_an_end(agent_factory: AgentFacto
 
 def jwt(channel: grpc.Channel, request: bytes, *metadata: tuple[str, str]) -> grpc.StatusCode:
     """The status of a FetchJWTSVID with this request, whatever it is."""
-    method = channel.unary_unary("/SpiffeWorkloadAPI/FetchJWTSVID")
+    method: Any = channel.unary_unary("/SpiffeWorkloadAPI/FetchJWTSVID")
     try:
         method(request, metadata=(("workload.spiffe.io", "true"), *metadata), timeout=10)
     except grpc.RpcError as error:
