@@ -218,7 +218,24 @@ def lead_log(settings: LogSettings, writer: LogWriter) -> None:
         ],
         logger_factory=lambda *_arguments: writer,
     )
+    _hear_libraries()
     adjust_log(settings, writer)
+
+
+class _Libraries(logging.Handler):
+    """Leads what libraries log, asyncio first of all, where our own events go."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See logging.Handler."""
+        log = cast("FilteringBoundLogger", structlog.get_logger())
+        trace = {"exc_info": record.exc_info} if record.exc_info else {}
+        log.log(record.levelno, record.getMessage(), library=record.name, **trace)
+
+
+def _hear_libraries() -> None:
+    root = logging.getLogger()
+    if not any(isinstance(each, _Libraries) for each in root.handlers):
+        root.addHandler(_Libraries(logging.WARNING))
 
 
 def adjust_log(settings: LogSettings, writer: LogWriter) -> None:

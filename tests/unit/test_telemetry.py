@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import re
 import sys
@@ -170,3 +171,20 @@ def test_a_reader_that_never_comes_back_does_not_keep_the_process(
         writer.write(Line("line"))
     writer.close()
     go.set()
+
+
+def test_what_libraries_say_is_a_line_like_others(capsys: pytest.CaptureFixture[str]) -> None:
+    """Two lines of bare text would break what reads JSON."""
+    _log, writer = configure_log(settings(format="json"))
+    try:
+        int("odd")
+    except ValueError:
+        logging.getLogger("asyncio").exception("Task exception was\nnever retrieved")
+    logging.getLogger("asyncio").info("not worth a line")
+    writer.close()
+    [line] = capsys.readouterr().err.splitlines()
+    said = json.loads(line)
+    assert said["event"] == "Task exception was\nnever retrieved"
+    assert said["library"] == "asyncio"
+    assert said["level"] == "error"
+    assert "ValueError: invalid literal" in said["exception"]
