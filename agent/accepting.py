@@ -16,11 +16,13 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from agent.limits import RateLimit
+from agent.peer import read_user
 from agent.signals import UNHEARD, Refused
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Sequence
+    from collections.abc import Set as AbstractSet
 
     from structlog.typing import FilteringBoundLogger
 
@@ -56,6 +58,7 @@ class Acceptor:
         self._log = log
         self._signals = signals
         self._listener: socket.socket | None = None
+        self._hung_up: Callable[[int, int], None] = lambda _uid, _times: None
         self._arrived: deque[socket.socket] = deque()
         self._failed = RateLimit(1, FAILED_SECONDS)
 
@@ -64,9 +67,9 @@ class Acceptor:
         """Whether whoever connects now is served."""
         return self._listener is not None
 
-    def start(self, listener: socket.socket) -> None:
-        """Begin to accept."""
-        self._listener = listener
+    def start(self, listener: socket.socket, hung_up: Callable[[int, int], None]) -> None:
+        """Begin to accept. `hung_up` is told how many connections of which user came to nothing."""
+        self._listener, self._hung_up = listener, hung_up
         self._listen(listener)
 
     def stop(self) -> None:
@@ -93,12 +96,21 @@ class Acceptor:
             if self._arrived:
                 return
             accepted = _accept(listener, BATCH)
-            still_here = _without_hung_up(accepted)
-            self._arrived.extend(still_here)
-            if len(still_here) < len(accepted):
-                self._signals.refused(Refused.GONE, len(accepted) - len(still_here))
+            gone = _hung_up(accepted)
+            self._arrived.extend(_wrapped(each) for each in accepted if each not in gone)
+            if gone:
+                self._drop(gone)
             if len(accepted) < BATCH:
                 return
+
+    def _drop(self, gone: AbstractSet[int]) -> None:
+        # One stands for all: there are many where it matters who they are.
+        first, *others = gone
+        with _wrapped(first) as sock:
+            self._hung_up(read_user(sock), len(gone))
+        for descriptor in others:
+            os.close(descriptor)
+        self._signals.refused(Refused.GONE, len(gone))
 
     def _pause(self, listener: socket.socket, error: OSError) -> None:
         unsaid = self._failed.take(error.errno, self._loop.time())
@@ -137,14 +149,12 @@ def _accept(listener: socket.socket, most: int) -> Sequence[int]:
     return descriptors
 
 
-def _without_hung_up(descriptors: Sequence[int]) -> Sequence[socket.socket]:
+def _hung_up(descriptors: Sequence[int]) -> AbstractSet[int]:
+    """Those of them at whose other end nobody is any more."""
     asked = select.poll()
     for descriptor in descriptors:
         asked.register(descriptor, 0)  # a hang-up is told of anyway
-    gone = {descriptor for descriptor, _events in asked.poll(0)}
-    for descriptor in gone:
-        os.close(descriptor)
-    return [_wrapped(each) for each in descriptors if each not in gone]
+    return {descriptor for descriptor, _events in asked.poll(0)}
 
 
 def _wrapped(descriptor: int) -> socket.socket:

@@ -21,6 +21,7 @@ from agent.challenge import Challenge
 from agent.connection import Connection, ConnectionToken
 from agent.endings import Endings
 from agent.errors import PeerError, PeerGoneError
+from agent.lockout import Lockout
 from agent.signals import UNHEARD, Stage, Stopwatch
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Gate:
         self._of_caller: dict[Caller, Connection] = {}
         self._weaknesses: Counter[str] = Counter()
         self._drained = asyncio.Event()
+        self._lockout: Lockout | None = None
         self._endings = Endings(door.note_refusal, log, signals, loop.time)
         self._acceptor = Acceptor(loop, self._admit, lambda: len(self), log, signals)
 
@@ -82,11 +84,14 @@ class Gate:
 
     def start(self, listener: socket.socket) -> None:
         """Begin to accept. The listener must have its senders stamped (agent.sender)."""
-        self._acceptor.start(listener)
+        self._lockout = Lockout(self._loop, listener.getsockname(), self._log, self._signals)
+        self._acceptor.start(listener, self._lockout.hung_up)
 
     def stop_accepting(self) -> None:
         """Accept no more; what is open goes on."""
         self._acceptor.stop()
+        if self._lockout is not None:
+            self._lockout.close()
 
     async def turn_away(self, seconds: float) -> None:
         """Accept no more, and wait until each call that has come has had its first response.

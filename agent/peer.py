@@ -310,6 +310,13 @@ def read_pid(sock: socket.socket) -> int:
     return pid
 
 
+def read_user(sock: socket.socket) -> int:
+    """The user alone, of whoever connected, even if it has hung up."""
+    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    uid: int = _UCRED.unpack(raw)[1]
+    return uid
+
+
 def read_credentials(sock: socket.socket) -> Credentials:
     """SO_PEERCRED and SO_PEERGROUPS, refusing what does not name one process and one user.
 

@@ -56,6 +56,8 @@ class Refused(StrEnum):
     """Its headers have no end."""
     SIZE = "size"
     """What it sent in one call is too much."""
+    LOCKED_OUT = "locked_out"
+    """A user, for a second: its processes connect and hang up again and again."""
     SILENT = "silent"
     """It connected and said nothing."""
     AUTHORITY = "authority"

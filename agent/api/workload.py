@@ -56,7 +56,7 @@ SERVICE = pb.DESCRIPTOR.services_by_name["SpiffeWorkloadAPI"].full_name
 # While an attestor fails, its caller's stream asks again this often for what may be missing.
 RETRY_SECONDS = 10.0
 # Streams whose callers are to be looked at again within such a time are looked at together.
-TOGETHER_SECONDS = 0.25
+TOGETHER_SECONDS = 1.0
 
 T = TypeVar("T")
 Pushes: TypeAlias = "AsyncGenerator[Message, None]"

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import count
 
 import pytest
 
+from tests.support import pids, raw
 from tests.support.agent import RunningAgent
 from tests.support.flooding import (
     ENTRIES,
     FIRST,
+    FLOODER,
     FLOODS,
+    OTHER,
     flood,
+    hangs_up,
     latencies,
     percentile,
 )
@@ -20,7 +25,7 @@ pytestmark = pytest.mark.system
 
 # Of the quiet value. Whatever is below the floor nobody notices, and the machine may be uneven.
 MOST = 3.0
-FLOOR_SECONDS = 0.006
+FLOOR_SECONDS = 0.005
 
 
 @pytest.fixture
@@ -41,3 +46,26 @@ def test_another_user_is_served_as_if_nothing_were(
     for kind in ("call", "connect"):
         before, during = (percentile(0.99, getattr(each, kind)) for each in (quiet, loud))
         assert during < MOST * max(before, FLOOR_SECONDS), (kind, before, during)
+
+
+def connects(path: str, uid: int) -> bool:
+    """Whether a process of this user gets as far as an answer."""
+
+    def run() -> None:
+        pids.become(uid)
+        raw.connect(path).fetch_x509()
+
+    return pids.reap(pids.fork(run)) == 0
+
+
+def test_one_who_hangs_up_without_end_is_locked_out_until_it_stops(agent: RunningAgent) -> None:
+    path = str(agent.socket)
+    with flood(hangs_up, path):
+        assert f"uid={FLOODER}" in agent.wait_for_log("user locked out")
+        assert connects(path, OTHER)
+        refused = [not connects(path, FLOODER) for _ in range(5)]
+        assert any(refused), "it is let in for moments only"
+    tries = count()
+    while not connects(path, FLOODER):
+        assert next(tries) < 300, "it stays locked out"
+    assert connects(path, OTHER)

@@ -38,6 +38,7 @@ class Hall:
     admitted: list[bytes] = field(default_factory=list)
     signals: Heard = field(default_factory=Heard)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    hung_up: int = 0
 
     def admit(self, sock: socket.socket) -> None:
         with closing(sock):
@@ -56,11 +57,15 @@ class Hall:
         for _ in range(times):
             self.visit(b"gone").close()
 
+    def note_hung_up(self, uid: int, times: int) -> None:
+        assert uid == os.geteuid()
+        self.hung_up += times
+
     def acceptor(self, lines: Lines | None = None) -> Acceptor:
         acceptor = Acceptor(
             asyncio.get_running_loop(), self.admit, lambda: 7, (lines or Lines()).log, self.signals
         )
-        acceptor.start(self.listener)
+        acceptor.start(self.listener, self.note_hung_up)
         return acceptor
 
     async def until(self, number: int) -> None:
@@ -97,6 +102,7 @@ async def test_one_behind_many_who_hung_up_is_admitted_within_a_few_turns(hall: 
         assert hall.admitted == [b"patient"]
         gone = 3 * BATCHES_PER_TURN * BATCH
         assert hall.signals.refused_for == [Refused.GONE] * gone, "a flood of them is seen"
+        assert hall.hung_up == gone
         acceptor.stop()
 
 

@@ -1,0 +1,118 @@
+"""Users are locked out of a real socket file, and let in again; the operator's list stays."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from agent import lockout as lockout_module
+from agent.lockout import HANG_UPS_AT_ONCE, MOST_USERS, Lockout
+from agent.signals import UNHEARD
+from tests.support.fakes import Lines
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("getfacl") is None, reason="getfacl and setfacl are not installed (Debian: acl)"
+)
+
+SOMEBODY, OTHER = 2001, 2002
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Iterator[Path]:
+    with closing(socket.socket(socket.AF_UNIX)) as sock:
+        sock.bind(os.fspath(tmp_path / "s"))
+        (tmp_path / "s").chmod(0o660)
+        yield tmp_path / "s"
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lockout_module, "LOCKED_SECONDS", 0.02)
+
+
+def lockout(path: Path, lines: Lines | None = None) -> Lockout:
+    log = (lines or Lines()).log
+    return Lockout(asyncio.get_running_loop(), os.fspath(path), log, UNHEARD)
+
+
+def acl(path: Path) -> list[str]:
+    """As others read it."""
+    command = ["getfacl", "--omit-header", "--numeric", "--absolute-names", os.fspath(path)]
+    listed = subprocess.run(command, check=True, capture_output=True, text=True)
+    return str(listed.stdout).split()
+
+
+def locked(path: Path) -> list[str]:
+    return [entry for entry in acl(path) if re.fullmatch(r"user:\d+:---", entry)]
+
+
+def flood(of: Lockout, uid: int = SOMEBODY) -> None:
+    of.hung_up(uid, HANG_UPS_AT_ONCE + 1)
+
+
+async def until_open(path: Path) -> None:
+    async with asyncio.timeout(5):
+        while locked(path):
+            await asyncio.sleep(0.005)
+
+
+async def test_one_who_floods_is_locked_out_and_nobody_else_and_for_a_while(path: Path) -> None:
+    before, mode = acl(path), path.stat().st_mode
+    lines = Lines()
+    locks = lockout(path, lines)
+    locks.hung_up(OTHER, 100)
+    flood(locks)
+    assert f"user:{SOMEBODY}:---" in acl(path)
+    assert not [entry for entry in acl(path) if entry.startswith(f"user:{OTHER}")]
+    assert {"user::rw-", "group::rw-", "mask::rw-", "other::---"} < set(acl(path))
+    [line] = lines.of("user locked out")
+    assert line["uid"] == SOMEBODY
+    await until_open(path)
+    assert acl(path) == before
+    assert path.stat().st_mode == mode
+    locks.close()
+
+
+async def test_what_the_operator_has_put_there_stays(path: Path) -> None:
+    subprocess.run(["setfacl", "-m", "u:3000:rw,g:3001:r,m::rw", path], check=True)
+    before = acl(path)
+    locks = lockout(path)
+    flood(locks)
+    assert set(before) < set(acl(path))
+    locks.close()
+    assert acl(path) == before
+
+
+async def test_what_a_former_agent_left_behind_goes_at_the_start(path: Path) -> None:
+    before = acl(path)
+    flood(lockout(path))
+    assert acl(path) != before
+    lockout(path).close()
+    assert acl(path) == before
+
+
+async def test_many_who_flood_do_not_make_the_list_endless(path: Path) -> None:
+    locks = lockout(path)
+    for uid in range(3000, 3000 + 2 * MOST_USERS):
+        flood(locks, uid)
+    assert len(locked(path)) == MOST_USERS
+    locks.close()
+
+
+async def test_where_the_list_cannot_be_changed_it_is_said_once(tmp_path: Path) -> None:
+    lines = Lines()
+    locks = lockout(tmp_path / "gone", lines)
+    flood(locks)
+    flood(locks, OTHER)
+    assert len(lines.of("nobody can be locked out of the socket")) == 1
+    assert not lines.of("user locked out")
+    locks.close()
