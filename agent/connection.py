@@ -204,6 +204,9 @@ class Connection:
         try:
             passing = challenge.from_client(chunk)
             self._count_calls(challenge.calls)
+            if self._silence is not None and challenge.requests:
+                self._silence.cancel()  # to find out later that all is well costs more
+                self._silence = None
         except OverLimitError as error:
             raise TooManyCallsError(error) from error
         else:

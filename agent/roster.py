@@ -32,7 +32,10 @@ SHORTEST_TICK_SECONDS = 0.05
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class OpenStream:
-    """A stream of SVIDs or bundles. `entitlement` is None while its caller is being attested."""
+    """A stream of SVIDs or bundles.
+
+    `entitlement`, which is set by `Roster.show`, is None while its caller is being attested.
+    """
 
     caller: Caller
     method: str
@@ -40,11 +43,6 @@ class OpenStream:
     since: datetime
     entitlement: Entitlement | None = None
     changed: Wakeup = field(default_factory=Wakeup)
-
-    @property
-    def ends_at(self) -> datetime | None:
-        """When the first of the entries that it shows comes to its end; None if none does."""
-        return self.entitlement.ends_at if self.entitlement else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +60,8 @@ class Roster:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._streams: set[OpenStream] = set()
+        # Those of them that show an entry with an end: they are looked at each second.
+        self._ending: dict[OpenStream, datetime] = {}
         self._closed = False
         self._served: WeakKeyDictionary[Caller, dict[str, Served]] = WeakKeyDictionary()
 
@@ -79,6 +79,15 @@ class Roster:
             yield stream
         finally:
             self._streams.discard(stream)
+            self._ending.pop(stream, None)
+
+    def show(self, stream: OpenStream, entitlement: Entitlement) -> None:
+        """The stream shows from now on what its caller may have by this."""
+        stream.entitlement = entitlement
+        if entitlement.ends_at is not None:
+            self._ending[stream] = entitlement.ends_at
+        else:
+            self._ending.pop(stream, None)
 
     def close(self) -> None:
         """The agent ends: tell all streams, and those to come."""
@@ -123,17 +132,18 @@ class Roster:
     async def run(self) -> None:
         """Tell streams when an entry that they show has come to its end, for ever."""
         while True:
-            await self._clock.sleep(self._seconds_to_next_end())
-            self.wake_ended()
+            await self._clock.sleep(self.wake_ended())
 
-    def _seconds_to_next_end(self) -> float:
-        ends = [end for stream in self._streams if (end := stream.ends_at) is not None]
-        if not ends:
-            return TICK_SECONDS
-        left = (min(ends) - self._clock.now()).total_seconds()
-        return min(max(left, SHORTEST_TICK_SECONDS), TICK_SECONDS)
+    def wake_ended(self) -> float:
+        """Tell the streams that show an entry which has come to its end.
 
-    def wake_ended(self) -> None:
-        """Tell the streams that show an entry which has come to its end."""
-        now = self._clock.now()
-        self.wake(lambda stream: stream.ends_at is not None and stream.ends_at <= now)
+        Returns:
+            In how many seconds to do so again.
+        """
+        now, left = self._clock.now(), TICK_SECONDS
+        for stream, end in self._ending.items():
+            if end <= now:
+                stream.changed.set()
+            else:
+                left = min(left, (end - now).total_seconds())
+        return max(left, SHORTEST_TICK_SECONDS)

@@ -258,7 +258,8 @@ class WorkloadApi:
                 stream.changed.clear()
                 self._roster.check_open()
                 await self._authority.be_able_to_sign()
-                entitlement = stream.entitlement = await entitle(caller)
+                entitlement = await entitle(caller)
+                self._roster.show(stream, entitlement)
                 watched = entitlement.identities if method.has_svids else ()
                 with self._svids.watch(watched, stream.changed):
                     response = compose(entitlement.identities)
@@ -286,7 +287,7 @@ class WorkloadApi:
         except UnavailableError:
             return False  # nobody knows; what it has it keeps, and gets nothing new
         if now.identities == served.identities:
-            stream.entitlement = now
+            self._roster.show(stream, now)
             return False
         return now.complete or not set(now.identities) < set(served.identities)
 

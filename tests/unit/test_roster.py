@@ -97,8 +97,8 @@ async def test_streams_are_told_when_an_entry_ends(roster: Roster, clock: FakeCl
             roster.open(somebody(), "b", Kind.X509) as lasting,
             roster.open(somebody(), "c", Kind.X509) as beginning,
         ):
-            ending.entitlement = Entitlement(identities=(identity(expires_at=START + MINUTE),))
-            lasting.entitlement = Entitlement(identities=(identity(),))
+            roster.show(ending, Entitlement(identities=(identity(expires_at=START + MINUTE),)))
+            roster.show(lasting, Entitlement(identities=(identity(),)))
             await clock.advance(MINUTE - dt.timedelta(seconds=1))
             assert not ending.changed.is_set()
             await clock.advance(dt.timedelta(seconds=1))
