@@ -126,7 +126,10 @@ class Entitlements:
         async with self._attestor.attest(caller) as attestation:
             with Stopwatch(self._signals, Stage.MATCH):
                 matches = self.matches(caller, attestation)
-            self._log_attested(caller, attestation, matches)
+            if attestation.failures:
+                self._log_failures(caller, attestation)
+            if releasing:  # not each time that somebody idle is looked at again
+                self._log_attested(caller, attestation, matches)
             if releasing and matches.evidence & attestation.program:
                 await self._prove_sender(caller)
                 # The entries may be others by now.
@@ -156,8 +159,6 @@ class Entitlements:
         return judge(self.entries, attestation.selectors, matches, self._clock.now())
 
     def _log_attested(self, caller: Caller, attestation: Attestation, matches: Matches) -> None:
-        if attestation.failures:
-            self._log_failures(caller, attestation)
         if not self._log.is_enabled_for(logging.DEBUG):
             return  # what it would say takes longer to put together than the call
         self._log.debug(

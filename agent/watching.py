@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 # A burst is over when nothing more happened for this long. Also how often the watch's thread looks
 # up, so that half of it would cost twice the idle CPU.
-STEP_SECONDS = 0.03
+STEP_SECONDS = 0.04
 # The longest burst, should there be no end to them.
 LONGEST_BURST_SECONDS = 1.0
 GLANCE_SECONDS = 2.0

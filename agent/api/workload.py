@@ -114,7 +114,7 @@ class Review:
         interval = self.interval.total_seconds()
         if not complete:
             interval = min(interval, RETRY_SECONDS)
-        return interval * (0.9 + 0.1 * self.spread())
+        return interval * (0.95 + 0.05 * self.spread())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -63,7 +63,7 @@ def _costs() -> dict[str, float]:
         sender += WRITES * _microseconds(lambda: insertion.feed(REQUEST))
         return {
             "sender check and frame walker": sender,
-            "program check: pin, fingerprint twice": _microseconds(lambda: _bracket(caller)),
+            "program check: pin and fingerprint": _microseconds(lambda: _bracket(caller)),
             "process unchanged, attestors skipped": -_saved_by_memory(caller),
         }
 
@@ -84,7 +84,6 @@ def _connections(stack: ExitStack) -> tuple[socket.socket, ...]:
 
 def _bracket(caller: Caller) -> None:
     with caller.open_proc() as view, closing(ProgramPin(view)) as pin:
-        read_fingerprint(view)
         read_fingerprint(view)
         pin.changed()
 

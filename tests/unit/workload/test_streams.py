@@ -128,7 +128,7 @@ async def test_while_nobody_knows_a_stream_keeps_what_it_has(
 
 def test_reviews_are_spread_and_never_late() -> None:
     minute = dt.timedelta(minutes=1)
-    assert Review(minute, lambda: -1.0).seconds(complete=True) == pytest.approx(48)
+    assert Review(minute, lambda: -1.0).seconds(complete=True) == pytest.approx(54)
     assert Review(minute, lambda: 1.0).seconds(complete=True) == pytest.approx(60)
     assert Review(minute, lambda: 1.0).seconds(complete=False) == pytest.approx(10)
 
