@@ -61,6 +61,7 @@ class Acceptor:
         self._hung_up: Callable[[int, int], None] = lambda _uid, _times: None
         self._arrived: deque[socket.socket] = deque()
         self._failed = RateLimit(1, FAILED_SECONDS)
+        self._sample = 0
 
     @property
     def accepts(self) -> bool:
@@ -99,18 +100,22 @@ class Acceptor:
             gone = _hung_up(accepted)
             self._arrived.extend(_wrapped(each) for each in accepted if each not in gone)
             if gone:
-                self._drop(gone)
+                self._drop(tuple(gone))
             if len(accepted) < BATCH:
                 return
 
-    def _drop(self, gone: AbstractSet[int]) -> None:
-        # One stands for all: there are many where it matters who they are.
-        first, *others = gone
-        with _wrapped(first) as sock:
-            self._hung_up(read_user(sock), len(gone))
-        for descriptor in others:
-            os.close(descriptor)
+    def _drop(self, gone: Sequence[int]) -> None:
+        # One stands for all, each time another: there are many where it matters who they are.
+        self._sample += 1
+        with _wrapped(gone[self._sample % len(gone)]) as sock:
+            try:
+                uid = read_user(sock)
+            finally:
+                for descriptor in gone:
+                    if descriptor != sock.fileno():
+                        os.close(descriptor)
         self._signals.refused(Refused.GONE, len(gone))
+        self._hung_up(uid, len(gone))
 
     def _pause(self, listener: socket.socket, error: OSError) -> None:
         unsaid = self._failed.take(error.errno, self._loop.time())

@@ -117,8 +117,13 @@ async def _start(settings: Settings, host: Host, stack: AsyncExitStack) -> Parts
     listener = passed.get(AGENT) or Listener(public_socket(settings))
     if AGENT in passed:
         _warn_of_disregarded(settings, host.log)
-    end_streams = site.roster.close
-    front = Front(gate=parts.gate, server=server, listener=listener, end_streams=end_streams)
+    front = Front(
+        gate=parts.gate,
+        server=server,
+        listener=listener,
+        end_streams=site.roster.close,
+        locks_out=True,
+    )
     await _open(front, stack)
     return parts
 

@@ -43,17 +43,21 @@ class Listening(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Front:
-    """Owns the listener and what comes through it. `end_streams` has streams end, if there are."""
+    """Owns the listener and what comes through it. `end_streams` has streams end, if there are.
+
+    `locks_out`: see Gate.start.
+    """
 
     gate: Gate
     server: grpc.aio.Server
     listener: Listening
     end_streams: Callable[[], None] = lambda: None
+    locks_out: bool = False
 
     async def open(self) -> None:
         """Begin to serve."""
         await self.server.start()
-        self.gate.start(self.listener.socket)
+        self.gate.start(self.listener.socket, locks_out=self.locks_out)
 
     async def close(self) -> None:
         """Stop, as told above."""

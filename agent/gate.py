@@ -82,16 +82,21 @@ class Gate:
         """How many connections so far had each of `Caller.weaknesses`."""
         return self._weaknesses
 
-    def start(self, listener: socket.socket) -> None:
-        """Begin to accept. The listener must have its senders stamped (agent.sender)."""
-        self._lockout = Lockout(self._loop, listener.getsockname(), self._log, self._signals)
-        self._acceptor.start(listener, self._lockout.hung_up)
+    def start(self, listener: socket.socket, *, locks_out: bool = False) -> None:
+        """Begin to accept. The listener must have its senders stamped (agent.sender).
+
+        `locks_out`: who connects and hangs up without end is kept out (agent.lockout).
+        """
+        if locks_out:
+            self._lockout = Lockout(self._loop, listener.getsockname(), self._log, self._signals)
+        self._acceptor.start(listener, self._lockout.hung_up if self._lockout else _nobody_cares)
 
     def stop_accepting(self) -> None:
         """Accept no more; what is open goes on."""
         self._acceptor.stop()
         if self._lockout is not None:
             self._lockout.close()
+            self._lockout = None
 
     async def turn_away(self, seconds: float) -> None:
         """Accept no more, and wait until each call that has come has had its first response.
@@ -208,3 +213,7 @@ class Gate:
             del self._of_caller[connection.visitor.caller]
         self.door.leave(connection.visitor)
         self._endings.note(connection, reason)
+
+
+def _nobody_cares(_uid: int, _times: int) -> None:
+    """Connections of this user came to nothing."""

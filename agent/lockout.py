@@ -3,10 +3,12 @@
 Such a connect costs its maker nearly nothing, and everybody else waits behind it in the one queue
 that a listening socket has (listen(2)). Nobody gets as far as that queue who may not write to the
 socket's file (unix(7)), so that an entry in the file's access control list (acl(5)) keeps out one
-user and nobody else. In a list of ours an entry without any right is a lockout, and no operator's:
-what a former agent has left behind goes at the start.
+user and nobody else.
 
-The owner of the file, root, and who else may write to all files cannot be locked out.
+Our entries have the right to execute, which means nothing on a socket, so that no operator's looks
+like them: what an agent that was killed has left behind goes at the next start. Root and the owner
+of the file are spared: such an entry would keep out only those of them who have given up their
+capabilities.
 """
 
 from __future__ import annotations
@@ -16,29 +18,34 @@ import os
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
-from agent.limits import Bucket, RateLimit, Recent
+from agent.limits import Bucket, RateLimit, Recent, SharedRateLimit
 from agent.signals import Refused
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Collection, Sequence
 
     from structlog.typing import FilteringBoundLogger
 
     from agent.signals import Signals
 
-# More than any program does that is in its right mind, and a hundredth of what a loop makes.
-HANG_UPS_AT_ONCE = 3000
-HANG_UPS_PER_SECOND = 1000.0
+# The queue may hold 4096 from before an agent was there.
+HANG_UPS_AT_ONCE = 2 * 4096
+# More than any program does that is in its right mind; a loop makes some 200,000.
+HANG_UPS_PER_SECOND = 5000.0
 LOCKED_SECONDS = 1.0
 # As many at a time. A list may be longer, but takes longer then.
 MOST_USERS = 64
+# Lines: each user may cause one in so many seconds, all together ten at once and one a second.
 LINE_SECONDS = 10.0
+LINES_AT_ONCE = 10
 
 # include/uapi/linux/posix_acl_xattr.h, posix_acl.h
 _ATTRIBUTE = "system.posix_acl_access"
 _HEADER, _ENTRY = struct.Struct("<I"), struct.Struct("<HHI")
 _VERSION, _NO_ID = 2, 0xFFFFFFFF
+# To execute.
+_OURS = 1
 _OWNER, _USER, _GROUP_OF_FILE, _GROUP, _MASK, _OTHERS = 1, 2, 4, 8, 16, 32
 
 
@@ -51,10 +58,7 @@ class Entry(NamedTuple):
 
 
 class Lockout:
-    """Locks users out of the socket file at `path`, to which this process has to belong.
-
-    Where it may not change the list, nobody is ever locked out, which is said once.
-    """
+    """Locks users out of the socket file at `path`, to which this process has to belong."""
 
     def __init__(
         self,
@@ -70,76 +74,99 @@ class Lockout:
         self._buckets: Recent[int, Bucket] = Recent(
             lambda: Bucket(burst=HANG_UPS_AT_ONCE, rate=HANG_UPS_PER_SECOND)
         )
-        self._lines = RateLimit(1, LINE_SECONDS)
+        self._lines = SharedRateLimit(RateLimit(1, LINE_SECONDS), RateLimit(LINES_AT_ONCE, 1))
+        self._failed = RateLimit(1, LINE_SECONDS)
         self._timers: dict[int, asyncio.TimerHandle] = {}
-        self._able = True
-        self._change(_opened)
+        self._retry: asyncio.TimerHandle | None = None
+        self._change(())
 
     def hung_up(self, uid: int, times: int) -> None:
         """So many connections of this user came to nothing."""
         bucket, now = self._buckets.of(uid), self._loop.time()
-        bucket.charge(times, now)
+        # At most a second's debt: who goes on is locked out again at once, who has stopped is free.
+        owed = bucket.tokens(now) + HANG_UPS_PER_SECOND * LOCKED_SECONDS
+        bucket.charge(min(times, max(0.0, owed)), now)
         if bucket.tokens(now) < 0 and uid not in self._timers and len(self._timers) < MOST_USERS:
             self._lock(uid, now)
 
     def close(self) -> None:
         """Let everybody in again."""
-        for timer in self._timers.values():
+        pending = [*self._timers.values(), *([self._retry] if self._retry else [])]
+        for timer in pending:
             timer.cancel()
-        if self._timers:
-            self._timers.clear()
-            self._change(_opened)
+        self._timers.clear()
+        if pending:
+            self._change(())
 
     def _lock(self, uid: int, now: float) -> None:
-        self._timers[uid] = self._loop.call_later(LOCKED_SECONDS, self._unlock, uid)
-        if not self._change(lambda entries: _locked(entries, self._timers)):
+        if uid in {0, self._owner()} or not self._change((*self._timers, uid)):
             return
+        self._timers[uid] = self._loop.call_later(LOCKED_SECONDS, self._unlock, uid)
         self._signals.refused(Refused.LOCKED_OUT)
-        unsaid = self._lines.take(uid, now)
-        if unsaid is not None:
+        left_out = self._lines.take(uid, now)
+        if left_out is not None:
             self._log.warning(
                 "user locked out",
                 reason="its processes connect and hang up again and again",
                 uid=uid,
                 seconds=LOCKED_SECONDS,
-                times_not_logged=unsaid,
+                times_not_logged=left_out.of_key + left_out.of_all,
             )
 
     def _unlock(self, uid: int) -> None:
         del self._timers[uid]
-        self._change(lambda entries: _locked(entries, self._timers))
+        self._keep_up()
 
-    def _change(self, change: Callable[[Sequence[Entry]], Sequence[Entry]]) -> bool:
-        """Change the list, if that is possible."""
-        if not self._able:
-            return False
+    def _keep_up(self) -> None:
+        """Have those locked out who are to be, and nobody else, however often that fails."""
+        self._retry = None
+        if not self._change(tuple(self._timers)):
+            self._retry = self._loop.call_later(LOCKED_SECONDS, self._keep_up)
+
+    def _owner(self) -> int:
         try:
-            before = _read(self._path)
-            if (after := sorted(change(before))) != before:
-                os.setxattr(self._path, _ATTRIBUTE, _encode(after), follow_symlinks=False)
+            return os.lstat(self._path).st_uid
+        except OSError:
+            return -1
+
+    def _change(self, users: Collection[int]) -> bool:
+        """Have these users locked out, and no others; whether that is possible."""
+        try:
+            entries = sorted(_locked(_read(self._path), users))
+            os.setxattr(self._path, _ATTRIBUTE, _encode(entries), follow_symlinks=False)
         except OSError as error:
-            self._able = False
-            self._log.info("nobody can be locked out of the socket", reason=error.strerror)
-        return self._able
-
-
-def _opened(entries: Sequence[Entry]) -> Sequence[Entry]:
-    """Without those that lock somebody out, and the mask if nobody needs it any more."""
-    kept = [each for each in entries if not (each.tag == _USER and each.rights == 0)]
-    if all(each.tag in {_OWNER, _GROUP_OF_FILE, _MASK, _OTHERS} for each in kept):
-        kept = [each for each in kept if each.tag != _MASK]
-    return kept
+            if self._failed.take(None, self._loop.time()) is not None:
+                self._log.warning(
+                    "cannot change who is locked out of the socket",
+                    reason=error.strerror,
+                    socket=self._path,
+                    advice="let its file belong to the agent (SocketUser= of its unit)",
+                )
+            return False
+        return True
 
 
 def _locked(entries: Sequence[Entry], users: Collection[int]) -> Sequence[Entry]:
-    kept = [*_opened(entries)]
-    if not users:
-        return kept
-    if all(each.tag != _MASK for each in kept):
+    """The entries that others have made, and ours for these users.
+
+    The kernel takes the first of two about one user: that is ours, as it has the fewest rights.
+    """
+    kept = [each for each in entries if not (each.tag == _USER and each.rights == _OURS)]
+    ours = [Entry(_USER, uid, _OURS) for uid in users]
+    masks = [each.rights for each in kept if each.tag == _MASK]
+    if all(each.tag in {_OWNER, _GROUP_OF_FILE, _MASK, _OTHERS} for each in (*kept, *ours)):
+        return [_narrowed(each, masks) for each in kept if each.tag != _MASK]
+    if not masks:
         # What the group of the file may do, it may do on.
-        [rights] = [each.rights for each in kept if each.tag == _GROUP_OF_FILE]
-        kept.append(Entry(_MASK, _NO_ID, rights))
-    return [*kept, *(Entry(_USER, uid, 0) for uid in users)]
+        kept += [Entry(_MASK, _NO_ID, e.rights) for e in kept if e.tag == _GROUP_OF_FILE]
+    return [*kept, *ours]
+
+
+def _narrowed(entry: Entry, masks: Sequence[int]) -> Entry:
+    """What a mask took from the group, by chmod(1) meanwhile, it does not get back with its end."""
+    if entry.tag != _GROUP_OF_FILE or not masks:
+        return entry
+    return entry._replace(rights=entry.rights & masks[0])
 
 
 def _read(path: str) -> Sequence[Entry]:

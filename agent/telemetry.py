@@ -234,6 +234,8 @@ class _Libraries(logging.Handler):
 
 def _hear_libraries() -> None:
     root = logging.getLogger()
+    # It logs each client that hangs up, with a trace; what matters of that we say ourselves.
+    logging.getLogger("grpc").propagate = False
     if not any(isinstance(each, _Libraries) for each in root.handlers):
         root.addHandler(_Libraries(logging.WARNING))
 

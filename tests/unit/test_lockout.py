@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import re
 import shutil
 import socket
+import stat
 import subprocess
 from collections.abc import Iterator
 from contextlib import closing
@@ -15,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from agent import lockout as lockout_module
-from agent.lockout import HANG_UPS_AT_ONCE, MOST_USERS, Lockout
+from agent.lockout import HANG_UPS_AT_ONCE, HANG_UPS_PER_SECOND, MOST_USERS, Lockout
 from agent.signals import UNHEARD
 from tests.support.fakes import Lines
 
@@ -46,13 +48,20 @@ def lockout(path: Path, lines: Lines | None = None) -> Lockout:
 
 def acl(path: Path) -> list[str]:
     """As others read it."""
-    command = ["getfacl", "--omit-header", "--numeric", "--absolute-names", os.fspath(path)]
+    command = [
+        "getfacl",
+        "--omit-header",
+        "--no-effective",
+        "--numeric",
+        "--absolute-names",
+        os.fspath(path),
+    ]
     listed = subprocess.run(command, check=True, capture_output=True, text=True)
     return str(listed.stdout).split()
 
 
 def locked(path: Path) -> list[str]:
-    return [entry for entry in acl(path) if re.fullmatch(r"user:\d+:---", entry)]
+    return [entry for entry in acl(path) if re.fullmatch(r"user:\d+:--x", entry)]
 
 
 def flood(of: Lockout, uid: int = SOMEBODY) -> None:
@@ -71,7 +80,7 @@ async def test_one_who_floods_is_locked_out_and_nobody_else_and_for_a_while(path
     locks = lockout(path, lines)
     locks.hung_up(OTHER, 100)
     flood(locks)
-    assert f"user:{SOMEBODY}:---" in acl(path)
+    assert f"user:{SOMEBODY}:--x" in acl(path)
     assert not [entry for entry in acl(path) if entry.startswith(f"user:{OTHER}")]
     assert {"user::rw-", "group::rw-", "mask::rw-", "other::---"} < set(acl(path))
     [line] = lines.of("user locked out")
@@ -83,13 +92,69 @@ async def test_one_who_floods_is_locked_out_and_nobody_else_and_for_a_while(path
 
 
 async def test_what_the_operator_has_put_there_stays(path: Path) -> None:
-    subprocess.run(["setfacl", "-m", "u:3000:rw,g:3001:r,m::rw", path], check=True)
+    """Whom he keeps out, too, and whom he lets in who floods."""
+    rules = f"u:3000:rw,u:3002:---,u:{SOMEBODY}:rw,g:3001:r,m::rw"
+    subprocess.run(["setfacl", "-m", rules, path], check=True)
     before = acl(path)
     locks = lockout(path)
-    flood(locks)
-    assert set(before) < set(acl(path))
-    locks.close()
     assert acl(path) == before
+    flood(locks)
+    assert set(acl(path)) == {*before, f"user:{SOMEBODY}:--x"}
+    await until_open(path)
+    assert acl(path) == before
+    locks.close()
+
+
+async def test_what_is_taken_from_the_group_meanwhile_is_not_given_back(path: Path) -> None:
+    locks = lockout(path)
+    flood(locks)
+    path.chmod(0o600)
+    await until_open(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert acl(path) == ["user::rw-", "group::---", "other::---"]
+    locks.close()
+
+
+async def test_one_failure_keeps_nobody_locked_out(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = Lines()
+    locks = lockout(path, lines)
+    flood(locks)
+    change = os.setxattr
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "setxattr", fail)
+        flood(locks, OTHER)
+        async with asyncio.timeout(5):
+            while not lines.of("cannot change who is locked out of the socket"):
+                await asyncio.sleep(0.001)
+        await asyncio.sleep(0.05)  # its time is over, and it cannot be let in
+        assert locked(path) == [f"user:{SOMEBODY}:--x"]
+    assert os.setxattr is change
+    await until_open(path)
+    locks.close()
+
+
+def fail(*_arguments: object, **_options: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("of_file", [False, True])
+async def test_root_and_the_owner_of_the_file_are_spared(path: Path, *, of_file: bool) -> None:
+    locks = lockout(path)
+    flood(locks, path.stat().st_uid if of_file else 0)
+    assert not locked(path)
+    locks.close()
+
+
+async def test_one_who_has_stopped_is_free_however_much_it_was(path: Path) -> None:
+    locks = lockout(path)
+    for _ in range(1000):
+        flood(locks)
+    bucket = locks._buckets.of(SOMEBODY)
+    assert bucket.seconds_until(0, asyncio.get_running_loop().time()) <= 1.0
+    assert HANG_UPS_PER_SECOND < HANG_UPS_AT_ONCE
+    locks.close()
 
 
 async def test_what_a_former_agent_left_behind_goes_at_the_start(path: Path) -> None:
@@ -108,11 +173,12 @@ async def test_many_who_flood_do_not_make_the_list_endless(path: Path) -> None:
     locks.close()
 
 
-async def test_where_the_list_cannot_be_changed_it_is_said_once(tmp_path: Path) -> None:
+async def test_where_the_list_cannot_be_changed_it_is_said_with_the_way_out(tmp_path: Path) -> None:
     lines = Lines()
     locks = lockout(tmp_path / "gone", lines)
     flood(locks)
     flood(locks, OTHER)
-    assert len(lines.of("nobody can be locked out of the socket")) == 1
+    [line] = lines.of("cannot change who is locked out of the socket")
+    assert "SocketUser=" in line["advice"]
     assert not lines.of("user locked out")
     locks.close()

@@ -181,6 +181,7 @@ def test_what_libraries_say_is_a_line_like_others(capsys: pytest.CaptureFixture[
     except ValueError:
         logging.getLogger("asyncio").exception("Task exception was\nnever retrieved")
     logging.getLogger("asyncio").info("not worth a line")
+    logging.getLogger("grpc._cython.cygrpc").error("somebody hung up")
     writer.close()
     [line] = capsys.readouterr().err.splitlines()
     said = json.loads(line)
