@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 
 # The queue may hold 4096 from before an agent was there.
 HANG_UPS_AT_ONCE = 2 * 4096
-# More than any program does that is in its right mind; a loop makes some 200,000.
-HANG_UPS_PER_SECOND = 5000.0
+# More than any program does that is in its right mind; a loop makes some 200,000. As many get
+# through each second before the next lockout, and everybody waits behind those: 3 ms.
+HANG_UPS_PER_SECOND = 1000.0
 LOCKED_SECONDS = 1.0
 # As many at a time. A list may be longer, but takes longer then.
 MOST_USERS = 64
