@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,4 +64,18 @@ def directory(path: str) -> Iterator[Directory]:
         for place in reversed(made):
             # An engine removes what lies below its container's.
             if place.exists():
-                place.rmdir()
+                _remove(place)
+
+
+def _remove(place: Path) -> None:
+    """Remove it as soon as the kernel is done with those who were reaped."""
+    patient_until = time.monotonic() + 5
+    while True:
+        try:
+            place.rmdir()
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > patient_until:
+                raise
+        else:
+            return
+        time.sleep(0.01)  # noqa: TID251 - the kernel tells nobody
