@@ -1,9 +1,9 @@
 """Accepts connections, many in one turn of the loop, and drops those that were hung up already.
 
-Who connects waits in the kernel's queue behind all who came before (listen(2)). Nobody can see past
-the first of them, or have the queue to itself: all that helps against a flood of connections is to
-be quick with those that are worth nothing. They are taken in batches and asked about by one poll(2)
-for a whole batch, which takes some three microseconds for each: less than it takes to make one.
+Who connects waits in the kernel's queue behind all who came before (listen(2)), so that those that
+are worth nothing have to go quickly. They are taken in batches and asked about by one poll(2) for a
+whole batch, which takes some three microseconds for each. Whose they are is told, so that one who
+makes too many can be kept out of the queue (agent.lockout).
 """
 
 from __future__ import annotations

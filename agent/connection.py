@@ -55,8 +55,7 @@ class SilentError(PeerError):
 class Connection:
     """A connection on the socket `outer`, of a `visitor` whom the `door` has let in.
 
-    `on_end` is called once, after it has ended, with the
-    reason: a word, or the error that cut it.
+    `on_end` is called once, after it has ended, with the reason: a word, or the error that cut it.
     """
 
     __slots__ = (

@@ -68,7 +68,11 @@ def directory(path: str) -> Iterator[Directory]:
 
 
 def _remove(place: Path) -> None:
-    """Remove it as soon as the kernel is done with those who were reaped."""
+    """Remove it as soon as the kernel is done with those who were reaped.
+
+    It is busy (rmdir(2)) for a moment after the last of them. Version 1 has no event for that, and
+    cgroup.events of version 2 tells of the last process, not of the last reference.
+    """
     patient_until = time.monotonic() + 5
     while True:
         try:
@@ -78,4 +82,4 @@ def _remove(place: Path) -> None:
                 raise
         else:
             return
-        time.sleep(0.01)  # noqa: TID251 - the kernel tells nobody
+        time.sleep(0.01)  # noqa: TID251 - no hierarchy tells when

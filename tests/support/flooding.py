@@ -23,7 +23,8 @@ SECONDS = 5.0
 # Slow enough not to be held to a share itself.
 PAUSE_SECONDS = 0.01
 FIRST = ("chrt", "--rr", "1")
-# Until its processes are there. Its share for a burst is still to be used up then: the worst time.
+# Until its processes are there. They tell nobody, since all they do is flood, as an attacker's do;
+# and its share for a burst is still to be used up then, which is the worst time.
 WARM_UP_SECONDS = 0.5
 
 ENTRIES = f"""
@@ -121,7 +122,7 @@ def flood(behave: Callable[[str], None], path: str, processes: int = FLOODERS) -
 
     children = [pids.fork(run) for _ in range(processes)]
     try:
-        time.sleep(WARM_UP_SECONDS)  # noqa: TID251 - nothing tells that a flood is at full force
+        time.sleep(WARM_UP_SECONDS)  # noqa: TID251 - time for them to start is what is meant
         yield
     finally:
         for child in children:
@@ -146,7 +147,7 @@ def latencies(path: str, seconds: float = SECONDS) -> Latencies:
             fresh.sock.close()
             done = time.perf_counter()
             os.write(write, f"{between - began} {done - between}\n".encode())
-            time.sleep(PAUSE_SECONDS)  # noqa: TID251 - the pace of what is measured
+            time.sleep(PAUSE_SECONDS)  # noqa: TID251 - a client's pace, below its own share
 
     child = pids.fork(run)
     os.close(write)
