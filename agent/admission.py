@@ -13,12 +13,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, TypeAlias
+from typing import Self, TypeAlias
 
 from agent.errors import UnavailableError
-
-if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
 
 # Below a unit of systemd's, a user's slice, and a container, those who run there make cgroups.
 _END = re.compile(
@@ -127,13 +124,13 @@ class Occupancy:
         Raises:
             OverLimitError: there are enough; none of them has entered.
         """
-        for key in place.keys:
-            if self._counts.get(key, 0) + number > self._share[key[0]]:
+        counts = {key: self._counts.get(key, 0) + number for key in place.keys}
+        for key, count in counts.items():
+            if count > self._share[key[0]]:
                 raise OverLimitError(self._what, key[0])
         if self._count + number > self._most:
             raise OverLimitError(self._what, Scope.ALL)
-        for key in place.keys:
-            self._counts[key] = self._counts.get(key, 0) + number
+        self._counts.update(counts)
         self._count += number
 
     def leave(self, place: Place, number: int = 1) -> None:
@@ -204,34 +201,43 @@ class Admission:
         elif now < before:
             self._calls.leave(place, before - now)
 
-    def stream(self, place: Place) -> AbstractContextManager[None]:
+    def stream(self, place: Place) -> Within:
         """Be a stream for the block.
 
         Raises:
             OverLimitError: it is one too many.
         """
-        return _Within(self._streams, place)
+        return Within(self._streams, place)
 
-    def attestation(self, place: Place) -> AbstractContextManager[None]:
+    def attestation(self, place: Place) -> Within:
         """Be attested for the block.
 
         Raises:
             OverLimitError: it is one too many.
         """
-        return _Within(self._attestations, place)
+        return Within(self._attestations, place)
 
 
-class _Within:
-    """Somebody within an occupancy, for the block."""
+class Within:
+    """Somebody within an occupancy, for the block or until they `leave` it."""
 
-    __slots__ = ("_occupancy", "_place")
+    __slots__ = ("_entered", "_occupancy", "_place")
 
     def __init__(self, occupancy: Occupancy, place: Place) -> None:
         self._occupancy = occupancy
         self._place = place
+        self._entered = False
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         self._occupancy.enter(self._place)
+        self._entered = True
+        return self
 
     def __exit__(self, *_error: object) -> None:
-        self._occupancy.leave(self._place)
+        self.leave()
+
+    def leave(self) -> None:
+        """Before the end of the block; again is harmless."""
+        if self._entered:
+            self._entered = False
+            self._occupancy.leave(self._place)

@@ -20,7 +20,7 @@ from agent.errors import PeerGoneError, UnansweredError
 from agent.frames import GO_AWAY, PAYLOAD_BYTES, Calls, ClientFrames, Insertion, ping
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sized
 
 # A client answers within a millisecond. One that is stopped, or swapped out, comes again later.
 ANSWER_SECONDS = 10.0
@@ -41,31 +41,20 @@ class Challenge:
         self._send = send
         self._calls = Calls(call_bytes)
         self._insertion = Insertion(self._calls)
-        self._frames = ClientFrames(self._calls)
+        self.frames = ClientFrames(self._calls)
+        """What has come from the client."""
+        self.open: Sized = self._calls.open
+        """The calls that are under way, if only by half a request."""
         self._waiting: dict[bytes, asyncio.Future[None]] = {}
         self._unanswered = 0  # since the last answer
         self._progress: asyncio.Event | None = None  # only while somebody waits, for memory's sake
         self._closed = False
 
-    @property
-    def requests(self) -> int:
-        """How many requests the client has sent."""
-        return self._frames.requests
-
-    @property
-    def complete(self) -> int:
-        """How many of them to their last byte."""
-        return self._frames.complete
-
-    @property
-    def calls(self) -> int:
-        """How many calls are under way, if only by half a request."""
-        return len(self._calls.open)
-
     def to_client(self, chunk: bytes) -> bytes:
         """What to pass on of the server's bytes."""
         passing = self._insertion.feed(chunk)
-        self._tell_progress()
+        if self._progress is not None:
+            self._tell_progress()
         return passing
 
     def from_client(self, chunk: bytes) -> bytes:
@@ -75,13 +64,18 @@ class Challenge:
             HeaderBlockError: there is no end to the headers.
             RequestSizeError: there is too much in one call.
         """
-        passing = self._frames.feed(chunk)
-        for payload in self._frames.answered():
+        passing = self.frames.feed(chunk)
+        if self._waiting:
+            self._take_answers()
+        if self._progress is not None:
+            self._tell_progress()
+        return passing
+
+    def _take_answers(self) -> None:
+        for payload in self.frames.answered():
             self._unanswered = 0
             if not self._waiting[payload].done():
                 self._waiting[payload].set_result(None)
-        self._tell_progress()
-        return passing
 
     async def prove(self) -> None:
         """Return when the client has answered a question that was sent now.
@@ -96,7 +90,7 @@ class Challenge:
         payload = secrets.token_bytes(PAYLOAD_BYTES)
         answer = asyncio.get_running_loop().create_future()
         self._waiting[payload] = answer
-        self._frames.expect(payload)
+        self.frames.expect(payload)
         try:
             self._insert(ping(payload))
             async with asyncio.timeout(ANSWER_SECONDS):
@@ -107,7 +101,7 @@ class Challenge:
             ) from error
         finally:
             del self._waiting[payload]
-            self._frames.forget(payload)
+            self.frames.forget(payload)
 
     async def turn_away(self) -> None:
         """Have the client call elsewhere; return when no call here waits for its first response."""

@@ -18,7 +18,7 @@ from agent.admission import OverLimitError
 from agent.challenge import Challenge
 from agent.door import has_hung_up
 from agent.errors import PeerError
-from agent.relay import Relay, Side, read_from
+from agent.relay import CHUNK_BYTES, Relay, Side, at_once
 from agent.sender import receive
 
 if TYPE_CHECKING:
@@ -173,8 +173,8 @@ class Connection:
         turn = self.visitor.lane.pass_or_wait
         self._relay = Relay(
             self._loop,
-            Side(self._outer, self._reader(), self._from_client, turn),
-            Side(inner, read_from(inner), self._to_client),
+            Side(self._outer, self._client_reader(), turn),
+            Side(inner, partial(self._read_server, inner), at_once),
             self.end,
         )
         self._relay.start()
@@ -185,25 +185,27 @@ class Connection:
     def _end_if_silent(self, seconds: float) -> None:
         if self._relay is not None and self._relay.outbound.waiting:
             self._await_request(seconds)  # we were not listening
-        elif not self.challenge.requests:
+        elif not self.challenge.frames.requests:
             self.end(SilentError(seconds))
 
     # --- what passes ----------------------------------------------------------------------------
 
-    def _reader(self) -> Callable[[], bytes]:
-        caller = self.visitor.caller
+    def _client_reader(self) -> Callable[[], bytes | None]:
+        caller, outer, lane = self.visitor.caller, self._outer, self.visitor.lane
         if isinstance(caller, PeerError):  # refused anyway, whoever speaks
-            return read_from(self._outer)
-        outer, lane = self._outer, self.visitor.lane
-        return lambda: receive(outer, lane.bite, caller)
+            return lambda: self._from_client(outer.recv(lane.bite))
+        return lambda: self._from_client(receive(outer, lane.bite, caller))
 
-    def _from_client(self, chunk: bytes) -> bytes:
-        challenge = self.challenge
-        requests, complete = challenge.requests, challenge.complete
+    def _from_client(self, chunk: bytes) -> bytes | None:
+        if not chunk:
+            return None
+        challenge, frames = self.challenge, self.challenge.frames
+        requests, complete = frames.requests, frames.complete
         try:
             passing = challenge.from_client(chunk)
-            self._count_calls(challenge.calls)
-            if self._silence is not None and challenge.requests:
+            if len(challenge.open) != self._counted:
+                self._count_calls(len(challenge.open))
+            if self._silence is not None and frames.requests:
                 self._silence.cancel()  # to find out later that all is well costs more
                 self._silence = None
         except OverLimitError as error:
@@ -211,11 +213,16 @@ class Connection:
         else:
             return passing
         finally:
-            self.visitor.lane.passed(challenge.requests - requests, challenge.complete - complete)
+            self.visitor.lane.passed(frames.requests - requests, frames.complete - complete)
 
-    def _to_client(self, chunk: bytes) -> bytes:
-        passing = self.challenge.to_client(chunk)
-        self._count_calls(self.challenge.calls)
+    def _read_server(self, inner: socket.socket) -> bytes | None:
+        chunk = inner.recv(CHUNK_BYTES)
+        if not chunk:
+            return None
+        challenge = self.challenge
+        passing = challenge.to_client(chunk)
+        if len(challenge.open) != self._counted:
+            self._count_calls(len(challenge.open))
         return passing
 
     def _send(self, data: bytes) -> None:
@@ -223,6 +230,5 @@ class Connection:
             self._relay.inbound.send(data)
 
     def _count_calls(self, now: int) -> None:
-        if now != self._counted:
-            self._admission.calls(self.visitor.place, self._counted, now)
-            self._counted = now
+        self._admission.calls(self.visitor.place, self._counted, now)
+        self._counted = now

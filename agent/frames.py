@@ -10,12 +10,15 @@ too large. On the way it is noted which calls are under way.
 from __future__ import annotations
 
 import math
+import struct
+from typing import TypeAlias
 
 from agent.errors import PeerError
 
 # RFC 9113 section 3.4: what a client sends before its first frame.
 CLIENT_PREFACE_BYTES = 24
 # Sections 4.1 and 6.7.
+_HEADER = struct.Struct(">HBBBI")  # the length has 24 bits
 HEADER_BYTES = 9
 PAYLOAD_BYTES = 8
 PING_BYTES = HEADER_BYTES + PAYLOAD_BYTES
@@ -25,11 +28,9 @@ MAX_HEADER_BLOCK_BYTES = 16 * 1024
 
 _DATA, _HEADERS, _RST_STREAM, _PUSH_PROMISE, _PING, _GOAWAY, _CONTINUATION = 0, 1, 3, 5, 6, 7, 9
 _MAY_END_STREAM = frozenset({_DATA, _HEADERS})
-_OF_CALLS = frozenset({_DATA, _HEADERS, _RST_STREAM})
 _ACK, _END_STREAM, _END_HEADERS = 0x1, 0x1, 0x4
 _OF_HEADER_BLOCKS = frozenset({_HEADERS, _PUSH_PROMISE, _CONTINUATION})
 _PING_HEADER = bytes([0, 0, PAYLOAD_BYTES, _PING, 0, 0, 0, 0, 0])
-_PING_ACK_START = bytes([0, 0, PAYLOAD_BYTES, _PING])
 _HIGHEST_STREAM = (1 << 31) - 1
 GO_AWAY = bytes([0, 0, 8, _GOAWAY, 0, 0, 0, 0, 0]) + _HIGHEST_STREAM.to_bytes(4, "big") + bytes(4)
 """Tells a client to make its next calls on another connection; those under way go on (section 6.8).
@@ -49,6 +50,13 @@ def ping(payload: bytes) -> bytes:
     return _PING_HEADER + payload
 
 
+Header: TypeAlias = tuple[int, int, int, int, int]
+"""Where a frame begins in the bytes that it is in, and what it says: kind, flags, stream, length.
+
+A plain tuple, because there is one for each frame of each call.
+"""
+
+
 class _Cutter:
     """Finds where frames begin in a stream that arrives in any pieces."""
 
@@ -62,23 +70,27 @@ class _Cutter:
         """Whether all that was handed out so far ends with the end of a frame."""
         return self._ahead == 0
 
-    def cut(self, chunk: bytes) -> tuple[bytes, list[int]]:
-        """The bytes that may pass now, and where in them frames begin.
+    def cut(self, chunk: bytes) -> tuple[bytes, list[Header]]:
+        """The bytes that may pass now, and the frames that begin in them.
 
         A header is never cut in two, nor is a PING.
         """
-        data = self._held + chunk
-        begins = []
+        data = self._held + chunk if self._held else chunk
+        headers = []
         at, end = self._ahead, len(data)
         while at + HEADER_BYTES <= end:
-            if at + PING_BYTES > end and data.startswith(_PING_ACK_START, at):
+            high, low, kind, flags, stream = _HEADER.unpack_from(data, at)
+            length = high << 8 | low
+            if kind == _PING and length == PAYLOAD_BYTES and at + PING_BYTES > end:
                 break
-            begins.append(at)
-            at += HEADER_BYTES + int.from_bytes(data[at : at + 3], "big")
-        passing = min(at, end)
-        self._ahead = at - passing
-        self._held = data[passing:]
-        return data[:passing], begins
+            # The first bit of the stream is reserved, and to be ignored (section 4.1).
+            headers.append((at, kind, flags, stream & _HIGHEST_STREAM, length))
+            at += HEADER_BYTES + length
+        if at >= end:
+            self._ahead, self._held = at - end, b""
+            return data, headers
+        self._ahead, self._held = 0, data[at:]
+        return data[:at], headers
 
 
 class RequestSizeError(PeerError):
@@ -99,33 +111,29 @@ class Calls:
         """Those of them that have had no response yet, not even the first of many."""
         self._last = 0
 
-    def from_client(self, data: bytes, at: int) -> None:
-        """The header of a frame of the client's begins there.
+    def from_client(self, kind: int, stream: int, length: int) -> None:
+        """Such a frame of the client's begins to pass.
 
         Raises:
             RequestSizeError: with it the client has sent too much in one call.
         """
-        kind = data[at + 3]
         if kind == _HEADERS:
             # Each call has a higher number than the last (section 5.1.1); others are trailers.
-            if (stream := _stream(data, at)) > self._last:
+            if stream > self._last:
                 self._last = stream
                 self.open[stream] = 0
                 self.unanswered.add(stream)
         elif kind == _DATA:
-            self._count(_stream(data, at), _length(data, at))
+            self._count(stream, length)
         elif kind == _RST_STREAM:
-            self._end(_stream(data, at))
+            self._end(stream)
 
-    def from_server(self, data: bytes, at: int) -> None:
-        """The header of a frame of the server's begins there."""
-        kind = data[at + 3]
-        if kind not in _OF_CALLS:
-            return
-        if kind == _RST_STREAM or data[at + 4] & _END_STREAM:
-            self._end(_stream(data, at))
+    def from_server(self, kind: int, flags: int, stream: int) -> None:
+        """Such a frame of the server's begins to pass."""
+        if kind == _RST_STREAM or (flags & _END_STREAM and kind in _MAY_END_STREAM):
+            self._end(stream)
         elif kind == _DATA:
-            self.unanswered.discard(_stream(data, at))
+            self.unanswered.discard(stream)
 
     def _count(self, stream: int, length: int) -> None:
         if stream in self.open:
@@ -179,42 +187,40 @@ class ClientFrames:
             HeaderBlockError: there are too many bytes of headers in one block.
             RequestSizeError: there are too many bytes in one call.
         """
-        data, begins = self._cutter.cut(chunk)
-        for at in begins:
-            self._look_at_headers(data, at)
-            self._calls.from_client(data, at)
-        self._count_complete(data, begins)
-        if not self._awaited:
-            return data
+        data, headers = self._cutter.cut(chunk)
+        for _at, kind, flags, stream, length in headers:
+            if self._last_is_passing:
+                self.complete += 1
+            if kind in _OF_HEADER_BLOCKS:
+                self._look_at_headers(kind, length)
+            self._calls.from_client(kind, stream, length)
+            self._last_is_passing = bool(flags & _END_STREAM) and kind in _MAY_END_STREAM
+        if self._last_is_passing and self._cutter.between_frames:
+            self.complete += 1
+            self._last_is_passing = False
+        return self._without_answers(data, headers) if self._awaited else data
+
+    def _without_answers(self, data: bytes, headers: list[Header]) -> bytes:
         kept, start = [], 0
-        for at in begins:
+        for at, kind, flags, _stream, length in headers:
+            if kind != _PING or length != PAYLOAD_BYTES or not flags & _ACK:
+                continue
             payload = data[at + HEADER_BYTES : at + PING_BYTES]
-            if payload in self._awaited and _is_ping_ack(data, at):
+            if payload in self._awaited:
                 self._awaited.discard(payload)
                 self._answered.append(payload)
                 kept.append(data[start:at])
                 start = at + PING_BYTES
         return b"".join([*kept, data[start:]])
 
-    def _count_complete(self, data: bytes, begins: list[int]) -> None:
-        whole = self._cutter.between_frames
-        if self._last_is_passing and (begins or whole):
-            self.complete += 1
-            self._last_is_passing = False
-        for at in begins:
-            if data[at + 3] in _MAY_END_STREAM and data[at + 4] & _END_STREAM:
-                self._last_is_passing = at == begins[-1] and not whole
-                self.complete += not self._last_is_passing
-
-    def _look_at_headers(self, data: bytes, at: int) -> None:
-        kind = data[at + 3]
+    def _look_at_headers(self, kind: int, length: int) -> None:
         if kind == _HEADERS:
             self.requests += 1
             self._block_bytes = 0
         elif kind != _CONTINUATION:
             return
         # The frames' own headers count, so that there is an end to empty frames too.
-        self._block_bytes += HEADER_BYTES + _length(data, at)
+        self._block_bytes += HEADER_BYTES + length
         if self._block_bytes > MAX_HEADER_BLOCK_BYTES:
             raise HeaderBlockError(f"headers of more than {MAX_HEADER_BLOCK_BYTES} bytes")
 
@@ -237,14 +243,14 @@ class Insertion:
 
     def feed(self, chunk: bytes) -> bytes:
         """The stream, with what was waiting put in."""
-        data, begins = self._cutter.cut(chunk)
+        data, headers = self._cutter.cut(chunk)
         parts, start = [], 0
-        for at in begins:
-            self._calls.from_server(data, at)
+        for at, kind, flags, stream, _length in headers:
+            self._calls.from_server(kind, flags, stream)
             if self._waiting:
                 parts += [data[start:at], self._release()]
                 start = at
-            self._open = data[at + 3] not in _OF_HEADER_BLOCKS or bool(data[at + 4] & _END_HEADERS)
+            self._open = kind not in _OF_HEADER_BLOCKS or bool(flags & _END_HEADERS)
         if not parts and not self._waiting:
             return data
         parts.append(data[start:])
@@ -258,16 +264,3 @@ class Insertion:
         released = b"".join(self._waiting)
         self._waiting.clear()
         return released
-
-
-def _length(data: bytes, at: int) -> int:
-    return int.from_bytes(data[at : at + 3], "big")
-
-
-def _stream(data: bytes, at: int) -> int:
-    # The first bit is reserved, and to be ignored (section 4.1).
-    return int.from_bytes(data[at + 5 : at + HEADER_BYTES], "big") & _HIGHEST_STREAM
-
-
-def _is_ping_ack(data: bytes, at: int) -> bool:
-    return data.startswith(_PING_ACK_START, at) and bool(data[at + 4] & _ACK)

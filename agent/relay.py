@@ -23,14 +23,9 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 64 * 1024
 
 
-def read_from(sock: socket.socket) -> Callable[[], bytes]:
-    """Reads as recv(2) does."""
-    return lambda: sock.recv(CHUNK_BYTES)
-
-
-def unchanged(chunk: bytes) -> bytes:
-    """Lets all pass."""
-    return chunk
+def read_from(sock: socket.socket) -> Callable[[], bytes | None]:
+    """Reads as recv(2) does, and lets all pass."""
+    return lambda: sock.recv(CHUNK_BYTES) or None
 
 
 def at_once(_resume: Callable[[], None]) -> bool:
@@ -40,16 +35,15 @@ def at_once(_resume: Callable[[], None]) -> bool:
 
 @dataclass(slots=True)
 class Side:
-    """One of the two sockets: when and how it is read, and what of its bytes passes to the other.
+    """One of the two sockets, when and how it is read, and what of its bytes passes to the other.
 
-    `turn` tells whether to read now; if not, it calls what it was handed when it is time. `read`
-    may raise OSError, and PeerError if what came must not pass, as `passing` may: that cuts the
-    connection.
+    `read` gives what is to pass, which may be nothing, and None at the end of the stream. It may
+    raise OSError, and PeerError if what came must not pass: that cuts the connection. `turn` tells
+    whether to read now; if not, it calls what it was handed when it is time.
     """
 
     sock: socket.socket
-    read: Callable[[], bytes]
-    passing: Callable[[bytes], bytes] = unchanged
+    read: Callable[[], bytes | None]
     turn: Callable[[Callable[[], None]], bool] = at_once
 
 
@@ -110,7 +104,9 @@ class _Flow:
         on_end: Callable[[OSError | PeerError | None], None],
     ) -> None:
         self._loop = loop
-        self._source = source
+        self._source = source.sock
+        self._take = source.read
+        self._turn = source.turn
         self._target = target
         self._on_end = on_end
         self._pending = memoryview(b"")
@@ -119,10 +115,10 @@ class _Flow:
         self.ended = False
 
     def start(self) -> None:
-        self._loop.add_reader(self._source.sock, self._on_readable)
+        self._loop.add_reader(self._source, self._on_readable)
 
     def stop(self) -> None:
-        self._loop.remove_reader(self._source.sock)
+        self._loop.remove_reader(self._source)
         self._loop.remove_writer(self._target)
         self.ended = True
 
@@ -136,47 +132,44 @@ class _Flow:
             self._pass_on(data)
 
     def _on_readable(self) -> None:
-        if self._source.turn(self._resume):
+        if self._turn(self._resume):
             self._read()
         else:
             self.waiting = True
-            self._loop.remove_reader(self._source.sock)
+            self._loop.remove_reader(self._source)
 
     def _resume(self) -> None:
         self.waiting = False
         if not self.ended:
-            self._loop.add_reader(self._source.sock, self._on_readable)
+            self._loop.add_reader(self._source, self._on_readable)
             self._read()
 
     def _read(self) -> None:
-        source = self._source
         try:
-            chunk = source.read()
-            passing = source.passing(chunk) if chunk else chunk
+            passing = self._take()
         except (BlockingIOError, InterruptedError):
             return
         except (OSError, PeerError) as error:
             self._end(error)
             return
-        if not chunk:
+        if passing is None:
             self._end(None)
-            return
-        self.bytes += len(chunk)
-        if passing:
+        elif passing:
+            self.bytes += len(passing)
             self._pass_on(passing)
 
     def _pass_on(self, data: bytes) -> None:
         sent = self._write(data)
         if sent < len(data) and not self.ended:
             self._pending = memoryview(data)[sent:]
-            self._loop.remove_reader(self._source.sock)
+            self._loop.remove_reader(self._source)
             self._loop.add_writer(self._target, self._on_writable)
 
     def _on_writable(self) -> None:
         self._pending = self._pending[self._write(self._pending) :]
         if not self._pending and not self.ended:
             self._loop.remove_writer(self._target)
-            self._loop.add_reader(self._source.sock, self._on_readable)
+            self._loop.add_reader(self._source, self._on_readable)
 
     def _write(self, data: bytes | memoryview) -> int:
         """Write what can be written; how much that was. It may end the flow."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from contextlib import ExitStack, aclosing
 from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar
 
 import grpc
@@ -135,10 +134,13 @@ class Guard:
             caller = None
             try:
                 caller = self._admit(context)
-                with self._admission.stream(caller.place), ExitStack() as first:
-                    first.enter_context(self._admission.attestation(caller.place))
-                    async with aclosing(answer(caller, _decode(request_type, raw))) as responses:
-                        await self._write_all(context, responses, first.close)
+                place, admission = caller.place, self._admission
+                with admission.stream(place), admission.attestation(place) as first:
+                    responses = answer(caller, _decode(request_type, raw))
+                    try:
+                        await self._write_all(context, responses, first.leave)
+                    finally:
+                        await responses.aclose()
             except asyncio.CancelledError:
                 self._signals.ended(method, grpc.StatusCode.CANCELLED.name)
                 raise

@@ -40,7 +40,7 @@ RESULTS = Path("bench-results.json")
 
 
 def _calls(other: Server | None) -> Iterator[list[Finding]]:
-    with all_servers(other) as servers:
+    with all_servers(other, gate_alone=True) as servers:
         for kind in calls.KINDS:
             yield [
                 finding

@@ -10,6 +10,7 @@ from statistics import linear_regression, median
 
 OURS = "vouchd"
 BASELINE = "baseline"
+GATE_ALONE = "gate alone"
 # Of sizes ten times as large, 1.15 is half as much again of what linear growth would be.
 CLEARLY_WORSE_THAN_LINEAR = 1.15
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from agent.pb import admin_pb2, workloadapi_pb2
-from tests.bench.findings import BASELINE, OURS
+from tests.bench.findings import BASELINE, GATE_ALONE, OURS
 from tests.bench.wire import Connection, Request, connected
 from tests.support.agent import REPOSITORY, RunningAgent, entry_for_me
 
@@ -158,25 +158,27 @@ def agent(
 
 
 @contextmanager
-def baseline(answers: Mapping[str, bytes]) -> Iterator[Server]:
-    """A bare server for the block that gives these answers, by method."""
+def baseline(answers: Mapping[str, bytes], *, gated: bool = False) -> Iterator[Server]:
+    """A bare server for the block that gives these answers, by method; `gated`: behind the gate."""
     with tempfile.TemporaryDirectory(prefix="vouchd-", dir="/tmp") as folder:
         socket, files = f"{folder}/s", Path(folder) / "answers"
         files.mkdir()
         for method, answer in answers.items():
             (files / method).write_bytes(answer)
-        process = start_baseline(socket, files)
+        process = start_baseline(socket, files, gated=gated)
+        name, changes = GATE_ALONE if gated else BASELINE, Again(process.pid)
         try:
-            yield Server(name=BASELINE, socket=socket, pid=process.pid, changes=Again(process.pid))
+            yield Server(name=name, socket=socket, pid=process.pid, changes=changes)
         finally:
             process.kill()
             process.communicate()
 
 
-def start_baseline(socket: str, answers: Path) -> subprocess.Popen[bytes]:
+def start_baseline(socket: str, answers: Path, *, gated: bool = False) -> subprocess.Popen[bytes]:
     """Start it and wait until it serves."""
+    program = REPOSITORY / "tests/bench/baseline.py"
     process = subprocess.Popen(
-        [sys.executable, REPOSITORY / "tests/bench/baseline.py", socket, answers],
+        [sys.executable, program, socket, answers, *(["gated"] if gated else [])],
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
     )
@@ -187,14 +189,23 @@ def start_baseline(socket: str, answers: Path) -> subprocess.Popen[bytes]:
 
 @contextmanager
 def all_servers(
-    other: Server | None = None, program: type[RunningAgent] = RunningAgent
+    other: Server | None = None,
+    program: type[RunningAgent] = RunningAgent,
+    *,
+    gate_alone: bool = False,
 ) -> Iterator[Sequence[Server]]:
-    """The agent, the other if there is one, and a baseline that answers as the agent does."""
+    """The agent, the other if there is one, and a baseline that answers as the agent does.
+
+    `gate_alone`: and one more, which has the agent's gate before it and nothing else of the agent.
+    """
     with ExitStack() as stack:
         ours, running = stack.enter_context(agent(program=program))
         ours = replace(ours, changes=Bundle(str(running.admin_socket)))
-        bare = stack.enter_context(baseline(answers_of(ours.socket)))
-        yield [ours, *([other] if other else []), bare]
+        answers = answers_of(ours.socket)
+        servers = [ours, *([other] if other else [])]
+        if gate_alone:
+            servers.append(stack.enter_context(baseline(answers, gated=True)))
+        yield [*servers, stack.enter_context(baseline(answers))]
 
 
 def answers_of(socket: str) -> dict[str, bytes]:
