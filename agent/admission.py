@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from typing import Self, TypeAlias
 
 from agent.errors import UnavailableError
@@ -82,6 +83,8 @@ class Place:
         object.__setattr__(self, "keys", keys)
 
 
+# Of most processes that connect it is known already.
+@lru_cache(maxsize=256)
 def cgroup_of(text: bytes) -> str:
     """Whose cgroup it is, by the text of /proc/PID/cgroup (cgroups(7)); empty at the root."""
     paths = {}

@@ -21,6 +21,7 @@ from agent.attestation import WorkloadAttestor
 from agent.audit import Audit
 from agent.authority import Authority
 from agent.clock import SystemClock
+from agent.config import LogLevel
 from agent.configured import (
     authority_policy,
     identification,
@@ -258,6 +259,7 @@ def _site(
     entitlements = Entitlements(
         callers.attestor, entries.entries, gate.prove_sender, clock, log, metrics
     )
+    entitlements.log_each = in_force.settings.log.level is LogLevel.DEBUG
 
     def load() -> LoadedEntries:
         return load_configured_entries(in_force.settings, clock)
@@ -301,6 +303,7 @@ async def _apply(
     await site.authority.adopt(authority_policy(settings))
     host.relog(settings)
     callers.audit.enabled = settings.log.audit
+    site.entitlements.log_each = settings.log.level is LogLevel.DEBUG
     callers.gate.door.identify_peer = identification(settings)
     site.svids.default_ttl = settings.authority.x509_svid_ttl
     site.jwt_svids.default_ttl = settings.authority.jwt_svid_ttl

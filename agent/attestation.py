@@ -25,7 +25,6 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -42,7 +41,9 @@ from agent.signals import UNHEARD, Stage
 from attestors.api import AttestorError, Findings
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
+    from types import TracebackType
 
     from structlog.typing import FilteringBoundLogger
 
@@ -76,11 +77,12 @@ class Attestation:
     """Why selectors are missing for good."""
     executable: str | None = None
     """What the kernel calls the program it runs; see executable_name."""
+    failures: Mapping[str, str] = field(init=False)
+    """Why attestors failed, by their names."""
 
-    @property
-    def failures(self) -> Mapping[str, str]:
-        """Why attestors failed, by their names."""
-        return {r.attestor: r.failure for r in self.reports if r.failure is not None}
+    def __post_init__(self) -> None:
+        failures = {r.attestor: r.failure for r in self.reports if r.failure is not None}
+        object.__setattr__(self, "failures", failures)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,20 +118,6 @@ class _Known:
     """None if the last look at it did not hold."""
 
 
-def _recall(
-    memory: _Memory | None, caller: Caller, process: ProcessView, fingerprint: Fingerprint
-) -> _Memory:
-    """What is still good of what was found out about this same program.
-
-    Raises:
-        PeerError: the process is not any more who connected.
-    """
-    if memory is None or memory.fingerprint != fingerprint:
-        check_credentials(fingerprint, caller.credentials)
-        return _Memory(fingerprint, executable_name(process))
-    return memory.at(asyncio.get_running_loop().time())
-
-
 class WorkloadAttestor:
     """Runs the enabled attestors for a caller."""
 
@@ -139,47 +127,21 @@ class WorkloadAttestor:
         log: FilteringBoundLogger,
         signals: Signals = UNHEARD,
     ) -> None:
-        self._attestors = tuple(attestors)
-        self._log = log
+        self._panel = _Panel(attestors, log, signals)
         self._signals = signals
         self._known: WeakKeyDictionary[Caller, _Known] = WeakKeyDictionary()
 
-    @asynccontextmanager
-    async def attest(self, caller: Caller) -> AsyncIterator[Attestation]:
-        """What is true of the caller's process, from before this block to after it.
+    def attest(self, caller: Caller) -> AbstractAsyncContextManager[Attestation]:
+        """What is true of the caller's process, from before a block to after it.
 
         Raises, at the beginning or at the end of the block:
             PeerGoneError: the process is gone.
             PeerError: it changed its program or its credentials.
         """
-        began = time.perf_counter()
         known = self._known.get(caller)
         if known is None:
             known = self._known[caller] = _Known()
-        known.latest = None
-        with caller.open_proc() as process, closing(ProgramPin(process)) as program:
-            before = read_fingerprint(process)
-            memory = known.memory = _recall(known.memory, caller, process, before)
-            first = time.perf_counter() - began
-            found = await self._run_others(process, memory)
-            attestation = memory.joined
-            if found:
-                attestation = _join([*attestation.reports, *found], memory.executable)
-            if not program.holds or before.user_namespace != own_user_namespace():
-                attestation = _without_program(attestation)
-            known.latest = attestation
-            yield attestation
-            began = time.perf_counter()
-            # What was found is of one moment only if nothing changed meanwhile. If nobody was
-            # asked, the fingerprint is that moment.
-            if (found and read_fingerprint(process) != before) or program.changed():
-                known.latest = None
-                raise PeerError("the process changed its program or user while it was attested")
-        if not caller.process.is_alive():
-            raise PeerGoneError("the process exited while it was attested")
-        self._signals.timed(Stage.EVIDENCE, first + time.perf_counter() - began)
-        if found:
-            known.memory = self._remember(memory, found)
+        return _Attesting(caller, known, self._panel, self._signals)
 
     def latest(self, caller: Caller) -> Attestation | None:
         """What was found out when this caller was last attested; None if that did not hold."""
@@ -188,10 +150,144 @@ class WorkloadAttestor:
 
     async def close(self) -> None:
         """Close every attestor."""
+        await self._panel.close()
+
+
+class _Attesting:
+    """One attestation of a caller, during the block that rests on it.
+
+    It owns the view of the process and the pin of its program meanwhile.
+    """
+
+    __slots__ = (
+        "_before",
+        "_caller",
+        "_found",
+        "_known",
+        "_memory",
+        "_panel",
+        "_process",
+        "_program",
+        "_seconds",
+        "_signals",
+    )
+
+    _process: ProcessView
+    _program: ProgramPin
+    _before: Fingerprint
+    _memory: _Memory
+    _found: Sequence[Report]
+    _seconds: float
+
+    def __init__(self, caller: Caller, known: _Known, panel: _Panel, signals: Signals) -> None:
+        self._caller = caller
+        self._known = known
+        self._panel = panel
+        self._signals = signals
+
+    async def __aenter__(self) -> Attestation:
+        began = time.perf_counter()
+        self._known.latest = None
+        self._open()
+        try:
+            self._before = read_fingerprint(self._process)
+            self._memory = self._recall()
+            self._seconds = time.perf_counter() - began
+            self._found = await self._panel.ask_others(self._process, self._memory)
+            self._known.latest = attestation = self._join()
+        except BaseException:
+            self._close()
+            raise
+        return attestation
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        began = time.perf_counter()
+        try:
+            if error is not None:
+                return
+            self._check_unchanged()
+        finally:
+            self._close()
+        if not self._caller.process.is_alive():
+            raise PeerGoneError("the process exited while it was attested")
+        self._signals.timed(Stage.EVIDENCE, self._seconds + time.perf_counter() - began)
+        if self._found:
+            self._known.memory = self._panel.remember(self._memory, self._found)
+
+    def _open(self) -> None:
+        self._process = self._caller.open_proc()
+        try:
+            self._program = ProgramPin(self._process)
+        except BaseException:
+            self._process.close()
+            raise
+
+    def _close(self) -> None:
+        self._program.close()
+        self._process.close()
+
+    def _recall(self) -> _Memory:
+        """What is still good of what was found out about this same program.
+
+        Raises:
+            PeerError: the process is not any more who connected.
+        """
+        memory = self._known.memory
+        if memory is None or memory.fingerprint != self._before:
+            check_credentials(self._before, self._caller.credentials)
+            memory = _Memory(self._before, executable_name(self._process))
+        else:
+            memory = memory.at(asyncio.get_running_loop().time())
+        self._known.memory = memory
+        return memory
+
+    def _join(self) -> Attestation:
+        attestation = self._memory.joined
+        if self._found:
+            attestation = _join([*attestation.reports, *self._found], self._memory.executable)
+        if not self._program.holds or self._before.user_namespace != own_user_namespace():
+            attestation = _without_program(attestation)
+        return attestation
+
+    def _check_unchanged(self) -> None:
+        # What was found is of one moment only if nothing changed meanwhile. If nobody was asked,
+        # the fingerprint is that moment.
+        again = read_fingerprint(self._process) if self._found else self._before
+        if again != self._before or self._program.changed():
+            self._known.latest = None
+            raise PeerError("the process changed its program or user while it was attested")
+
+
+class _Panel:
+    """The enabled attestors, asked all at once."""
+
+    def __init__(
+        self, attestors: Sequence[Attestor], log: FilteringBoundLogger, signals: Signals
+    ) -> None:
+        self._attestors = tuple(attestors)
+        self._log = log
+        self._signals = signals
+
+    async def close(self) -> None:
+        """Close each of them."""
         for attestor in self._attestors:
             await attestor.close()
 
-    def _remember(self, memory: _Memory, found: Sequence[Report]) -> _Memory:
+    async def ask_others(self, process: ProcessView, known: _Memory) -> Sequence[Report]:
+        """What those say of whom nothing is known that is still good."""
+        others = [each for each in self._attestors if each.name not in known.reports]
+        if len(others) > 1:
+            return await asyncio.gather(*(self._run(each, process) for each in others))
+        # Without a task, for those who answer at once.
+        return [await self._run(each, process) for each in others]
+
+    def remember(self, memory: _Memory, found: Sequence[Report]) -> _Memory:
+        """What is known now, and how long each of it is good."""
         now = asyncio.get_running_loop().time()
         # Not every plug-in says: then it is asked each time.
         spans = {each.name: getattr(each, "reuse_seconds", 0.0) for each in self._attestors}
@@ -201,13 +297,6 @@ class WorkloadAttestor:
             if r.failure is None and spans[r.attestor] > 0
         }
         return replace(memory, reports={**memory.reports, **fresh})
-
-    async def _run_others(self, process: ProcessView, known: _Memory) -> Sequence[Report]:
-        others = [each for each in self._attestors if each.name not in known.reports]
-        if len(others) > 1:
-            return await asyncio.gather(*(self._run(each, process) for each in others))
-        # Without a task, for those who answer at once.
-        return [await self._run(each, process) for each in others]
 
     async def _run(self, attestor: Attestor, process: ProcessView) -> Report:
         began = time.perf_counter()

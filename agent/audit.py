@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
-from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, Protocol, TypeAlias
 
 from agent.explanation import shown
@@ -140,7 +139,7 @@ class Audit:
         """Write that a caller is about to get this SVID, on this evidence."""
         if self.enabled:
             who = self._who(caller, evidence)
-            self._write("svid issued", kind=svid.kind, **_fields_of(svid), **who)
+            self._write("svid issued", **_fields_of(svid), **who)
 
     def refused(self, caller: Caller | None, refusal: Refused) -> None:
         """Write that a caller gets nothing; None if the kernel cannot name it."""
@@ -172,7 +171,7 @@ def _counts(left_out: LeftOut) -> dict[str, int]:
 # These two are asked for the same again and again: who comes back has the same SVIDs.
 @lru_cache(maxsize=1024)
 def _fields_of(svid: Issued) -> Mapping[str, object]:
-    return MappingProxyType(as_plain(svid))
+    return {"kind": svid.kind, **as_plain(svid)}
 
 
 @lru_cache(maxsize=1024)

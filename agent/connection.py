@@ -18,7 +18,7 @@ from agent.admission import OverLimitError
 from agent.challenge import Challenge
 from agent.door import has_hung_up
 from agent.errors import PeerError
-from agent.relay import CHUNK_BYTES, Relay, Side, at_once
+from agent.relay import CHUNK_BYTES, Relay, Side, at_once, unread_bytes
 from agent.sender import receive
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ class Connection:
             self._await_request(first_request_seconds)
 
     def _start_relay(self, inner: socket.socket) -> None:
-        turn = self.visitor.lane.pass_or_wait
+        turn = partial(self.visitor.lane.pass_or_wait, unread=partial(unread_bytes, self._outer))
         self._relay = Relay(
             self._loop,
             Side(self._outer, self._client_reader(), turn),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -99,6 +98,8 @@ class Entitlements:
         signals: Signals = UNHEARD,
     ) -> None:
         self.entries = entries
+        self.log_each = False
+        """Whether everybody to whom something is released is logged, at the level debug."""
         self._signals = signals
         self._attestor = attestor
         self._prove_sender = prove_sender
@@ -128,7 +129,7 @@ class Entitlements:
                 matches = self.matches(caller, attestation)
             if attestation.failures:
                 self._log_failures(caller, attestation)
-            if releasing:  # not each time that somebody idle is looked at again
+            if releasing and self.log_each:  # not each time that somebody idle is looked at again
                 self._log_attested(caller, attestation, matches)
             if releasing and matches.evidence & attestation.program:
                 await self._prove_sender(caller)
@@ -159,8 +160,6 @@ class Entitlements:
         return judge(self.entries, attestation.selectors, matches, self._clock.now())
 
     def _log_attested(self, caller: Caller, attestation: Attestation, matches: Matches) -> None:
-        if not self._log.is_enabled_for(logging.DEBUG):
-            return  # what it would say takes longer to put together than the call
         self._log.debug(
             "caller attested",
             pid=caller.credentials.pid,

@@ -6,7 +6,6 @@ what its caller may have.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -15,7 +14,8 @@ from agent.errors import StoppingError
 from agent.wakeup import Wakeup
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
     from datetime import datetime
 
     from agent.authorities import Kind
@@ -70,16 +70,11 @@ class Roster:
         """Those that are open now, the oldest first."""
         return tuple(sorted(self._streams, key=lambda stream: stream.since))
 
-    @contextmanager
-    def open(self, caller: Caller, method: str, kind: Kind) -> Iterator[OpenStream]:
-        """Be a stream of this method, which shows authorities of this kind."""
-        stream = OpenStream(caller=caller, method=method, kind=kind, since=self._clock.now())
-        self._streams.add(stream)
-        try:
-            yield stream
-        finally:
-            self._streams.discard(stream)
-            self._ending.pop(stream, None)
+    def open(self, caller: Caller, method: str, kind: Kind) -> AbstractContextManager[OpenStream]:
+        """Be a stream of this method, which shows authorities of this kind, for a block."""
+        now = self._clock.now()
+        stream = OpenStream(caller=caller, method=method, kind=kind, since=now)
+        return _Listed(stream, self._streams, self._ending)
 
     def show(self, stream: OpenStream, entitlement: Entitlement) -> None:
         """The stream shows from now on what its caller may have by this."""
@@ -147,3 +142,24 @@ class Roster:
             else:
                 left = min(left, (end - now).total_seconds())
         return max(left, SHORTEST_TICK_SECONDS)
+
+
+class _Listed:
+    """A stream that is in the lists, for the block."""
+
+    __slots__ = ("_ending", "_stream", "_streams")
+
+    def __init__(
+        self, stream: OpenStream, streams: set[OpenStream], ending: dict[OpenStream, datetime]
+    ) -> None:
+        self._stream = stream
+        self._streams = streams
+        self._ending = ending
+
+    def __enter__(self) -> OpenStream:
+        self._streams.add(self._stream)
+        return self._stream
+
+    def __exit__(self, *_error: object) -> None:
+        self._streams.discard(self._stream)
+        self._ending.pop(self._stream, None)

@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections import Counter, defaultdict
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import TYPE_CHECKING, Protocol
@@ -30,7 +29,8 @@ from agent.x509_issuance import X509SvidRequest
 from agent.x509_svids import X509Svid
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
 
     from cryptography import x509
     from structlog.typing import FilteringBoundLogger
@@ -87,6 +87,32 @@ class Shelf(Protocol):
     def put(self, identity: Identity, svid: X509Svid) -> None:
         """Put a new one there, in the place of the former. Takes no time and cannot fail."""
         ...
+
+
+class _Watching:
+    """A watcher of some identities, for the block."""
+
+    __slots__ = ("_begin", "_changed", "_end", "_identities")
+
+    def __init__(
+        self,
+        identities: Sequence[Identity],
+        changed: Watcher,
+        begin: Callable[[Identity, Watcher], None],
+        end: Callable[[Identity, Watcher], None],
+    ) -> None:
+        self._identities = identities
+        self._changed = changed
+        self._begin = begin
+        self._end = end
+
+    def __enter__(self) -> None:
+        for identity in self._identities:
+            self._begin(identity, self._changed)
+
+    def __exit__(self, *_error: object) -> None:
+        for identity in self._identities:
+            self._end(identity, self._changed)
 
 
 class Svids:
@@ -152,16 +178,11 @@ class Svids:
         """The SVID that is there, if there is one."""
         return self._minted.get(identity)
 
-    @contextmanager
-    def watch(self, identities: Sequence[Identity], changed: Watcher) -> Iterator[None]:
-        """Have `changed` set when an SVID of these was renewed, or has to be."""
-        for identity in identities:
-            self._watchers[identity].add(changed)
-        try:
-            yield
-        finally:
-            for identity in identities:
-                self._unwatch(identity, changed)
+    def watch(
+        self, identities: Sequence[Identity], changed: Watcher
+    ) -> AbstractContextManager[None]:
+        """Have `changed` set when an SVID of these was renewed, or has to be, during a block."""
+        return _Watching(identities, changed, self._watch, self._unwatch)
 
     async def run(self) -> None:
         """Renew what comes due, for ever."""
@@ -278,6 +299,9 @@ class Svids:
         if self._minted.pop(identity, None) is not None:
             self._per_entry[identity.entry_id] -= 1
             self._per_entry += Counter()  # drops the zeros
+
+    def _watch(self, identity: Identity, changed: Watcher) -> None:
+        self._watchers[identity].add(changed)
 
     def _unwatch(self, identity: Identity, changed: Watcher) -> None:
         self._watchers[identity].discard(changed)

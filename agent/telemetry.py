@@ -12,10 +12,11 @@ import os
 import re
 import sys
 import threading
-from collections import deque
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Protocol, TextIO, cast
 
 import structlog
@@ -64,6 +65,10 @@ class Line:
     priority: int = _INFO
     fields: Mapping[str, str] = field(default_factory=dict)
     """By their names in the journal."""
+
+
+_LAST = Line("")
+"""What comes behind all others."""
 
 
 class Target(Protocol):
@@ -141,21 +146,18 @@ class LogWriter:
         self.render: Callable[[EventDict], Line] = partial(_line, show=_json, with_fields=False)
         """What makes an event a line of this log; it may be replaced at any time."""
         self._size = size
-        self._lines: deque[Line] = deque()
+        self._lines: SimpleQueue[Line] = SimpleQueue()
         self._dropped = 0
-        self._more, self._closing = threading.Event(), threading.Event()
         # A daemon thread: one that hangs in a write must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
 
     def write(self, line: Line) -> None:
         """Take a line."""
-        if len(self._lines) >= self._size:
+        if self._lines.qsize() < self._size:
+            self._lines.put(line)
+        else:
             self._dropped += 1
-            return
-        self._lines.append(line)
-        if not self._more.is_set():
-            self._more.set()
 
     def audit(self, event: str, **fields: object) -> None:
         """Write an event whatever the level of the log is.
@@ -170,31 +172,28 @@ class LogWriter:
 
     def close(self) -> None:
         """Write what is left, as far as that goes within a second."""
-        self._closing.set()
-        self._more.set()
+        self._lines.put(_LAST)
         self._thread.join(CLOSE_SECONDS)
 
     def _run(self) -> None:
-        while not self._closing.is_set():
-            self._more.wait()
-            self._more.clear()
-            self._write_all()
+        while self._write_all():
             # To wake the thread costs more than to write a line: those that follow come together.
-            self._closing.wait(GATHER_SECONDS)
-        self._write_all()
+            time.sleep(GATHER_SECONDS)  # noqa: TID251 - nobody waits for this thread
         self.target.close()
 
-    def _write_all(self) -> None:
-        while (lines := self._lines.copy()) or self._dropped:
-            taken = len(lines)
-            dropped, self._dropped = self._dropped, 0
-            if dropped:
-                lost = f"{dropped} log lines were dropped: nobody read them"
-                lines.appendleft(Line(lost, _WARNING))
-            with suppress(OSError, ValueError):
-                self.target.write(lines)
-            for _ in range(taken):
-                self._lines.popleft()
+    def _write_all(self) -> bool:
+        """Wait for a line, and write all that are there; whether there may be more."""
+        lines = [self._lines.get()]
+        with suppress(Empty):
+            while True:
+                lines.append(self._lines.get_nowait())
+        dropped, self._dropped = self._dropped, 0
+        if dropped:
+            lost = f"{dropped} log lines were dropped: nobody read them"
+            lines.insert(0, Line(lost, _WARNING))
+        with suppress(OSError, ValueError):
+            self.target.write([line for line in lines if line is not _LAST])
+        return all(line is not _LAST for line in lines)
 
 
 def configure_log(settings: LogSettings) -> tuple[FilteringBoundLogger, LogWriter]:

@@ -37,11 +37,20 @@ SMALL_BITE_BYTES = 128
 CROWDED_SECONDS = 1.0
 # A read that brings no request costs this much of one.
 READ_COST = 0.05
+# So few bytes hold what a client answers to the server's first frames, and hardly a request. To let
+# them wait takes longer than to read them. So often, until the server begins with a request.
+TINY_BYTES = 48
+TINY_READS = 3
 # The server begins with what it was passed on within a millisecond or two, but never with a request
 # that is not complete.
 PATIENCE_SECONDS = 0.05
 # As much as this many seconds bring may be had at once: many processes start together.
 BURST_SECONDS = 3.0
+
+
+def _unknown() -> int:
+    """How many bytes there are is not known: they may be many."""
+    return TINY_BYTES + 1
 
 
 class Turnstile:
@@ -80,14 +89,18 @@ class Lane:
         self._reads = 0
         self._unbegun = 0
         self._unbegun_since = 0.0
+        self._tiny = 0
 
-    def pass_or_wait(self, resume: Callable[[], None]) -> bool:
+    def pass_or_wait(
+        self, resume: Callable[[], None], unread: Callable[[], int] = _unknown
+    ) -> bool:
         """Whether it may go on now; if not, `resume` is called when it is its turn.
 
-        Whoever goes on says at once what it has passed on.
+        Whoever goes on says at once what it has passed on. `unread` tells how many bytes it has to
+        read.
         """
         now = self._loop.time()
-        if not self._waiting and self._may_pass(now):
+        if not self._waiting and self._may_pass(now, unread):
             return True
         self._crowded_until = now + CROWDED_SECONDS
         self._waiting.append(resume)
@@ -121,17 +134,21 @@ class Lane:
     def begun(self) -> None:
         """The server has begun with a request."""
         self._unbegun -= self._unbegun > 0
+        self._tiny = 0
         if self._waiting and not self._unbegun:
             self._loop.call_soon(self._go_on)
 
-    def _may_pass(self, now: float) -> bool:
+    def _may_pass(self, now: float, unread: Callable[[], int] = _unknown) -> bool:
         if now - self._quantum >= QUANTUM_SECONDS:
             self._quantum, self._reads = now, 0
         if self._reads >= READS_PER_QUANTUM:
             return False
-        if self._unbegun and now - self._unbegun_since < PATIENCE_SECONDS:
+        if not self._unbegun or now - self._unbegun_since >= PATIENCE_SECONDS:
+            self._unbegun = 0
+        elif self._tiny >= TINY_READS or unread() > TINY_BYTES:
             return False
-        self._unbegun = 0
+        else:
+            self._tiny += 1
         return not self._seconds_to_wait(now)
 
     def _arm(self) -> float:

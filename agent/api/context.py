@@ -138,7 +138,9 @@ class Guard:
                 with admission.stream(place), admission.attestation(place) as first:
                     responses = answer(caller, _decode(request_type, raw))
                     try:
-                        await self._write_all(context, responses, first.leave)
+                        async for response in responses:
+                            first.leave()
+                            await self._write(context, encode(response))
                     finally:
                         await responses.aclose()
             except asyncio.CancelledError:
@@ -161,17 +163,18 @@ class Guard:
         named = None if isinstance(caller, PeerError) else caller
         await self._fail(context, None, UnsupportedError("there is no such method"), named)
 
-    async def _write_all(
-        self,
-        context: ServicerContext,
-        responses: AsyncGenerator[Message, None],
-        attested: Callable[[], None],
-    ) -> None:
-        async for response in responses:
-            attested()
-            encoded = encode(response)
-            with Stopwatch(self._signals, Stage.SEND):
-                await _write(context, encoded)
+    async def _write(self, context: ServicerContext, encoded: bytes) -> None:
+        """Send a response.
+
+        Raises:
+            PeerGoneError: the client has hung up, which grpcio reports as an internal error.
+        """
+        with Stopwatch(self._signals, Stage.SEND):
+            try:
+                await context.write(encoded)
+            except grpc.aio.InternalError as error:
+                message = "the client hung up before it took the response"
+                raise PeerGoneError(message) from error
 
     def _admit(self, context: ServicerContext) -> Caller:
         # Whatever is wrong with it, it is a call, behind which others of the same user wait.
@@ -240,18 +243,6 @@ class _Everything(grpc.GenericRpcHandler):
     def service(self, _call: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
         """See grpc.GenericRpcHandler."""
         return self._handler
-
-
-async def _write(context: ServicerContext, encoded: bytes) -> None:
-    """Send a response.
-
-    Raises:
-        PeerGoneError: the client has hung up, which grpcio reports as an internal error.
-    """
-    try:
-        await context.write(encoded)
-    except grpc.aio.InternalError as error:
-        raise PeerGoneError("the client hung up before it took the response") from error
 
 
 def encode(response: Message) -> bytes:

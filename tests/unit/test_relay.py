@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from agent.relay import CHUNK_BYTES, Relay, Side, read_from
+from agent.relay import CHUNK_BYTES, Relay, Side, read_from, unread_bytes
 
 
 @dataclass
@@ -65,6 +65,17 @@ async def test_bytes_pass_both_ways() -> None:
         assert await receive(ends.right, 8) == b"question"
         await loop.sock_sendall(ends.right, b"answer")
         assert await receive(ends.left, 6) == b"answer"
+
+
+def test_what_there_is_to_read_is_known_without_reading_it() -> None:
+    left, right = socket.socketpair()
+    with left, right:
+        assert unread_bytes(right) == 0
+        left.sendall(b"x" * 300)
+        assert unread_bytes(right) == 300
+        assert len(right.recv(1000)) == 300
+        left.close()
+        assert unread_bytes(right) == 0
 
 
 async def test_megabytes_arrive_in_order() -> None:

@@ -134,7 +134,7 @@ def test_a_reader_that_stalls_holds_nobody_up_and_is_told_what_it_missed() -> No
     assert [line for line in lines if line.endswith("log lines were dropped: nobody read them")]
 
 
-def test_what_was_dropped_is_told_though_no_other_line_follows() -> None:
+def test_what_was_dropped_is_told_before_the_lines_that_come_next() -> None:
     busy, go, wrote = threading.Event(), threading.Event(), io.StringIO()
 
     class Stalled(io.StringIO):
@@ -147,11 +147,13 @@ def test_what_was_dropped_is_told_though_no_other_line_follows() -> None:
     writer.write(Line("line 0"))
     assert busy.wait(10)
     writer.write(Line("line 1"))
+    writer.write(Line("line 2"))
     go.set()
     writer.close()
     assert wrote.getvalue().splitlines() == [
         "line 0",
         "1 log lines were dropped: nobody read them",
+        "line 1",
     ]
 
 

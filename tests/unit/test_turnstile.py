@@ -19,6 +19,8 @@ from agent.turnstile import (
     PATIENCE_SECONDS,
     READS_PER_QUANTUM,
     SMALL_BITE_BYTES,
+    TINY_BYTES,
+    TINY_READS,
     Lane,
     Turnstile,
 )
@@ -143,6 +145,30 @@ def test_a_request_that_is_not_complete_holds_up_nobody_not_even_its_own_rest(lo
     assert lane.pass_or_wait(lambda: None)
     lane.passed(0, 1)
     assert not lane.pass_or_wait(lambda: None)
+
+
+def test_what_is_too_little_for_a_request_passes_a_few_times(loop: Loop) -> None:
+    """A client answers the server's first frames while its first request is on its way."""
+    lane = turnstile(loop, 1e6).lane(ALICE)
+    assert lane.pass_or_wait(lambda: None)
+    lane.passed(1, 1)
+    for _ in range(2):
+        for _ in range(TINY_READS):
+            assert lane.pass_or_wait(lambda: None, lambda: TINY_BYTES)
+            lane.passed(0, 0)
+        lane.begun()
+        lane.passed(1, 1)
+    for _ in range(TINY_READS):
+        assert lane.pass_or_wait(lambda: None, lambda: 0)
+    assert not lane.pass_or_wait(lambda: None, lambda: TINY_BYTES)
+
+
+def test_what_may_hold_a_request_waits_and_so_does_all_behind_it(loop: Loop) -> None:
+    lane = turnstile(loop, 1e6).lane(ALICE)
+    assert lane.pass_or_wait(lambda: None)
+    lane.passed(1, 1)
+    assert not lane.pass_or_wait(lambda: None, lambda: TINY_BYTES + 1)
+    assert not lane.pass_or_wait(lambda: None, lambda: TINY_BYTES)
 
 
 def test_where_many_wait_less_is_read_at_once(loop: Loop) -> None:
