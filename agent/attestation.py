@@ -10,10 +10,11 @@ The order is what makes it safe:
 6. take the fingerprint again, look at the pin, and poll the pidfd last. If anything changed, what
    was found in between may be true of two different programs, and nothing of it is used.
 
-While the fingerprint of a connection's process stays the same, an attestor that allows it is not
-asked again. If none is, nothing is found in between, and one fingerprint does; the pin is looked at
-all the same. The pin is for one attestation, not for a connection: the same executable is the same
-program, whenever it was started, and a descriptor held for each open stream would be dear.
+While the fingerprint of a process stays the same, an attestor that allows it is not asked again, be
+it on another connection of that process: those are told by its inode in pidfs, which no other ever
+has. If none is asked, nothing is found in between, and one fingerprint does; the pin is looked at
+all the same. The pin is for one attestation: the same executable is the same program, whenever it
+was started, and a descriptor held for each open stream would be dear.
 
 A failed attestor is not an answer. Its selectors are missing, which can only remove matches
 (entries match on subsets), and the result says so, so that "nothing matched" is not mistaken for
@@ -37,6 +38,7 @@ from agent.fingerprint import (
     own_user_namespace,
     read_fingerprint,
 )
+from agent.limits import Recent
 from agent.signals import UNHEARD, Stage
 from attestors.api import AttestorError, Findings
 
@@ -51,6 +53,10 @@ if TYPE_CHECKING:
     from agent.peer import Caller, ProcessView
     from agent.signals import Signals
     from attestors.api import Attestor, Selector
+
+
+# Of how many processes it is known what was found out, though they are not connected any more.
+KNOWN_PROCESSES = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,10 +116,19 @@ class _Memory:
 
 
 @dataclass(slots=True)
+class _KnownProcess:
+    """What is kept of a process, for all its connections."""
+
+    memory: _Memory | None = None
+
+
+@dataclass(slots=True)
 class _Known:
     """What is kept of one caller."""
 
-    memory: _Memory | None = None
+    process: _KnownProcess
+    checked: Fingerprint | None = None
+    """What it looked like when its credentials were those at connect."""
     latest: Attestation | None = None
     """None if the last look at it did not hold."""
 
@@ -130,6 +145,7 @@ class WorkloadAttestor:
         self._panel = _Panel(attestors, log, signals)
         self._signals = signals
         self._known: WeakKeyDictionary[Caller, _Known] = WeakKeyDictionary()
+        self._processes: Recent[str, _KnownProcess] = Recent(_KnownProcess, KNOWN_PROCESSES)
 
     def attest(self, caller: Caller) -> AbstractAsyncContextManager[Attestation]:
         """What is true of the caller's process, from before a block to after it.
@@ -140,7 +156,7 @@ class WorkloadAttestor:
         """
         known = self._known.get(caller)
         if known is None:
-            known = self._known[caller] = _Known()
+            known = self._known[caller] = _Known(self._processes.of(caller.process.name))
         return _Attesting(caller, known, self._panel, self._signals)
 
     def latest(self, caller: Caller) -> Attestation | None:
@@ -217,7 +233,7 @@ class _Attesting:
             raise PeerGoneError("the process exited while it was attested")
         self._signals.timed(Stage.EVIDENCE, self._seconds + time.perf_counter() - began)
         if self._found:
-            self._known.memory = self._panel.remember(self._memory, self._found)
+            self._known.process.memory = self._panel.remember(self._memory, self._found)
 
     def _open(self) -> None:
         self._process = self._caller.open_proc()
@@ -237,13 +253,16 @@ class _Attesting:
         Raises:
             PeerError: the process is not any more who connected.
         """
-        memory = self._known.memory
-        if memory is None or memory.fingerprint != self._before:
-            check_credentials(self._before, self._caller.credentials)
-            memory = _Memory(self._before, executable_name(self._process))
+        known, now = self._known, self._before
+        if known.checked != now:
+            check_credentials(now, self._caller.credentials)
+            known.checked = now
+        memory = known.process.memory
+        if memory is None or memory.fingerprint != now:
+            memory = _Memory(now, executable_name(self._process))
         else:
             memory = memory.at(asyncio.get_running_loop().time())
-        self._known.memory = memory
+        known.process.memory = memory
         return memory
 
     def _join(self) -> Attestation:
@@ -300,12 +319,12 @@ class _Panel:
 
     async def _run(self, attestor: Attestor, process: ProcessView) -> Report:
         began = time.perf_counter()
-        report = await self._ask(attestor, process)
+        findings, failure = await self._ask(attestor, process)
         seconds = time.perf_counter() - began
-        self._signals.attested(attestor.name, seconds, failed=report.failure is not None)
-        return replace(report, seconds=seconds)
+        self._signals.attested(attestor.name, seconds, failed=failure is not None)
+        return Report(attestor=attestor.name, findings=findings, failure=failure, seconds=seconds)
 
-    async def _ask(self, attestor: Attestor, process: ProcessView) -> Report:
+    async def _ask(self, attestor: Attestor, process: ProcessView) -> tuple[Findings, str | None]:
         name = attestor.name
         try:
             async with asyncio.timeout(attestor.timeout):
@@ -313,21 +332,20 @@ class _Panel:
         except PeerGoneError:
             raise
         except TimeoutError:
-            return Report(attestor=name, failure=f"did not answer within {attestor.timeout:g} s")
+            return Findings(), f"did not answer within {attestor.timeout:g} s"
         except AttestorError as error:
-            return Report(attestor=name, failure=str(error))
+            return Findings(), str(error)
         except Exception as error:  # noqa: BLE001 - a plug-in may raise anything, and must not end the call
             self._log.exception("attestor broke", attestor=name)
-            return Report(attestor=name, failure=f"broke: {type(error).__name__}")
+            return Findings(), f"broke: {type(error).__name__}"
         return self._own_selectors_only(name, findings)
 
-    def _own_selectors_only(self, name: str, findings: Findings) -> Report:
+    def _own_selectors_only(self, name: str, findings: Findings) -> tuple[Findings, str | None]:
         foreign = sorted({found.type for found in findings.selectors if found.type != name})
         if foreign:
             self._log.warning("attestor claimed foreign selectors", attestor=name, types=foreign)
-            reason = f"claimed selectors of other types: {', '.join(foreign)}"
-            return Report(attestor=name, failure=reason)
-        return Report(attestor=name, findings=findings, failure="; ".join(findings.pending) or None)
+            return Findings(), f"claimed selectors of other types: {', '.join(foreign)}"
+        return findings, "; ".join(findings.pending) or None
 
 
 def _join(reports: Sequence[Report], executable: str | None) -> Attestation:

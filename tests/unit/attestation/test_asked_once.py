@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,7 @@ from agent import attestation as attestation_module
 from agent.attestation import WorkloadAttestor
 from agent.errors import NoIdentityError, PeerError
 from agent.fingerprint import read_fingerprint
-from agent.peer import Caller
+from agent.peer import Caller, ProcessHandle
 from attestors.api import AttestorError, Findings, WorkloadRef
 from tests.support.fakes import FakeAttestor, Lines
 from tests.unit.attestation.conftest import ONE, attested, caller_of
@@ -36,15 +37,31 @@ def counting() -> tuple[LastingAttestor, list[int]]:
 async def test_of_an_unchanged_process_an_attestor_may_be_asked_once(me: Caller) -> None:
     lasting, asked = counting()
     attestor = WorkloadAttestor([lasting], Lines().log)
-    for _ in range(3):
-        assert (await attested(attestor, me)).selectors == {ONE}
+    for connection in (me, me, replace(me)):
+        assert (await attested(attestor, connection)).selectors == {ONE}
     assert len(asked) == 1
-    await attested(attestor, replace(me))
-    assert len(asked) == 2, "another connection has a memory of its own"
+    with caller_of() as (other, _pid):
+        await attested(attestor, other)
+    assert len(asked) == 2, "another process has a memory of its own"
 
 
+async def test_where_processes_have_no_number_of_their_own_each_connection_has_a_memory(
+    me: Caller,
+) -> None:
+    """Without pidfs a PID may be somebody else's by the next connection."""
+    lasting, asked = counting()
+    attestor = WorkloadAttestor([lasting], Lines().log)
+    for number in range(2):
+        handle = ProcessHandle(os.pidfd_open(os.getpid()))
+        handle.name = f"connection:{number}"
+        with closing(replace(me, process=handle)) as connection:
+            await attested(attestor, connection)
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize("reconnects", [False, True])
 async def test_of_a_changed_one_it_is_asked_again(
-    me: Caller, monkeypatch: pytest.MonkeyPatch
+    me: Caller, monkeypatch: pytest.MonkeyPatch, *, reconnects: bool
 ) -> None:
     lasting, asked = counting()
     attestor = WorkloadAttestor([lasting], Lines().log)
@@ -54,8 +71,22 @@ async def test_of_a_changed_one_it_is_asked_again(
         "read_fingerprint",
         lambda view: read_fingerprint(view)._replace(cgroup=b"0::/elsewhere"),
     )
-    await attested(attestor, me)
+    await attested(attestor, replace(me) if reconnects else me)
     assert len(asked) == 2
+
+
+async def test_who_connected_as_another_user_is_not_taken_for_what_the_process_is_now(
+    me: Caller,
+) -> None:
+    """What is known of the process is true; but this connection was made by somebody else."""
+    lasting, asked = counting()
+    attestor = WorkloadAttestor([lasting], Lines().log)
+    await attested(attestor, me)
+    before = replace(me, credentials=replace(me.credentials, uid=me.credentials.uid + 1))
+    for _ in range(2):
+        with pytest.raises(PeerError, match="changed its user or group after it connected"):
+            await attested(attestor, before)
+    assert len(asked) == 1
 
 
 async def test_what_a_refused_attestation_found_is_not_remembered(me: Caller) -> None:
