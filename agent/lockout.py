@@ -120,7 +120,9 @@ class Lockout:
 
     def _keep_up(self) -> None:
         """Have those locked out who are to be, and nobody else, however often that fails."""
-        self._retry = None
+        if self._retry is not None:
+            self._retry.cancel()  # of two who could not be let in, one tries for both
+            self._retry = None
         if not self._change(tuple(self._timers)):
             self._retry = self._loop.call_later(LOCKED_SECONDS, self._keep_up)
 

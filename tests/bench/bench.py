@@ -25,6 +25,7 @@ from tests.bench import (
     edits,
     floods,
     holding,
+    instructions,
     matching,
     metering,
     reference,
@@ -69,6 +70,14 @@ def _floods(_other: Server | None) -> Iterator[list[Finding]]:
         click.echo("floods: left out, since only root can be two users", err=True)
 
 
+def _instructions(_other: Server | None) -> Iterator[list[Finding]]:
+    if missing := instructions.missing():
+        lacking = f"{' and '.join(missing)} not found (Debian: valgrind)"
+        click.echo(f"instructions: left out, {lacking}", err=True)
+    else:
+        yield instructions.measure()
+
+
 # Those of the first part are what clients do, whoever serves.
 CLIENT_SIDE: dict[str, Callable[[Server | None], Iterator[list[Finding]]]] = {
     "calls": _calls,
@@ -76,6 +85,7 @@ CLIENT_SIDE: dict[str, Callable[[Server | None], Iterator[list[Finding]]]] = {
     "streams": lambda other: iter([holding.measure(other)]),
 }
 INSIDE: dict[str, Callable[[Server | None], Iterator[list[Finding]]]] = {
+    "instructions": _instructions,
     "edits": lambda _: iter([edits.measure()]),
     "start": lambda _: iter([starting.measure()]),
     "floods": _floods,

@@ -158,14 +158,19 @@ def agent(
 
 
 @contextmanager
-def baseline(answers: Mapping[str, bytes], *, gated: bool = False) -> Iterator[Server]:
-    """A bare server for the block that gives these answers, by method; `gated`: behind the gate."""
+def baseline(
+    answers: Mapping[str, bytes], *, gated: bool = False, prefix: Sequence[str] = ()
+) -> Iterator[Server]:
+    """A bare server for the block that gives these answers, by method.
+
+    `gated`: behind the agent's gate. `prefix`: a command that starts it.
+    """
     with tempfile.TemporaryDirectory(prefix="vouchd-", dir="/tmp") as folder:
         socket, files = f"{folder}/s", Path(folder) / "answers"
         files.mkdir()
         for method, answer in answers.items():
             (files / method).write_bytes(answer)
-        process = start_baseline(socket, files, gated=gated)
+        process = start_baseline(socket, files, gated=gated, prefix=prefix)
         name, changes = GATE_ALONE if gated else BASELINE, Again(process.pid)
         try:
             yield Server(name=name, socket=socket, pid=process.pid, changes=changes)
@@ -174,11 +179,13 @@ def baseline(answers: Mapping[str, bytes], *, gated: bool = False) -> Iterator[S
             process.communicate()
 
 
-def start_baseline(socket: str, answers: Path, *, gated: bool = False) -> subprocess.Popen[bytes]:
+def start_baseline(
+    socket: str, answers: Path, *, gated: bool = False, prefix: Sequence[str] = ()
+) -> subprocess.Popen[bytes]:
     """Start it and wait until it serves."""
     program = REPOSITORY / "tests/bench/baseline.py"
     process = subprocess.Popen(
-        [sys.executable, program, socket, answers, *(["gated"] if gated else [])],
+        [*prefix, sys.executable, program, socket, answers, *(["gated"] if gated else [])],
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
     )

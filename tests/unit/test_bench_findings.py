@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.bench import instructions
 from tests.bench.findings import BASELINE, OURS, Budget, Finding, growths
 from tests.bench.reference import doubled
 
@@ -64,3 +65,9 @@ def test_what_has_doubled_is_told() -> None:
     assert doubled(recorded, {"a": 2.9, "b": 3.1}) == {
         "b": "3.10 times the baseline, recorded were 1.50"
     }
+
+
+def test_of_instructions_a_quarter_more_is_too_much() -> None:
+    name = f"a call: {instructions.MEASURE}"
+    assert not doubled({name: 2.0}, {name: 2.5})
+    assert doubled({name: 2.0}, {name: 2.51}).keys() == {name}

@@ -135,6 +135,32 @@ async def test_one_failure_keeps_nobody_locked_out(
     locks.close()
 
 
+async def test_after_the_end_nothing_is_tried_any_more(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever has the path next has its own list."""
+    lines = Lines()
+    locks = lockout(path, lines)
+    for uid in (SOMEBODY, OTHER):
+        flood(locks, uid)
+    failed: list[None] = []
+
+    def count_and_fail(*_arguments: object, **_options: object) -> None:
+        failed.append(None)
+        fail()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "setxattr", count_and_fail)
+        async with asyncio.timeout(5):
+            while len(failed) < 2:  # neither of them can be let in
+                await asyncio.sleep(0.001)
+    locks.close()
+    patched: list[None] = []
+    monkeypatch.setattr(os, "setxattr", lambda *_arguments, **_options: patched.append(None))
+    await asyncio.sleep(3 * lockout_module.LOCKED_SECONDS)
+    assert not patched
+
+
 def fail(*_arguments: object, **_options: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
