@@ -10,11 +10,12 @@ The order is what makes it safe:
 6. take the fingerprint again, look at the pin, and poll the pidfd last. If anything changed, what
    was found in between may be true of two different programs, and nothing of it is used.
 
-While the fingerprint of a process stays the same, an attestor that allows it is not asked again, be
-it on another connection of that process: those are told by its inode in pidfs, which no other ever
-has. If none is asked, nothing is found in between, and one fingerprint does; the pin is looked at
-all the same. The pin is for one attestation: the same executable is the same program, whenever it
-was started, and a descriptor held for each open stream would be dear.
+While the fingerprint of a connection's process stays the same, an attestor that allows it is not
+asked again, nor on another connection of that process if it allows that too: the process is told by
+its inode in pidfs, which no other ever has. If none is asked, nothing is found in between, and one
+fingerprint does; the pin is looked at all the same. The pin is for one attestation: the same
+executable is the same program, whenever it was started, and a descriptor held for each open stream
+would be dear.
 
 A failed attestor is not an answer. Its selectors are missing, which can only remove matches
 (entries match on subsets), and the result says so, so that "nothing matched" is not mistaken for
@@ -117,7 +118,7 @@ class _Memory:
 
 @dataclass(slots=True)
 class _KnownProcess:
-    """What is kept of a process, for all its connections."""
+    """What is kept of a process, for its next connections."""
 
     memory: _Memory | None = None
 
@@ -127,6 +128,7 @@ class _Known:
     """What is kept of one caller."""
 
     process: _KnownProcess
+    memory: _Memory | None = None
     checked: Fingerprint | None = None
     """What it looked like when its credentials were those at connect."""
     latest: Attestation | None = None
@@ -156,8 +158,13 @@ class WorkloadAttestor:
         """
         known = self._known.get(caller)
         if known is None:
-            known = self._known[caller] = _Known(self._processes.of(caller.process.name))
+            known = self._known[caller] = _Known(self._process(caller))
         return _Attesting(caller, known, self._panel, self._signals)
+
+    def _process(self, caller: Caller) -> _KnownProcess:
+        if caller.process.inode is None:  # this connection's is the only name it has
+            return _KnownProcess()
+        return self._processes.of(caller.process.name)
 
     def latest(self, caller: Caller) -> Attestation | None:
         """What was found out when this caller was last attested; None if that did not hold."""
@@ -233,7 +240,8 @@ class _Attesting:
             raise PeerGoneError("the process exited while it was attested")
         self._signals.timed(Stage.EVIDENCE, self._seconds + time.perf_counter() - began)
         if self._found:
-            self._known.process.memory = self._panel.remember(self._memory, self._found)
+            self._known.memory = memory = self._panel.remember(self._memory, self._found)
+            self._known.process.memory = self._panel.for_other_connections(memory)
 
     def _open(self) -> None:
         self._process = self._caller.open_proc()
@@ -257,13 +265,20 @@ class _Attesting:
         if known.checked != now:
             check_credentials(now, self._caller.credentials)
             known.checked = now
-        memory = known.process.memory
+        memory = known.memory or self._recall_from_elsewhere()
         if memory is None or memory.fingerprint != now:
             memory = _Memory(now, executable_name(self._process))
         else:
             memory = memory.at(asyncio.get_running_loop().time())
-        known.process.memory = memory
+        known.memory = memory
         return memory
+
+    def _recall_from_elsewhere(self) -> _Memory | None:
+        memory = self._known.process.memory
+        # A name says nothing of the program, and may be another by now.
+        if memory is None or memory.executable == executable_name(self._process):
+            return memory
+        return None
 
     def _join(self) -> Attestation:
         attestation = self._memory.joined
@@ -291,6 +306,9 @@ class _Panel:
         self._attestors = tuple(attestors)
         self._log = log
         self._signals = signals
+        self._across = {
+            each.name for each in attestors if getattr(each, "reuse_across_connections", False)
+        }
 
     async def close(self) -> None:
         """Close each of them."""
@@ -316,6 +334,18 @@ class _Panel:
             if r.failure is None and spans[r.attestor] > 0
         }
         return replace(memory, reports={**memory.reports, **fresh})
+
+    def for_other_connections(self, memory: _Memory) -> _Memory:
+        """What of it another connection of the same process may know.
+
+        Where something is missing, whoever repairs it connects anew to see whether it helped.
+        """
+        reports = {
+            name: (until, report)
+            for name, (until, report) in memory.reports.items()
+            if name in self._across and not report.findings.notes
+        }
+        return memory if len(reports) == len(memory.reports) else replace(memory, reports=reports)
 
     async def _run(self, attestor: Attestor, process: ProcessView) -> Report:
         began = time.perf_counter()

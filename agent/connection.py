@@ -67,6 +67,7 @@ class Connection:
         "_outer",
         "_relay",
         "_silence",
+        "_unbegun",
         "calls",
         "challenge",
         "token",
@@ -91,6 +92,7 @@ class Connection:
         self._outer = outer
         self._admission = door.admission
         self._on_end = on_end
+        self._unbegun = 0  # how many the server can begin with and has not
         self._counted = 0  # how many are under way, as `admission` was told
         self._relay: Relay | None = None
         self._silence: asyncio.TimerHandle | None = None
@@ -119,7 +121,9 @@ class Connection:
     def begin_call(self) -> None:
         """The server has begun with a call."""
         self.calls += 1
-        self.visitor.lane.begun()
+        if self._unbegun:  # one that needs no message, as of an unknown method, was never counted
+            self._unbegun -= 1
+            self.visitor.lane.begun()
 
     def end(self, reason: str | PeerError) -> None:
         """Cut it at once; again is harmless."""
@@ -213,7 +217,9 @@ class Connection:
         else:
             return passing
         finally:
-            self.visitor.lane.passed(frames.requests - requests, frames.complete - complete)
+            complete = frames.complete - complete
+            self._unbegun += complete
+            self.visitor.lane.passed(frames.requests - requests, complete)
 
     def _read_server(self, inner: socket.socket) -> bytes | None:
         chunk = inner.recv(CHUNK_BYTES)

@@ -26,6 +26,9 @@ PING_BYTES = HEADER_BYTES + PAYLOAD_BYTES
 # some 200 bytes.
 MAX_HEADER_BLOCK_BYTES = 16 * 1024
 
+# What gRPC has before each message. Its server begins with a call when it has one.
+MESSAGE_HEADER_BYTES = 5
+
 _DATA, _HEADERS, _RST_STREAM, _PUSH_PROMISE, _PING, _GOAWAY, _CONTINUATION = 0, 1, 3, 5, 6, 7, 9
 _MAY_END_STREAM = frozenset({_DATA, _HEADERS})
 _ACK, _END_STREAM, _END_HEADERS = 0x1, 0x1, 0x4
@@ -111,22 +114,32 @@ class Calls:
         """Those of them that have had no response yet, not even the first of many."""
         self._last = 0
 
-    def from_client(self, kind: int, stream: int, length: int) -> None:
+    def from_client(self, kind: int, flags: int, stream: int, length: int) -> bool:
         """Such a frame of the client's begins to pass.
+
+        Returns:
+            Whether with its end the server has something to begin with: once for each call.
 
         Raises:
             RequestSizeError: with it the client has sent too much in one call.
         """
-        if kind == _HEADERS:
-            # Each call has a higher number than the last (section 5.1.1); others are trailers.
-            if stream > self._last:
-                self._last = stream
-                self.open[stream] = 0
-                self.unanswered.add(stream)
-        elif kind == _DATA:
-            self._count(stream, length)
-        elif kind == _RST_STREAM:
+        if kind == _RST_STREAM:
             self._end(stream)
+        if kind not in _MAY_END_STREAM:
+            return False
+        if kind == _HEADERS and stream > self._last:
+            # Each call has a higher number than the last (section 5.1.1); others are trailers.
+            self._last = stream
+            self.open[stream] = 0
+            self.unanswered.add(stream)
+        if (before := self.open.get(stream)) is None:
+            return False
+        sent = before + length if kind == _DATA else before
+        if sent > self._most_bytes:
+            raise RequestSizeError(f"a call of more than {self._most_bytes} bytes")
+        self.open[stream] = sent
+        has_message = sent >= MESSAGE_HEADER_BYTES or bool(flags & _END_STREAM)
+        return has_message and before < MESSAGE_HEADER_BYTES
 
     def from_server(self, kind: int, flags: int, stream: int) -> None:
         """Such a frame of the server's begins to pass."""
@@ -134,12 +147,6 @@ class Calls:
             self._end(stream)
         elif kind == _DATA:
             self.unanswered.discard(stream)
-
-    def _count(self, stream: int, length: int) -> None:
-        if stream in self.open:
-            self.open[stream] += length
-            if self.open[stream] > self._most_bytes:
-                raise RequestSizeError(f"a call of more than {self._most_bytes} bytes")
 
     def _end(self, stream: int) -> None:
         self.open.pop(stream, None)
@@ -154,7 +161,7 @@ class ClientFrames:
     """Client to server: takes out the answers to our own PINGs, and those only.
 
     `requests` is how many header blocks have begun: each is a request, or one of the trailers that
-    no client of ours sends. `complete` is how many of them have passed to their last byte.
+    no client of ours sends. `complete` is with how many of them the server can begin.
     """
 
     def __init__(self, calls: Calls | None = None) -> None:
@@ -193,8 +200,7 @@ class ClientFrames:
                 self.complete += 1
             if kind in _OF_HEADER_BLOCKS:
                 self._look_at_headers(kind, length)
-            self._calls.from_client(kind, stream, length)
-            self._last_is_passing = bool(flags & _END_STREAM) and kind in _MAY_END_STREAM
+            self._last_is_passing = self._calls.from_client(kind, flags, stream, length)
         if self._last_is_passing and self._cutter.between_frames:
             self.complete += 1
             self._last_is_passing = False

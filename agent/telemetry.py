@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from agent.config import LogSettings
 
-# Lines that wait for a slow reader: some megabytes at most.
+# Lines that wait for a slow reader: some megabytes at most. As many again may be on their way.
 QUEUED_LINES = 10_000
 CLOSE_SECONDS = 1.0
 # How long a line that follows another waits for more of them.
@@ -178,7 +178,7 @@ class LogWriter:
     def _run(self) -> None:
         while self._write_all():
             # To wake the thread costs more than to write a line: those that follow come together.
-            time.sleep(GATHER_SECONDS)  # noqa: TID251 - nobody waits for this thread
+            time.sleep(GATHER_SECONDS)  # noqa: TID251 - for it to end takes no longer
         self.target.close()
 
     def _write_all(self) -> bool:

@@ -37,9 +37,9 @@ SMALL_BITE_BYTES = 128
 CROWDED_SECONDS = 1.0
 # A read that brings no request costs this much of one.
 READ_COST = 0.05
-# So few bytes hold what a client answers to the server's first frames, and hardly a request. To let
-# them wait takes longer than to read them. So often, until the server begins with a request.
-TINY_BYTES = 48
+# So few bytes hold what a client answers to the server's first frames, and no call: the smallest
+# has 30. To let them wait takes longer than to read them. So often, until all calls have begun.
+TINY_BITE_BYTES = 28
 TINY_READS = 3
 # The server begins with what it was passed on within a millisecond or two, but never with a request
 # that is not complete.
@@ -50,7 +50,7 @@ BURST_SECONDS = 3.0
 
 def _unknown() -> int:
     """How many bytes there are is not known: they may be many."""
-    return TINY_BYTES + 1
+    return TINY_BITE_BYTES + 1
 
 
 class Turnstile:
@@ -90,6 +90,7 @@ class Lane:
         self._unbegun = 0
         self._unbegun_since = 0.0
         self._tiny = 0
+        self._is_tiny = False
 
     def pass_or_wait(
         self, resume: Callable[[], None], unread: Callable[[], int] = _unknown
@@ -111,6 +112,8 @@ class Lane:
     @property
     def bite(self) -> int:
         """How many bytes to read at once: fewer while there are others who wait."""
+        if self._is_tiny:
+            return TINY_BITE_BYTES
         crowded = self._loop.time() < self._crowded_until
         return SMALL_BITE_BYTES if crowded else BITE_BYTES
 
@@ -134,9 +137,10 @@ class Lane:
     def begun(self) -> None:
         """The server has begun with a request."""
         self._unbegun -= self._unbegun > 0
-        self._tiny = 0
-        if self._waiting and not self._unbegun:
-            self._loop.call_soon(self._go_on)
+        if not self._unbegun:
+            self._tiny = 0
+            if self._waiting:
+                self._loop.call_soon(self._go_on)
 
     def _may_pass(self, now: float, unread: Callable[[], int] = _unknown) -> bool:
         if now - self._quantum >= QUANTUM_SECONDS:
@@ -144,11 +148,11 @@ class Lane:
         if self._reads >= READS_PER_QUANTUM:
             return False
         if not self._unbegun or now - self._unbegun_since >= PATIENCE_SECONDS:
-            self._unbegun = 0
-        elif self._tiny >= TINY_READS or unread() > TINY_BYTES:
+            self._unbegun = self._tiny = 0
+        elif self._tiny >= TINY_READS or unread() > TINY_BITE_BYTES:
             return False
-        else:
-            self._tiny += 1
+        self._is_tiny = self._unbegun > 0
+        self._tiny += self._is_tiny
         return not self._seconds_to_wait(now)
 
     def _arm(self) -> float:

@@ -35,7 +35,7 @@ PAUSES_SECONDS = (0.05, 0.1, 0.2)
 OPENING_SECONDS = 0.5
 # How long one question may take in all: the answer, and a container that is about to run.
 ASKING_SECONDS = ANSWER_SECONDS + OPENING_SECONDS + 1.5
-# How long what an attestor was told is good for one process. A change, such as a new name, is
+# How long what an attestor was told is good for one connection. A change, such as a new name, is
 # reported by the engine at once; this spares calls.
 REUSE_SECONDS = 1.0
 # How long to wait before the next try to open it.

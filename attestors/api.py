@@ -179,6 +179,12 @@ class Attestor(Protocol):
     the environment, which a process can change as it likes. 0, or left out: asked each time.
     """
 
+    reuse_across_connections: ClassVar[bool]
+    """Whether they are as good for other connections of that same process.
+
+    False, or left out: whoever connects anew is looked at anew.
+    """
+
     def __init__(self, options: Any, context: AttestorContext) -> None:
         """Made once at start. Must not block; raise AttestorError to refuse to start."""
         ...

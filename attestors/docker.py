@@ -47,6 +47,7 @@ class DockerAttestor:
     Options: ClassVar[type[BaseModel]] = DockerOptions
     timeout: ClassVar[float] = ASKING_SECONDS
     reuse_seconds: ClassVar[float] = REUSE_SECONDS
+    reuse_across_connections: ClassVar[bool] = False
 
     def __init__(self, options: DockerOptions, _context: AttestorContext) -> None:
         self._own_cgroup = own_cgroup()

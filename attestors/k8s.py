@@ -56,6 +56,7 @@ class K8sAttestor:
     Options: ClassVar[type[BaseModel]] = K8sOptions
     timeout: ClassVar[float] = LONGEST_SECONDS
     reuse_seconds: ClassVar[float] = FRESH_SECONDS
+    reuse_across_connections: ClassVar[bool] = False
 
     def __init__(self, options: K8sOptions, _context: AttestorContext) -> None:
         self._own_cgroup = own_cgroup()

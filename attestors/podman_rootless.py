@@ -56,6 +56,7 @@ class RootlessPodmanAttestor:
     Options: ClassVar[type[BaseModel]] = RootlessOptions
     timeout: ClassVar[float] = ASKING_SECONDS
     reuse_seconds: ClassVar[float] = REUSE_SECONDS
+    reuse_across_connections: ClassVar[bool] = False
 
     def __init__(self, options: RootlessOptions, _context: AttestorContext) -> None:
         self._options = options

@@ -77,6 +77,7 @@ class SystemdAttestor:
     timeout: ClassVar[float] = 2 * ANSWER_SECONDS
     # The unit is a matter of the cgroup, which has to stay the same.
     reuse_seconds: ClassVar[float] = 30.0
+    reuse_across_connections: ClassVar[bool] = False
 
     def __init__(self, options: SystemdOptions, _context: AttestorContext) -> None:
         self._bus = _Bus(options.bus)

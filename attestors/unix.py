@@ -99,6 +99,7 @@ class UnixAttestor:
     Options: ClassVar[type[BaseModel]] = UnixOptions
     # The executable and the ids are what "the same process" means; names change rarely.
     reuse_seconds: ClassVar[float] = 5 * FRESH_SECONDS
+    reuse_across_connections: ClassVar[bool] = True
     timeout: ClassVar[float] = 2 * (NAME_SECONDS + PATH_SECONDS + DIGEST_SECONDS)
 
     def __init__(self, options: UnixOptions, _context: AttestorContext) -> None:

@@ -125,6 +125,8 @@ def main(
     # The thread that reads the agent's log, with a line for each call, must not hold up a client.
     sys.setswitchinterval(1e-4)
     if write_reference:
+        if missing := instructions.missing():
+            raise click.ClickException(f"{' and '.join(missing)} not found (Debian: valgrind)")
         reference.write(reference.measure())
         return
     if (agent_socket is None) != (pid is None):

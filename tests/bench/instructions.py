@@ -11,8 +11,9 @@ import shutil
 import subprocess
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -62,12 +63,13 @@ def measure(rounds: int = ROUNDS) -> list[Finding]:
     values: dict[str, defaultdict[str, list[float]]] = {
         kind.name: defaultdict(list) for kind in (FETCH, CONNECT)
     }
-    for counter, server in _servers():
-        for kind in (FETCH, CONNECT):
-            _calls(kind, server)  # a first time that does not count
-            for _ in range(rounds):
-                count = counter.count(server, lambda: _calls(kind, server))  # noqa: B023 - called at once
-                values[kind.name][server.name].append(count / CALLS)
+    with closing(_servers()) as servers:
+        for counter, server in servers:
+            for kind in (FETCH, CONNECT):
+                _calls(kind, server)  # a first time that does not count
+                for _ in range(rounds):
+                    count = counter.count(server, partial(_calls, kind, server))
+                    values[kind.name][server.name].append(count / CALLS)
     return [
         Finding(scenario=name, measure=MEASURE, size=1, values=by_server, per_one=True)
         for name, by_server in values.items()
@@ -79,7 +81,7 @@ def missing() -> list[str]:
     return [tool for tool in TOOLS if shutil.which(tool) is None]
 
 
-def _servers() -> Iterator[tuple[Counter, Server]]:
+def _servers() -> Generator[tuple[Counter, Server], None, None]:
     """One after another: the agent, its gate alone, the baseline."""
     with agent() as (plain, _running):
         answers = answers_of(plain.socket)

@@ -12,7 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.frames import CLIENT_PREFACE_BYTES, ClientFrames, Insertion, ping
+from agent.frames import (
+    CLIENT_PREFACE_BYTES,
+    MESSAGE_HEADER_BYTES,
+    ClientFrames,
+    Insertion,
+    ping,
+)
 
 OURS = b"\x01ours\x02\x03\x04"
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -163,23 +169,38 @@ def test_the_frame_is_what_the_standard_says() -> None:
         ping(OURS[:-1])
 
 
-calls = st.builds(
-    frame, st.sampled_from([0, 1]), st.sampled_from([4, 5]), st.binary(max_size=60), st.just(1)
-)
+@st.composite
+def calls(draw: st.DrawFn) -> tuple[bytes, list[int]]:
+    """Calls one after another, other frames between theirs, and where each can be begun with.
+
+    That is with a message, however it is cut into frames, or at the end of what the client sends.
+    """
+    sent, beginnings = PREFACE, []
+    others = st.lists(plain_frames.filter(lambda raw: raw[3] not in {0, 3}), max_size=2).map(
+        b"".join
+    )
+    for stream in range(1, 2 * draw(st.integers(0, 5)), 2):
+        data = draw(st.lists(st.binary(max_size=9), max_size=4))
+        ends = draw(st.booleans())
+        frames = [(1, b"x" * draw(st.integers(0, 30))), *((0, payload) for payload in data)]
+        begins, received = None, 0
+        for number, (kind, payload) in enumerate(frames):
+            is_end = ends and number == len(frames) - 1
+            sent += draw(others) + frame(kind, 4 | is_end, payload, stream)
+            received += len(payload) * (kind == 0)
+            if begins is None and (is_end or received >= MESSAGE_HEADER_BYTES):
+                begins = len(sent)
+        beginnings += [] if begins is None else [begins]
+    return sent + draw(others), beginnings
 
 
-@given(frames=st.lists(plain_frames | calls, max_size=12), cuts=cuts)
-def test_a_request_is_complete_with_its_last_byte_and_not_before(
-    frames: list[bytes], cuts: list[int]
+@given(call=calls(), cuts=cuts)
+def test_a_request_is_complete_with_its_message_and_not_before(
+    call: tuple[bytes, list[int]], cuts: list[int]
 ) -> None:
-    walker = ClientFrames()
-    sent = PREFACE + b"".join(frames)
-    ends, at = [], len(PREFACE)
-    for raw in frames:
-        at += len(raw)
-        if raw[3] in {0, 1} and raw[4] & 1:
-            ends.append(at)
-    passed = 0
+    sent, beginnings = call
+    walker, passed = ClientFrames(), 0
     for chunk in cut(sent, cuts):
         passed += len(walker.feed(chunk))
-        assert walker.complete == sum(end <= passed for end in ends)
+        assert walker.complete == sum(begins <= passed for begins in beginnings)
+    assert walker.complete == len(beginnings)

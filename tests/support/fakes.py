@@ -124,6 +124,7 @@ class FakeAttestor:
     Options: ClassVar[type[BaseModel]] = Options
     timeout: ClassVar[float] = 5.0
     reuse_seconds: ClassVar[float] = 0.0
+    reuse_across_connections: ClassVar[bool] = False
 
     def __init__(
         self,

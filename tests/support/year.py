@@ -47,6 +47,7 @@ class ByDescriptor:
     Options: ClassVar[type[BaseModel]] = Options
     timeout: ClassVar[float] = 60.0
     reuse_seconds: ClassVar[float] = 0.0
+    reuse_across_connections: ClassVar[bool] = False
 
     def __init__(self, known: dict[int, frozenset[Selector]]) -> None:
         self._known = known

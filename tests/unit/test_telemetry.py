@@ -130,7 +130,7 @@ def test_a_reader_that_stalls_holds_nobody_up_and_is_told_what_it_missed() -> No
     writer.close()
     lines = wrote.getvalue().splitlines()
     assert "line 0" in lines[:2]
-    assert len(lines) < 20
+    assert len(lines) <= 2 * 10 + 1
     assert [line for line in lines if line.endswith("log lines were dropped: nobody read them")]
 
 

@@ -19,7 +19,7 @@ from agent.turnstile import (
     PATIENCE_SECONDS,
     READS_PER_QUANTUM,
     SMALL_BITE_BYTES,
-    TINY_BYTES,
+    TINY_BITE_BYTES,
     TINY_READS,
     Lane,
     Turnstile,
@@ -154,21 +154,49 @@ def test_what_is_too_little_for_a_request_passes_a_few_times(loop: Loop) -> None
     lane.passed(1, 1)
     for _ in range(2):
         for _ in range(TINY_READS):
-            assert lane.pass_or_wait(lambda: None, lambda: TINY_BYTES)
+            assert lane.pass_or_wait(lambda: None, lambda: TINY_BITE_BYTES)
             lane.passed(0, 0)
         lane.begun()
         lane.passed(1, 1)
     for _ in range(TINY_READS):
         assert lane.pass_or_wait(lambda: None, lambda: 0)
-    assert not lane.pass_or_wait(lambda: None, lambda: TINY_BYTES)
+    assert not lane.pass_or_wait(lambda: None, lambda: TINY_BITE_BYTES)
+
+
+def test_calls_in_tiny_pieces_do_not_pile_up(loop: Loop) -> None:
+    """Each of them is begun with, but fewer than could come."""
+    lane = turnstile(loop, 1e6).lane(ALICE)
+    unbegun = most = 0
+    for number in range(1000):
+        if lane.pass_or_wait(lambda: None, lambda: TINY_BITE_BYTES):
+            lane.passed(1, 1)
+            unbegun += 1
+        if number % 3 == 2 and unbegun:
+            lane.begun()
+            unbegun -= 1
+        most = max(most, unbegun)
+        loop.now += 0.0002
+    assert most <= 1 + TINY_READS
+
+
+def test_what_is_too_little_is_not_read_with_what_comes_meanwhile(loop: Loop) -> None:
+    lane = turnstile(loop, 1e6).lane(ALICE)
+    assert lane.pass_or_wait(lambda: None, lambda: 9)
+    assert lane.bite == BITE_BYTES
+    lane.passed(1, 1)
+    assert lane.pass_or_wait(lambda: None, lambda: 9)
+    assert lane.bite == TINY_BITE_BYTES
+    lane.begun()
+    assert lane.pass_or_wait(lambda: None, lambda: 9)
+    assert lane.bite == BITE_BYTES
 
 
 def test_what_may_hold_a_request_waits_and_so_does_all_behind_it(loop: Loop) -> None:
     lane = turnstile(loop, 1e6).lane(ALICE)
     assert lane.pass_or_wait(lambda: None)
     lane.passed(1, 1)
-    assert not lane.pass_or_wait(lambda: None, lambda: TINY_BYTES + 1)
-    assert not lane.pass_or_wait(lambda: None, lambda: TINY_BYTES)
+    assert not lane.pass_or_wait(lambda: None, lambda: TINY_BITE_BYTES + 1)
+    assert not lane.pass_or_wait(lambda: None, lambda: TINY_BITE_BYTES)
 
 
 def test_where_many_wait_less_is_read_at_once(loop: Loop) -> None:

@@ -22,16 +22,21 @@ from tests.unit.attestation.conftest import ONE, attested, caller_of
 
 class LastingAttestor(FakeAttestor):
     reuse_seconds = 60.0
+    reuse_across_connections = True
 
 
-def counting() -> tuple[LastingAttestor, list[int]]:
+class OfOneConnection(LastingAttestor):
+    reuse_across_connections = False
+
+
+def counting(kind: type[LastingAttestor] = LastingAttestor) -> tuple[LastingAttestor, list[int]]:
     asked: list[int] = []
 
     async def find(workload: WorkloadRef) -> Findings:
         asked.append(workload.pid)
         return Findings(frozenset({ONE}))
 
-    return LastingAttestor(find), asked
+    return kind(find), asked
 
 
 async def test_of_an_unchanged_process_an_attestor_may_be_asked_once(me: Caller) -> None:
@@ -45,6 +50,40 @@ async def test_of_an_unchanged_process_an_attestor_may_be_asked_once(me: Caller)
     assert len(asked) == 2, "another process has a memory of its own"
 
 
+async def test_on_another_connection_only_one_that_allows_it_is_not_asked(me: Caller) -> None:
+    """What an engine says of a container may be another by the next connection."""
+    lasting, asked = counting(OfOneConnection)
+    attestor = WorkloadAttestor([lasting], Lines().log)
+    connections = [me, replace(me)]
+    for connection in (*connections, *connections):
+        assert (await attested(attestor, connection)).selectors == {ONE}
+    assert len(asked) == len(connections)
+
+
+async def test_what_is_missing_is_looked_for_anew_on_the_next_connection(me: Caller) -> None:
+    """Whoever repairs it connects again to see whether it helped."""
+    asked: list[int] = []
+
+    async def find(workload: WorkloadRef) -> Findings:
+        asked.append(workload.pid)
+        return Findings(frozenset({ONE}), notes=("the user has no name",))
+
+    attestor = WorkloadAttestor([LastingAttestor(find)], Lines().log)
+    for connection in (me, me, replace(me)):
+        await attested(attestor, connection)
+    assert len(asked) == 2
+
+
+async def test_a_program_that_was_renamed_is_called_by_its_new_name(
+    me: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lasting, _asked = counting()
+    attestor = WorkloadAttestor([lasting], Lines().log)
+    await attested(attestor, me)
+    monkeypatch.setattr(attestation_module, "executable_name", lambda _view: "/new/name")
+    assert (await attested(attestor, replace(me))).executable == "/new/name"
+
+
 async def test_where_processes_have_no_number_of_their_own_each_connection_has_a_memory(
     me: Caller,
 ) -> None:
@@ -53,7 +92,7 @@ async def test_where_processes_have_no_number_of_their_own_each_connection_has_a
     attestor = WorkloadAttestor([lasting], Lines().log)
     for number in range(2):
         handle = ProcessHandle(os.pidfd_open(os.getpid()))
-        handle.name = f"connection:{number}"
+        handle.inode, handle.name = None, f"connection:{number}"
         with closing(replace(me, process=handle)) as connection:
             await attested(attestor, connection)
     assert len(asked) == 2
