@@ -31,6 +31,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+from agent.config import Proof
 from agent.errors import PeerError, PeerGoneError
 from agent.fingerprint import (
     ProgramPin,
@@ -162,7 +163,9 @@ class WorkloadAttestor:
         return _Attesting(caller, known, self._panel, self._signals)
 
     def _process(self, caller: Caller) -> _KnownProcess:
-        if caller.process.inode is None:  # this connection's is the only name it has
+        # Without an inode there is no name but the connection's. Nor is anything taken from one who
+        # was only looked at (agent.observation), or whom the kernel did not pin when it connected.
+        if caller.process.inode is None or caller.proof is not Proof.PEERPIDFD:
             return _KnownProcess()
         return self._processes.of(caller.process.name)
 

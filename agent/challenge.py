@@ -104,7 +104,16 @@ class Challenge:
             self.frames.forget(payload)
 
     async def turn_away(self) -> None:
-        """Have the client call elsewhere; return when no call here waits for its first response."""
+        """Have the client call elsewhere; return when no call here waits for its first response.
+
+        One that has just connected makes its call first. gRPC's clients that are told while they
+        still shake hands may sit there without a connection until their deadline.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(HEARD_SECONDS):
+                await self._until(lambda: self.frames.requests > 0)
+        if self._closed:
+            return
         self._insert(GO_AWAY)
         with suppress(TimeoutError, PeerGoneError, UnansweredError):
             async with asyncio.timeout(HEARD_SECONDS):

@@ -88,6 +88,7 @@ async def test_one_who_answers_nothing_is_not_asked_for_ever(
 ) -> None:
     """It need not even read: each question would lie there until it does."""
     monkeypatch.setattr(challenge_module, "MOST_UNANSWERED", 5)
+    monkeypatch.setattr(challenge_module, "HEARD_SECONDS", 0.01)
     challenge, sent = begun()
     for _ in range(5):
         await ask(challenge, sent, answers=False)
@@ -163,6 +164,31 @@ async def test_a_call_that_ends_is_waited_for_no_longer(end: Callable[[Challenge
         assert not away.done()
         end(challenge)
         await away
+
+
+async def test_one_who_has_just_connected_is_told_once_it_has_called() -> None:
+    """gRPC's clients that are told in the middle of connecting never get to their call."""
+    challenge, sent = begun()
+    async with asyncio.TaskGroup() as tasks:
+        away = tasks.create_task(challenge.turn_away())
+        await settle()
+        assert not sent
+        challenge.from_client(call(HEADERS, 1))
+        await settle()
+        assert sent[0] == GO_AWAY
+        challenge.from_client(ack(sent[1]))
+        challenge.to_client(call(HEADERS, 1) + call(DATA, 1, 0))
+        await away
+
+
+async def test_one_who_hangs_up_without_a_call_is_told_nothing() -> None:
+    challenge, sent = begun()
+    async with asyncio.TaskGroup() as tasks:
+        away = tasks.create_task(challenge.turn_away())
+        await settle()
+        challenge.close()
+        await away
+    assert not sent
 
 
 async def test_one_who_does_not_read_is_waited_for_briefly(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,10 @@ import pytest
 
 from agent import attestation as attestation_module
 from agent.attestation import WorkloadAttestor
+from agent.config import Proof
 from agent.errors import NoIdentityError, PeerError
 from agent.fingerprint import read_fingerprint
+from agent.observation import observe
 from agent.peer import Caller, ProcessHandle
 from attestors.api import AttestorError, Findings, WorkloadRef
 from tests.support.fakes import FakeAttestor, Lines
@@ -82,6 +84,16 @@ async def test_a_program_that_was_renamed_is_called_by_its_new_name(
     await attested(attestor, me)
     monkeypatch.setattr(attestation_module, "executable_name", lambda _view: "/new/name")
     assert (await attested(attestor, replace(me))).executable == "/new/name"
+
+
+async def test_nothing_is_taken_from_one_whom_the_kernel_did_not_pin(me: Caller) -> None:
+    """Nor from a process that an operator had a look at, which connected to nothing."""
+    lasting, asked = counting()
+    attestor = WorkloadAttestor([lasting], Lines().log)
+    with closing(observe(os.getpid())) as looked_at:
+        for caller in (replace(me, proof=Proof.PIDFD_OPEN), me, looked_at):
+            await attested(attestor, caller)
+    assert len(asked) == 3
 
 
 async def test_where_processes_have_no_number_of_their_own_each_connection_has_a_memory(
