@@ -82,4 +82,4 @@ def _remove(place: Path) -> None:
                 raise
         else:
             return
-        time.sleep(0.01)  # noqa: TID251 - no hierarchy tells when
+        time.sleep(0.01)  # noqa: TID251 - rmdir's EBUSY has no event, as told above

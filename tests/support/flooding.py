@@ -122,7 +122,7 @@ def flood(behave: Callable[[str], None], path: str, processes: int = FLOODERS) -
 
     children = [pids.fork(run) for _ in range(processes)]
     try:
-        time.sleep(WARM_UP_SECONDS)  # noqa: TID251 - time for them to start is what is meant
+        time.sleep(WARM_UP_SECONDS)  # noqa: TID251 - how far into the flood is what is tested
         yield
     finally:
         for child in children:
@@ -147,7 +147,7 @@ def latencies(path: str, seconds: float = SECONDS) -> Latencies:
             fresh.sock.close()
             done = time.perf_counter()
             os.write(write, f"{between - began} {done - between}\n".encode())
-            time.sleep(PAUSE_SECONDS)  # noqa: TID251 - a client's pace, below its own share
+            time.sleep(PAUSE_SECONDS)  # noqa: TID251 - the pace is part of what is measured
 
     child = pids.fork(run)
     os.close(write)
