@@ -26,11 +26,6 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 64 * 1024
 
 
-def read_from(sock: socket.socket) -> Callable[[], bytes | None]:
-    """Reads as recv(2) does, and lets all pass."""
-    return lambda: sock.recv(CHUNK_BYTES) or None
-
-
 def unread_bytes(sock: socket.socket) -> int:
     """How many bytes there are to read (unix(7), SIOCINQ); none at the end of the stream either."""
     return int.from_bytes(fcntl.ioctl(sock, termios.FIONREAD, bytes(4)), sys.byteorder)

@@ -8,7 +8,8 @@ import socket
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.relay import Relay, Side, read_from
+from agent.relay import Relay, Side
+from tests.support.relays import read_from
 
 Chunks = list[bytes]
 

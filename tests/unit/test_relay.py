@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from agent.relay import CHUNK_BYTES, Relay, Side, read_from, unread_bytes
+from agent.relay import CHUNK_BYTES, Relay, Side, unread_bytes
+from tests.support.relays import read_from
 
 
 @dataclass
