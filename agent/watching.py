@@ -19,13 +19,13 @@ import fcntl
 import os
 import signal
 import stat
-import threading
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from watchfiles._rust_notify import RustNotify, WatchfilesRustInternalError
+from inotify_simple import Event, INotify, flags, masks
 
 from agent.files import SUFFIXES
 
@@ -36,9 +36,8 @@ if TYPE_CHECKING:
 
     _Found = Path | os.DirEntry[str]
 
-# A burst is over when nothing more happened for this long. Also how often the watch's thread looks
-# up: with 4,000 idle streams 0.025 costs 1.1 % of a CPU in all, 0.04 costs 0.9 %.
-STEP_SECONDS = 0.033
+# A burst is over when nothing more happened for this long.
+STEP_SECONDS = 0.02
 # The longest burst, should there be no end to them.
 LONGEST_BURST_SECONDS = 1.0
 GLANCE_SECONDS = 2.0
@@ -48,6 +47,22 @@ PATIENCE_SECONDS = 5.0
 SLOW_POLL_SECONDS = 1.0
 # As many as the kernel follows (path_resolution(7)).
 MAX_LINKS = 40
+
+_CHANGES = (
+    flags.CREATE
+    | flags.DELETE
+    | flags.DELETE_SELF
+    | masks.MOVE
+    | flags.MOVE_SELF
+    | flags.MODIFY
+    | flags.CLOSE_WRITE
+    | flags.ATTRIB
+)
+# What the kernel says of a limit would be taken for a full disk.
+_LIMITS = {
+    errno.ENOSPC: "too many watched directories (fs.inotify.max_user_watches)",
+    errno.EMFILE: "too many open files, or inotify instances (fs.inotify.max_user_instances)",
+}
 
 
 class FileWatch:
@@ -68,56 +83,45 @@ class FileWatch:
         while True:
             await self._settle()
             view = _look(self._paths)
-            watcher = self._watch(view)
-            with closing(watcher) if watcher else nullcontext():
+            watch = self._watch(view)
+            with closing(watch) if watch else nullcontext():
                 if changed or view != seen:
                     yield
                 seen = view
-                changed = await self._next_burst(watcher, view)
+                changed = await self._next_burst(watch, view)
 
-    def _watch(self, view: _View) -> RustNotify | None:
+    def _watch(self, view: _View) -> _Watch | None:
         """Begin to watch, or say why that is impossible."""
-        directories = [str(each) for each in view.directories if os.access(each, os.R_OK)]
         try:
-            return RustNotify(
-                directories,
-                debug=False,
-                force_polling=False,
-                poll_delay_ms=_ms(GLANCE_SECONDS),
-                recursive=False,
-                ignore_permission_denied=False,  # it would hide exhausted limits as well
-            )
-        except (OSError, WatchfilesRustInternalError) as error:
+            return _Watch(each for each in view.directories if os.access(each, os.R_OK))
+        except OSError as error:
             if _look(self._paths) == view:  # else a directory went meanwhile, and we look again
                 self._warn(error)
             return None
 
-    def _warn(self, error: Exception) -> None:
+    def _warn(self, error: OSError) -> None:
         if not self._told:
             self._log.warning(
                 "entry files cannot be watched",
-                reason=str(error),
+                reason=_LIMITS.get(error.errno or 0, str(error)),
                 advice=f"they are looked at every {RETRY_SECONDS:g} s; SIGHUP reloads them at once",
             )
         self._told = True
 
-    async def _next_burst(self, watcher: RustNotify | None, view: _View) -> bool:
+    async def _next_burst(self, watch: _Watch | None, view: _View) -> bool:
         """Wait for the end of a burst, or until it is time to try again. Was there one?"""
-        try:
-            if watcher is not None:
-                await self._watched_burst(watcher, view)
-                return True
-        except (OSError, WatchfilesRustInternalError) as error:
-            self._warn(error)
+        if watch is not None:
+            await self._watched_burst(watch, view)
+            return True
         await asyncio.sleep(RETRY_SECONDS if self._told else STEP_SECONDS)
         return False
 
-    async def _watched_burst(self, watcher: RustNotify, view: _View) -> None:
+    async def _watched_burst(self, watch: _Watch, view: _View) -> None:
         # The first glance is for what happened after the look and before the watch began.
         glance = STEP_SECONDS
+        self._told = False
         while True:
-            found = await _wait(watcher, glance)
-            self._told = False
+            found = await watch.burst(glance)
             if any(map(view.concerns, found)) or (not found and _look(self._paths) != view):
                 return
             glance = GLANCE_SECONDS
@@ -168,9 +172,8 @@ class _View:
     files: Mapping[str, tuple[int, ...]]
     """Of each file and directory what differs if its content does."""
 
-    def concerns(self, place: str) -> bool:
-        path = Path(place)
-        return path in self.names or _is_source(path.name)
+    def concerns(self, place: Path) -> bool:
+        return place in self.names or _is_source(place.name)
 
 
 def _look(paths: Iterable[Path]) -> _View:
@@ -255,19 +258,54 @@ def _status(path: _Found) -> os.stat_result | None:
         return None
 
 
-async def _wait(watcher: RustNotify, seconds: float) -> list[str]:
-    """Wait for a burst, at most so long. Returns the paths that changed."""
-    stop = threading.Event()
-    longest, step, timeout = map(_ms, (LONGEST_BURST_SECONDS, STEP_SECONDS, seconds))
-    try:
-        found = await asyncio.to_thread(watcher.watch, longest, step, timeout, stop)
-    finally:
-        stop.set()  # else a cancelled thread would go on
-    return [] if isinstance(found, str) else [path for _, path in found]
+class _Watch:
+    """Has the kernel tell what happens in directories. Owns inotify's descriptor, until `close`.
 
+    Raises:
+        OSError: one of them cannot be watched, or a limit is reached (inotify(7)).
+    """
 
-def _ms(seconds: float) -> int:
-    return round(seconds * 1000)
+    def __init__(self, directories: Iterable[Path]) -> None:
+        self._inotify = INotify(nonblocking=True)
+        try:
+            self._directories = {
+                self._inotify.add_watch(each, _CHANGES): each for each in directories
+            }
+            # If this took the last descriptor, every glance would find that all files are gone.
+            os.close(os.dup(self._inotify.fileno()))
+        except OSError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        self._inotify.close()
+
+    async def burst(self, seconds: float) -> set[Path]:
+        """What changes in one burst, if one begins within so many seconds."""
+        found: set[Path] = set()
+        more = await self._readable(seconds)
+        now = asyncio.get_running_loop().time
+        end = now() + LONGEST_BURST_SECONDS
+        while more:
+            found.update(chain.from_iterable(map(self._places, self._inotify.read(timeout=0))))
+            more = now() < end and await self._readable(STEP_SECONDS)
+        return found
+
+    async def _readable(self, seconds: float) -> bool:
+        loop, ready = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(self._inotify, ready.set)
+        try:
+            async with asyncio.timeout(seconds):
+                return await ready.wait()
+        except TimeoutError:
+            return False
+        finally:
+            loop.remove_reader(self._inotify)
+
+    def _places(self, event: Event) -> Iterable[Path]:
+        if event.mask & flags.Q_OVERFLOW:
+            return self._directories.values()  # whatever it was that the kernel lost
+        return (self._directories[event.wd] / event.name,)
 
 
 def _is_being_written(path: _Found) -> bool:

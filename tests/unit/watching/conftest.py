@@ -1,9 +1,7 @@
 """Files on a real disk, and who reads them whenever a watch says so."""
 
 import asyncio
-import os
-import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from time import perf_counter
@@ -78,16 +76,6 @@ def point(place: Path, target: str | Path) -> None:
     new = place.with_name(f"{place.name}_tmp")
     new.symlink_to(target)
     new.replace(place)
-
-
-@pytest.fixture(autouse=True)
-def watches_end() -> Iterator[None]:
-    """A closed watch's own thread closes its descriptors, a moment later."""
-    before = len(os.listdir("/proc/self/fd"))
-    yield
-    until = perf_counter() + LONG
-    while len(os.listdir("/proc/self/fd")) > before and perf_counter() < until:
-        threading.Event().wait(0.001)
 
 
 @pytest.fixture

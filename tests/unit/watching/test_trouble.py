@@ -1,21 +1,20 @@
 """Where nothing can be watched, or a watch breaks."""
 
 import asyncio
+import errno
 import os
 import resource
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from time import perf_counter
-from typing import Any
 
 import pytest
+from inotify_simple import INotify
 from structlog.testing import capture_logs
-from watchfiles._rust_notify import RustNotify
 
 from agent import watching
-from tests.unit.watching.conftest import Reports, assert_noticed, following, rest
+from tests.unit.watching.conftest import Reports, assert_noticed, following, replace_file, rest
 
 
 @contextmanager
@@ -46,26 +45,8 @@ async def test_where_nothing_can_be_watched_one_warning_is_logged_and_glances_go
                 task.cancel()
     (warning,) = logs
     assert warning["event"] == "entry files cannot be watched"
-    assert "Too many open files" in warning["reason"]
+    assert "too many open files" in warning["reason"]
     assert warning["advice"] == "they are looked at every 0.1 s; SIGHUP reloads them at once"
-
-
-async def test_a_watch_that_breaks_is_made_again(
-    entries: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(watching, "RETRY_SECONDS", 0.05)
-    wait = watching._wait
-    failures = [OSError("broken")]
-
-    async def fail_once(watcher: RustNotify, seconds: float) -> list[str]:
-        if failures:
-            raise failures.pop()
-        return await wait(watcher, seconds)
-
-    monkeypatch.setattr(watching, "_wait", fail_once)
-    with capture_logs() as logs:
-        await assert_noticed(entries, lambda: (entries / "a.yaml").write_text("2"))
-    assert [each["reason"] for each in logs] == ["broken"]
 
 
 async def test_a_directory_that_goes_before_it_is_watched_is_no_trouble(
@@ -73,12 +54,12 @@ async def test_a_directory_that_goes_before_it_is_watched_is_no_trouble(
 ) -> None:
     removals = [entries]
 
-    def remove_first(*args: Any, **options: Any) -> RustNotify:
+    def remove_first(*, nonblocking: bool) -> INotify:
         if removals:
             shutil.rmtree(removals.pop())
-        return RustNotify(*args, **options)
+        return INotify(nonblocking=nonblocking)
 
-    monkeypatch.setattr(watching, "RustNotify", remove_first)
+    monkeypatch.setattr(watching, "INotify", remove_first)
     with capture_logs() as logs:
         async with following(entries) as reports:
             await reports.after(0)
@@ -88,9 +69,28 @@ async def test_a_directory_that_goes_before_it_is_watched_is_no_trouble(
     assert logs == []
 
 
-async def test_cancelling_leaves_no_thread_at_work(entries: Path) -> None:
-    started = perf_counter()
-    async with following(entries):
-        await rest()
-    await asyncio.get_running_loop().shutdown_default_executor()
-    assert perf_counter() - started < watching.GLANCE_SECONDS / 2
+async def test_an_exhausted_limit_of_watches_is_not_called_a_full_disk(
+    entries: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(INotify, "add_watch", refuse)
+    with capture_logs() as logs:
+        async with following(entries):
+            await rest()
+    assert "fs.inotify.max_user_watches" in logs[0]["reason"]
+
+
+async def test_what_the_kernel_lost_count_of_is_looked_at(entries: Path) -> None:
+    most = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
+    others = [entries / "one.txt", entries / "two.txt"]
+    for other in others:
+        other.touch()
+
+    def overflow() -> None:
+        for number in range(most + 2):  # alternately, or the kernel makes one event of two
+            others[number % 2].touch()
+        replace_file(entries / "a.yaml", "2")
+
+    await assert_noticed(entries, overflow)
