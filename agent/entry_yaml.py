@@ -7,10 +7,10 @@ written.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from json.encoder import encode_basestring_ascii
 from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
 from pydantic import (
@@ -311,16 +311,18 @@ class _Reader:
         except ConfigError as error:
             self.problems += error.problems
             return
-        for number, data in enumerate(file.entries or ()):
-            self._read_entry(document, ("entries", number), data)
+        if file.entries:
+            lines = document.lines(("entries",))
+            for number, (data, line) in enumerate(zip(file.entries, lines, strict=True)):
+                self._read_entry(document, ("entries", number), data, line)
 
-    def _read_entry(self, document: Document, loc: Loc, data: object) -> None:
+    def _read_entry(self, document: Document, loc: Loc, data: object, line: int) -> None:
         try:
             config = document.validate(EntryConfig, data, loc=loc, context=self._rules)
         except ConfigError as error:
             self.problems += error.problems
             return
-        entry = _entry(config, f"{document.name}:{document.line(loc)}")
+        entry = _entry(config, f"{document.name}:{line}")
         self.problems += self._collisions(document, loc, entry)
         for where, message in _doubts(config, entry, self._rules):
             warning = document.problem((*loc, *where), message, severity=Severity.WARNING)
@@ -360,8 +362,8 @@ def _entry(config: EntryConfig, origin: str) -> Entry:
 
 def _derived_id(spiffe_id: object, selectors: Iterable[Selector]) -> str:
     """The same for the same entry wherever it stands, so that moving it changes nothing."""
-    content = json.dumps([str(spiffe_id), *sorted(map(str, selectors))])
-    return hashlib.sha256(content.encode()).hexdigest()[:32]
+    texts = map(encode_basestring_ascii, (str(spiffe_id), *sorted(map(str, selectors))))
+    return hashlib.sha256(f"[{', '.join(texts)}]".encode()).hexdigest()[:32]
 
 
 def _doubts(config: EntryConfig, entry: Entry, rules: _Rules) -> Iterator[tuple[Loc, str]]:

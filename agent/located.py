@@ -88,9 +88,12 @@ class Document:
         """
         return self._locator.problem(self._offset(loc, at_key=at_key), message, severity)
 
-    def line(self, loc: Loc) -> int:
-        """The line on which the value at `loc` begins, from 1."""
-        return self._locator.position(self._offset(loc))[0]
+    def lines(self, loc: Loc) -> list[int]:
+        """The lines on which the items of the list at `loc` begin."""
+        node = self.data
+        for part in loc:
+            node = node[part]
+        return [self._locator.position(offset)[0] for offset in self._places[id(node)]]
 
     def validate(
         self, model: type[_Model], data: object, *, loc: Loc = (), context: object = None

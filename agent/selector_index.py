@@ -76,13 +76,8 @@ def _split(
             by_rarest[min(selectors, key=counts.__getitem__)].append(place)
         else:
             drawer.rest.append(place)
+    drawer.by_selector.update(by_rarest)
     for selector, together in by_rarest.items():
-        drawer.by_selector[selector] = _node(sets, together, common | {selector})
+        if len(together) > FEW and len(common) < DEEPEST - 1:
+            drawer.by_selector[selector] = _split(sets, together, common | {selector})
     return drawer
-
-
-def _node(
-    sets: Sequence[frozenset[Selector]], places: list[int], common: frozenset[Selector]
-) -> _Node:
-    few = len(places) <= FEW or len(common) == DEEPEST
-    return places if few else _split(sets, places, common)

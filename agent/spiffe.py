@@ -17,6 +17,7 @@ MAX_TRUST_DOMAIN_BYTES = 255
 
 _TRUST_DOMAIN = re.compile(r"[a-z0-9._-]+")
 _SEGMENT = re.compile(r"[a-zA-Z0-9._-]+")
+_PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|\Z))[a-zA-Z0-9._-]+)+")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -61,8 +62,9 @@ class SpiffeId:
     path: str
 
     def __post_init__(self) -> None:
-        _check_path(self.path)
-        if len(str(self)) > MAX_ID_BYTES:
+        if not _PATH.fullmatch(self.path):
+            raise ValueError(_what_is_wrong_with(self.path))
+        if len(SCHEME) + len(self.trust_domain.name) + len(self.path) > MAX_ID_BYTES:
             raise ValueError(f"SPIFFE ID is longer than {MAX_ID_BYTES} bytes")
 
     @classmethod
@@ -82,17 +84,15 @@ class SpiffeId:
         return self.trust_domain.id + self.path
 
 
-def _check_path(path: str) -> None:
+def _what_is_wrong_with(path: str) -> str:
     if not path:
-        raise ValueError("the SPIFFE ID has no path, and so names a trust domain, not a workload")
+        return "the SPIFFE ID has no path, and so names a trust domain, not a workload"
     if not path.startswith("/"):
-        raise ValueError(f"path {path!r} does not begin with '/'")
-    for segment in path[1:].split("/"):
-        if not segment:
-            raise ValueError(f"path {path!r} has an empty segment or a trailing '/'")
-        if segment in {".", ".."}:
-            raise ValueError(f"path {path!r} has a '{segment}' segment")
-        if not _SEGMENT.fullmatch(segment):
-            raise ValueError(
-                f"path segment {segment!r} may hold only a-z, A-Z, 0-9, '.', '_' and '-'"
-            )
+        return f"path {path!r} does not begin with '/'"
+    segments = path[1:].split("/")
+    if "" in segments:
+        return f"path {path!r} has an empty segment or a trailing '/'"
+    if dots := {".", ".."}.intersection(segments):
+        return f"path {path!r} has a '{min(dots)}' segment"
+    segment = next(each for each in segments if not _SEGMENT.fullmatch(each))
+    return f"path segment {segment!r} may hold only a-z, A-Z, 0-9, '.', '_' and '-'"

@@ -53,12 +53,15 @@ def test_plain_words_keep_their_type_and_all_else_is_text() -> None:
 def test_every_node_has_a_place(loc: located.Loc, at_key: bool, place: tuple[int, int]) -> None:  # noqa: FBT001
     problem = _document().problem(loc, "m", at_key=at_key, severity=Severity.WARNING)
     assert problem == Problem("f.yaml", *place, "m", Severity.WARNING)
-    if not at_key:
-        assert _document().line(loc) == place[0]
 
 
 def test_the_first_node_may_begin_anywhere() -> None:
-    assert _document("# remark\n\n  b: 1").line(()) == 3
+    assert _document("# remark\n\n  b: 1").problem((), "m") == Problem("f.yaml", 3, 3, "m")
+
+
+def test_the_items_of_a_list_have_lines() -> None:
+    assert _document("a:\n- x\n\n- y: 1\n  z: 2\n").lines(("a",)) == [2, 4]
+    assert _document("a: []").lines(("a",)) == []
 
 
 def test_a_byte_order_mark_moves_nothing() -> None:
@@ -75,7 +78,8 @@ def test_a_file_without_content_is_none(content: str) -> None:
 def test_an_alias_gives_the_same_data_and_its_mistakes_are_at_the_anchor() -> None:
     document = _document("base: &b [x, y]\nuse: *b\nagain: *b\n")
     assert document.data["use"] == ["x", "y"]
-    assert document.line(("use",)) == 2
+    assert document.problem(("use",), "m") == Problem("f.yaml", 2, 6, "m")
+    assert document.lines(("use",)) == [1, 1]
     assert document.problem(("use", 1), "m") == Problem("f.yaml", 1, 14, "m")
 
 
@@ -131,7 +135,7 @@ def test_without_libyaml_the_same_is_read(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(located, "_Loader", yaml.SafeLoader)
     document = _document()
     assert document.data == expected
-    assert document.line(("list", 1, "k")) == 4
+    assert document.problem(("list", 1, "k"), "m") == Problem("f.yaml", 4, 9, "m")
     assert _problems("a: [1\n")[0].startswith("f.yaml:")
 
 
