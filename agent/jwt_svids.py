@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
+from agent.complaints import Complaints
 from agent.errors import AuthorityError
 from agent.jwt_issuance import JwtSvidRequest
 from agent.signals import UNHEARD, Stage, Stopwatch
@@ -61,7 +62,7 @@ class JwtSvids:
         self.default_ttl = default_ttl
         self._signer = signer
         self._clock = clock
-        self._log = log
+        self._complaints = Complaints(log)
         self._signals = signals
         self._made: OrderedDict[_Key, JwtSvid] = OrderedDict()
 
@@ -88,7 +89,7 @@ class JwtSvids:
         except AuthorityError as error:
             if svid is None or not self._is_valid(svid, now):
                 raise
-            self._log.warning("svid not renewed", entry=identity.entry_id, reason=str(error))
+            self._complaints.warn("svid not renewed", identity.entry_id, error)
             return svid
 
     def _make(self, key: _Key, audience: tuple[str, ...]) -> JwtSvid:

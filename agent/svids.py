@@ -22,6 +22,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Protocol
 
 from agent import keys
+from agent.complaints import Complaints
 from agent.errors import AuthorityError
 from agent.keys import KeyType
 from agent.signals import UNHEARD, Stage, Stopwatch
@@ -138,6 +139,7 @@ class Svids:
         self._clock = clock
         self._spread = spread
         self._log = log
+        self._complaints = Complaints(log)
         self._signals = signals
         self._minted: dict[Identity, X509Svid] = {}
         self._per_entry: Counter[EntryId] = Counter()
@@ -166,7 +168,7 @@ class Svids:
             if svid is None or not self._is_valid(svid, now):
                 self._schedule(now + RETRY, identity)
                 raise
-            self._log.warning("svid not renewed", entry=identity.entry_id, reason=str(error))
+            self._complaints.warn("svid not renewed", identity.entry_id, error)
             return svid
 
     @property
@@ -235,7 +237,7 @@ class Svids:
             else:
                 self._forget(identity)
         except AuthorityError as error:
-            self._log.warning("svid not renewed", entry=identity.entry_id, reason=str(error))
+            self._complaints.warn("svid not renewed", identity.entry_id, error)
             self._schedule(now + RETRY, identity)
         for changed in self._watchers[identity]:
             changed.set()

@@ -25,6 +25,7 @@ from agent.api.messages import (
     x509_response,
 )
 from agent.authorities import Kind
+from agent.complaints import Complaints
 from agent.entitlement import Entitlement
 from agent.errors import AuthorityError, NoIdentityError, RequestError, UnavailableError
 from agent.pb import workloadapi_pb2 as pb
@@ -173,7 +174,7 @@ class WorkloadApi:
         self._authority = issuers.authority
         self._roster = roster
         self._clock = clock
-        self._log = log
+        self._complaints = Complaints(log)
         # By the first SVID in it: a response holds keys, and is forgotten with them.
         self._x509_responses: WeakKeyDictionary[X509Svid, _KeptResponse] = WeakKeyDictionary()
 
@@ -349,7 +350,7 @@ class WorkloadApi:
                 made.append((identity, make(identity)))
             except AuthorityError as error:
                 failure = error
-                self._log.warning("svid not made", entry=identity.entry_id, reason=str(error))
+                self._complaints.warn("svid not made", identity.entry_id, error)
         if failure is not None and not made:
             raise failure
         return made

@@ -103,8 +103,9 @@ def test_while_signing_fails_the_old_one_serves_until_it_expires(world: World) -
     first = world.svids.get(identity(), ("a",))
     world.signer.failure = AuthorityError("no key")
     world.clock.set(START + 9 * MINUTE)
-    assert world.svids.get(identity(), ("a",)) is first
-    assert world.lines.of("svid not renewed")
+    for _ in range(100):
+        assert world.svids.get(identity(), ("a",)) is first
+    assert 0 < len(world.lines.of("svid not renewed")) < 10
     world.clock.set(START + 10 * MINUTE)
     with pytest.raises(AuthorityError):
         world.svids.get(identity(), ("a",))
