@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from agent.answers import (
     AttestorReport,
@@ -28,7 +28,7 @@ from agent.observation import facts_of, observe
 from agent.rotation import Event
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from datetime import datetime
 
     from agent.attestation import Attestation, Report, WorkloadAttestor
@@ -59,6 +59,22 @@ _OF_SUCCESSORS = {
 }
 
 
+LOCKED_OUT = "its user is locked out of the socket: it connected and hung up again and again"
+
+
+class Connections(Protocol):
+    """Those that are open, and who may not make one."""
+
+    def __len__(self) -> int:
+        """How many are open."""
+        ...
+
+    @property
+    def locked_out(self) -> Collection[int]:
+        """The users whom the socket refuses just now."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
     """What the administration looks at. `parse` judges entry files that are not in force."""
@@ -76,7 +92,7 @@ class Site:
     metrics: Metrics
     clock: Clock
     parse: Callable[[Sequence[Source]], EntrySet]
-    count_connections: Callable[[], int]
+    connections: Connections
     started_at: datetime = field(init=False)
 
     def __post_init__(self) -> None:
@@ -109,10 +125,11 @@ class Administration:
                 problems=tuple(map(str, reload.problems)),
             ),
             attestors=site.attestors,
-            connections=site.count_connections(),
+            connections=len(site.connections),
             x509_svids=len(site.svids),
             jwt_svids=len(site.jwt_svids),
             callers=self._connected(),
+            locked_out_uids=tuple(sorted(site.connections.locked_out)),
         )
 
     def authorities(self) -> AuthorityList:
@@ -139,7 +156,11 @@ class Administration:
         if connected := self._connected_as(pid):
             return await self._explain(connected, facts_of(connected))
         with closing(observe(pid)) as caller:
-            return await self._explain(caller, {**facts_of(caller), "proof": "not connected"})
+            facts = {**facts_of(caller), "proof": "not connected"}
+            found = await self._explain(caller, facts)
+            if caller.credentials.uid in self._site.connections.locked_out:
+                return replace(found, refused=LOCKED_OUT)
+            return found
 
     async def _explain(self, caller: Caller, process: Mapping[str, Any]) -> Explanation:
         pid, uid = caller.credentials.pid, caller.credentials.uid

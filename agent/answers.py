@@ -71,6 +71,7 @@ class Status:
     x509_svids: int
     jwt_svids: int
     callers: tuple[ConnectedCaller, ...]
+    locked_out_uids: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -278,7 +278,7 @@ def _site(
         metrics=metrics,
         clock=clock,
         parse=lambda sources: parse_configured_entries(sources, in_force.settings, clock).entries,
-        count_connections=lambda: len(gate),
+        connections=gate,
     )
 
 

@@ -26,7 +26,7 @@ from agent.signals import UNHEARD, Stage, Stopwatch
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Coroutine, Mapping
+    from collections.abc import Callable, Collection, Coroutine, Mapping
 
     from structlog.typing import FilteringBoundLogger
 
@@ -81,6 +81,11 @@ class Gate:
     def weaknesses(self) -> Mapping[str, int]:
         """How many connections so far had each of `Caller.weaknesses`."""
         return self._weaknesses
+
+    @property
+    def locked_out(self) -> Collection[int]:
+        """The users whom the socket refuses just now."""
+        return () if self._lockout is None else self._lockout.users
 
     def start(self, listener: socket.socket, *, locks_out: bool = False) -> None:
         """Begin to accept. The listener must have its senders stamped (agent.sender).

@@ -81,6 +81,11 @@ class Lockout:
         self._retry: asyncio.TimerHandle | None = None
         self._change(())
 
+    @property
+    def users(self) -> Collection[int]:
+        """Who is locked out now."""
+        return self._timers.keys()
+
     def hung_up(self, uid: int, times: int) -> None:
         """So many connections of this user came to nothing."""
         bucket, now = self._buckets.of(uid), self._loop.time()

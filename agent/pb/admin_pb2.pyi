@@ -14,7 +14,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Status(_message.Message):
-    __slots__ = ("version", "trust_domain", "started_at", "authority", "entries", "attestors", "connections", "x509_svids", "jwt_svids", "callers")
+    __slots__ = ("version", "trust_domain", "started_at", "authority", "entries", "attestors", "connections", "x509_svids", "jwt_svids", "callers", "locked_out_uids")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     TRUST_DOMAIN_FIELD_NUMBER: _ClassVar[int]
     STARTED_AT_FIELD_NUMBER: _ClassVar[int]
@@ -25,6 +25,7 @@ class Status(_message.Message):
     X509_SVIDS_FIELD_NUMBER: _ClassVar[int]
     JWT_SVIDS_FIELD_NUMBER: _ClassVar[int]
     CALLERS_FIELD_NUMBER: _ClassVar[int]
+    LOCKED_OUT_UIDS_FIELD_NUMBER: _ClassVar[int]
     version: str
     trust_domain: str
     started_at: _timestamp_pb2.Timestamp
@@ -35,7 +36,8 @@ class Status(_message.Message):
     x509_svids: int
     jwt_svids: int
     callers: _containers.RepeatedCompositeFieldContainer[ConnectedCaller]
-    def __init__(self, version: _Optional[str] = ..., trust_domain: _Optional[str] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., authority: _Optional[_Union[AuthorityList, _Mapping]] = ..., entries: _Optional[_Union[Entries, _Mapping]] = ..., attestors: _Optional[_Iterable[str]] = ..., connections: _Optional[int] = ..., x509_svids: _Optional[int] = ..., jwt_svids: _Optional[int] = ..., callers: _Optional[_Iterable[_Union[ConnectedCaller, _Mapping]]] = ...) -> None: ...
+    locked_out_uids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, version: _Optional[str] = ..., trust_domain: _Optional[str] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., authority: _Optional[_Union[AuthorityList, _Mapping]] = ..., entries: _Optional[_Union[Entries, _Mapping]] = ..., attestors: _Optional[_Iterable[str]] = ..., connections: _Optional[int] = ..., x509_svids: _Optional[int] = ..., jwt_svids: _Optional[int] = ..., callers: _Optional[_Iterable[_Union[ConnectedCaller, _Mapping]]] = ..., locked_out_uids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class AuthorityList(_message.Message):
     __slots__ = ("bundle_sequence", "authorities", "failure")

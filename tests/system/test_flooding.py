@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Iterator
 
@@ -9,6 +10,7 @@ import pytest
 
 from tests.support import pids, raw
 from tests.support.agent import RunningAgent
+from tests.support.cli import vouchd
 from tests.support.flooding import (
     ENTRIES,
     FIRST,
@@ -58,6 +60,17 @@ def connects(path: str, uid: int) -> bool:
     return pids.reap(pids.fork(run)) == 0
 
 
+def waits_as(uid: int) -> None:
+    pids.become(uid)
+    signal.pause()
+
+
+def tells(agent: RunningAgent, wanted: str, *question: object) -> bool:
+    """Whether the operator is told so at some time: nobody is locked out all the time."""
+    ask = (*question, "--output", "json", "--admin-socket", agent.admin_socket)
+    return any(wanted in vouchd(*ask).stdout for _ in range(40))
+
+
 def test_one_who_hangs_up_without_end_is_locked_out_until_it_stops(agent: RunningAgent) -> None:
     path = str(agent.socket)
     with flood(hangs_up, path):
@@ -65,6 +78,9 @@ def test_one_who_hangs_up_without_end_is_locked_out_until_it_stops(agent: Runnin
         assert connects(path, OTHER)
         refused = [not connects(path, FLOODER) for _ in range(5)]
         assert any(refused), "it is let in for moments only"
+        with pids.sleeping_child(lambda: waits_as(FLOODER)) as of_flooder:
+            assert tells(agent, "its user is locked out of the socket", "explain", of_flooder)
+        assert tells(agent, f'"locked_out_uids": [{FLOODER}]', "status")
     patient_until = time.monotonic() + 10
     while not connects(path, FLOODER):
         assert time.monotonic() < patient_until, "it stays locked out"
