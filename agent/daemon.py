@@ -144,7 +144,7 @@ async def _reload(parts: Parts, host: Host, hang_up: asyncio.Event) -> None:
 
     later = iter(lambda: watch_entries(parts.in_force, host.log), None)
     watches = chain([parts.first_watch], later)
-    await follow(hang_up, watches, parts.site.reloader.reload, reload_all)
+    await follow(hang_up, watches, parts.site.reloader.reload, reload_all, host.log)
 
 
 def _take_sockets(settings: Settings, stack: AsyncExitStack) -> dict[str, ActivatedListener]:

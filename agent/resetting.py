@@ -7,10 +7,12 @@ in order. What cannot is named in the log, and stays as it is until a restart.
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agent.errors import ConfigError, VouchdError
+from agent.watching import RETRY_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -103,6 +105,7 @@ async def follow(
     watches: Iterator[FileWatch],
     reload_entries: Callable[[], Awaitable[None]],
     reload_all: Callable[[], Awaitable[None]],
+    log: FilteringBoundLogger,
 ) -> None:
     """Reload the entries when their files change, and everything at each `hang_up`, for ever.
 
@@ -110,13 +113,21 @@ async def follow(
     """
     for watch in watches:
         async with asyncio.TaskGroup() as tasks:
-            watching = tasks.create_task(_watch(watch, reload_entries))
+            watching = tasks.create_task(_watch(watch, reload_entries, log))
             await hang_up.wait()
             hang_up.clear()
             watching.cancel()
         await reload_all()
 
 
-async def _watch(watch: FileWatch, reload_entries: Callable[[], Awaitable[None]]) -> None:
-    async for _ in watch.changes():
-        await reload_entries()
+async def _watch(
+    watch: FileWatch, reload_entries: Callable[[], Awaitable[None]], log: FilteringBoundLogger
+) -> None:
+    while True:
+        try:
+            async with aclosing(watch.changes()) as changes:
+                async for _ in changes:
+                    await reload_entries()
+        except Exception:  # one defect must not end what is served meanwhile
+            log.exception("following the entry files broke")
+            await asyncio.sleep(RETRY_SECONDS)

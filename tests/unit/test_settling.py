@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.watching import unsettled
+from agent.settling import unsettled
 from tests.support.repository import git
 
 
@@ -52,7 +52,7 @@ def test_looking_for_writers_harms_neither_them_nor_us(entries: Path) -> None:
     script = """if True:
         import sys
         from pathlib import Path
-        from agent.watching import unsettled
+        from agent.settling import unsettled
         seen = {unsettled([Path(sys.argv[1])]) for _ in range(20_000)}
         print(len(seen))
     """
@@ -95,3 +95,13 @@ def test_a_git_file_that_points_nowhere_is_no_hindrance(entries: Path) -> None:
     for content in (b"", b"gitdir: nowhere", b"\xff"):
         (entries / ".git").write_bytes(content)
         assert unsettled([entries]) is None
+
+
+def test_a_git_that_leads_nowhere_is_no_trouble(entries: Path) -> None:
+    dot_git = entries / ".git"
+    for content in (b"gitdir: a\0b", b"gitdir: /nowhere", b"\xff" * 10_000, b""):
+        dot_git.write_bytes(content)
+        assert unsettled([entries]) is None
+    dot_git.unlink()
+    os.mkfifo(dot_git)
+    assert unsettled([entries]) is None

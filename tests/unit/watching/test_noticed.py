@@ -2,13 +2,16 @@
 
 import asyncio
 import shutil
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 import structlog
 
 from agent import watching
-from agent.watching import FileWatch, watched_directories
+from agent.entry_places import watched_directories
+from agent.watching import FileWatch
 from tests.unit.watching.conftest import LONG, assert_noticed, following, point, replace_file, rest
 
 
@@ -68,6 +71,14 @@ async def test_other_files_reports_and_readers_are_passed_over(entries: Path) ->
         await reports.after(0)
         await rest()
         assert reports.count == 1
+
+
+async def test_other_yaml_files_beside_a_single_one_are_passed_over(entries: Path) -> None:
+    async with following(entries / "a.yaml") as reports:
+        await rest()
+        (entries / "somebody-else-s.yaml").write_text("x")
+        await rest()
+        assert reports.count == 0
 
 
 async def test_a_config_map_s_swap_is_noticed_again_and_again(tmp_path: Path) -> None:
@@ -166,7 +177,7 @@ async def test_what_changes_while_the_files_are_read_is_reported_again(entries: 
         await anext(changes)
         replace_file(entries / "a.yaml", "while the caller reads")
         await anext(changes)
-    await changes.aclose()  # type: ignore[attr-defined]
+    await changes.aclose()
 
 
 async def test_what_the_kernel_does_not_tell_is_found_by_a_glance(
@@ -179,6 +190,43 @@ async def test_what_the_kernel_does_not_tell_is_found_by_a_glance(
         await rest()
         (entries / "deep").rename(entries / "old")
         await reports.after(0)
+
+
+async def test_what_the_kernel_does_not_tell_is_found_amid_what_is_of_no_concern(
+    entries: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "GLANCE_SECONDS", 0.1)
+    path = entries / "deep/er"
+    path.mkdir(parents=True)
+    async with following(path) as reports, again_and_again((path / "other.txt").touch) as moved:
+        await rest()
+        moved((entries / "old/er/other.txt").touch)
+        (entries / "deep").rename(entries / "old")
+        await reports.after(0)
+
+
+async def test_changes_without_end_are_reported_all_the_same(entries: Path) -> None:
+    async with following(entries) as reports, again_and_again((entries / "a.yaml").touch):
+        async with asyncio.timeout(3 * watching.LONGEST_BURST_SECONDS):
+            await reports.after(0)
+
+
+@asynccontextmanager
+async def again_and_again(
+    change: Callable[[], None],
+) -> AsyncIterator[Callable[[Callable[[], None]], None]]:
+    """Something happens twice in each step; takes what is to happen instead."""
+    happening = [change]
+
+    async def go_on() -> None:
+        while True:
+            happening[-1]()
+            await asyncio.sleep(watching.STEP_SECONDS / 2)
+
+    async with asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(go_on())
+        yield happening.append
+        task.cancel()
 
 
 def test_watched_are_the_places_of_links_and_ends_and_no_more(tmp_path: Path) -> None:

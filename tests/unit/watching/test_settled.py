@@ -62,3 +62,14 @@ async def test_files_that_do_not_settle_are_logged_once(
             "reason": f"{entries}/a.yaml is open for writing",
         }
     ]
+
+
+async def test_a_lock_that_a_crashed_git_has_left_delays_a_report_and_no_more(
+    entries: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "GIT_SECONDS", 0.1)
+    (entries / ".git").mkdir()
+    (entries / ".git/index.lock").touch()
+    async with following(entries) as reports:
+        (entries / "a.yaml").write_text("2")
+        await reports.after(0)

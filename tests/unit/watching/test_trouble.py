@@ -13,7 +13,7 @@ import pytest
 from inotify_simple import INotify
 from structlog.testing import capture_logs
 
-from agent import watching
+from agent import directories, watching
 from tests.unit.watching.conftest import Reports, assert_noticed, following, replace_file, rest
 
 
@@ -59,7 +59,7 @@ async def test_a_directory_that_goes_before_it_is_watched_is_no_trouble(
             shutil.rmtree(removals.pop())
         return INotify(nonblocking=nonblocking)
 
-    monkeypatch.setattr(watching, "INotify", remove_first)
+    monkeypatch.setattr(directories, "INotify", remove_first)
     with capture_logs() as logs:
         async with following(entries) as reports:
             await reports.after(0)
