@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,7 @@ class Challenge:
         self._unanswered = 0  # since the last answer
         self._progress: asyncio.Event | None = None  # only while somebody waits, for memory's sake
         self._closed = False
+        self._began = time.monotonic()
 
     def to_client(self, chunk: bytes) -> bytes:
         """What to pass on of the server's bytes."""
@@ -109,8 +111,9 @@ class Challenge:
         One that has just connected makes its call first. gRPC's clients that are told while they
         still shake hands may sit there without a connection until their deadline.
         """
+        shaking_hands = self._began + HEARD_SECONDS - time.monotonic()
         with suppress(TimeoutError):
-            async with asyncio.timeout(HEARD_SECONDS):
+            async with asyncio.timeout(shaking_hands):
                 await self._until(lambda: self.frames.requests > 0)
         if self._closed:
             return

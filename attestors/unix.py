@@ -57,6 +57,8 @@ DIGESTS_IN_ALL = 64
 # A file that is written twice within one tick of the kernel's clock (10 ms at most) keeps its
 # ctime. A digest is remembered only for files whose last change lies clearly further back.
 SETTLED_NS = 2_000_000_000
+# A process may have 65,536 groups.
+SHOWN_NAMELESS = 5
 
 _OF_THE_PROGRAM = ("path:", "sha256:")
 
@@ -150,13 +152,20 @@ class UnixAttestor:
     def _fresh(threads: Executor) -> SlowLookup[K, V]:
         return SlowLookup(threads, size=CACHE_SIZE, seconds=FRESH_SECONDS)
 
-    async def _names(self, workload: WorkloadRef, _notes: list[str], until: float) -> list[str]:
+    async def _names(self, workload: WorkloadRef, notes: list[str], until: float) -> list[str]:
         user = await self._users.get(workload.uid, lambda: partial(_user_name, workload.uid), until)
-        group = await self._group(workload.gid, until)
-        others = [await self._group(gid, until) for gid in workload.groups]
         facts = [f"user:{user}"] if user else []
-        facts += [f"group:{group}"] if group else []
-        return facts + [f"supplementary_group:{other}" for other in others if other]
+        nameless = [] if user else [f"uid {workload.uid}"]
+        of = [("group", workload.gid), *(("supplementary_group", gid) for gid in workload.groups)]
+        for kind, gid in of:
+            if name := await self._group(gid, until):
+                facts.append(f"{kind}:{name}")
+            else:
+                nameless.append(f"gid {gid}")
+        if nameless:
+            shown = ", ".join([*dict.fromkeys(nameless)][:SHOWN_NAMELESS])
+            notes.append(f"no name on this host: {shown}")
+        return facts
 
     async def _group(self, gid: int, until: float) -> str | None:
         return await self._groups.get(gid, lambda: partial(_group_name, gid), until)

@@ -102,6 +102,8 @@ async def test_ids_without_a_name_have_no_name_selector(attestor: UnixAttestor, 
     assert values(found, "supplementary_gid") == {"4000000003"}
     for key in ("user", "group", "supplementary_group"):
         assert values(found, key) == set()
+    # With a note, no other connection goes by it (agent.attestation): there may soon be a name.
+    assert "no name on this host: uid 4000000001, gid 4000000002, gid 4000000003" in found.notes
 
 
 async def test_names_of_supplementary_groups(attestor: UnixAttestor, me: Caller) -> None:
