@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from agent import accepting
 from agent.accepting import BATCH, BATCHES_PER_TURN, Acceptor
 from agent.signals import Refused, Unheard
 from tests.support.fakes import Lines
@@ -38,6 +39,7 @@ class Hall:
     admitted: list[bytes] = field(default_factory=list)
     signals: Heard = field(default_factory=Heard)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    users: list[int] = field(default_factory=list)
     hung_up: int = 0
 
     def admit(self, sock: socket.socket) -> None:
@@ -58,7 +60,7 @@ class Hall:
             self.visit(b"gone").close()
 
     def note_hung_up(self, uid: int, times: int) -> None:
-        assert uid == os.geteuid()
+        self.users.append(uid)
         self.hung_up += times
 
     def acceptor(self, lines: Lines | None = None) -> Acceptor:
@@ -103,6 +105,21 @@ async def test_one_behind_many_who_hung_up_is_admitted_within_a_few_turns(hall: 
         gone = 3 * BATCHES_PER_TURN * BATCH
         assert hall.signals.refused_for == [Refused.GONE] * gone, "a flood of them is seen"
         assert hall.hung_up == gone
+        assert set(hall.users) == {os.geteuid()}
+        acceptor.stop()
+
+
+async def test_of_many_who_hung_up_another_stands_for_all_each_time(
+    hall: Hall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a flooder who sees to it that another user's is the first has that one locked out."""
+    monkeypatch.setattr(accepting, "read_user", lambda sock: sock.fileno())
+    hall.hang_up(BATCHES_PER_TURN * BATCH)
+    with closing(hall.visit(b"patient")):
+        acceptor = hall.acceptor()
+        await hall.until(1)
+        assert len(hall.users) == BATCHES_PER_TURN
+        assert len(set(hall.users)) == BATCHES_PER_TURN
         acceptor.stop()
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 
 import pytest
 
 from agent import challenge as challenge_module
 from agent.challenge import Challenge
 from agent.errors import PeerGoneError, UnansweredError
-from agent.frames import GO_AWAY, ping
+from agent.frames import GO_AWAY, PAYLOAD_BYTES, ping
 from tests.support.fakes import settle
 
 SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
@@ -127,20 +128,31 @@ DATA, HEADERS, RST_STREAM = 0, 1, 3
 END_STREAM = 5
 
 
+@asynccontextmanager
+async def under_way(waiting: Coroutine[None, None, None]) -> AsyncIterator[asyncio.Task[None]]:
+    """It has begun, and comes to its end."""
+    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(waiting)
+        await settle()
+        yield task
+
+
+def answer_of(stream: int) -> bytes:
+    """The first response of the server's."""
+    return call(HEADERS, stream) + call(DATA, stream, 0)
+
+
 async def test_who_is_turned_away_is_told_and_gets_what_it_asked_for_before_it_knew() -> None:
     challenge, sent = begun()
     challenge.from_client(call(HEADERS, 1))
-    async with asyncio.TaskGroup() as tasks:
-        away = tasks.create_task(challenge.turn_away())
-        await settle()
+    async with under_way(challenge.turn_away()) as away:
         told, question = sent
         assert told == GO_AWAY
         challenge.from_client(call(HEADERS, 3) + ack(question))
-        challenge.to_client(call(HEADERS, 1) + call(DATA, 1, 0))
+        challenge.to_client(answer_of(1))
         await settle()
         assert not away.done(), "the second call was on its way"
-        challenge.to_client(call(HEADERS, 3) + call(DATA, 3, 0))
-        await away
+        challenge.to_client(answer_of(3))
 
 
 @pytest.mark.parametrize(
@@ -156,55 +168,75 @@ async def test_who_is_turned_away_is_told_and_gets_what_it_asked_for_before_it_k
 async def test_a_call_that_ends_is_waited_for_no_longer(end: Callable[[Challenge], object]) -> None:
     challenge, sent = begun()
     challenge.from_client(call(HEADERS, 1))
-    async with asyncio.TaskGroup() as tasks:
-        away = tasks.create_task(challenge.turn_away())
-        await settle()
+    async with under_way(challenge.turn_away()) as away:
         challenge.from_client(ack(sent[1]))
         await settle()
         assert not away.done()
         end(challenge)
-        await away
 
 
 async def test_one_who_has_just_connected_is_told_once_it_has_called() -> None:
     """gRPC's clients that are told in the middle of connecting never get to their call."""
     challenge, sent = begun()
-    async with asyncio.TaskGroup() as tasks:
-        away = tasks.create_task(challenge.turn_away())
-        await settle()
+    async with under_way(challenge.turn_away()):
         assert not sent
         challenge.from_client(call(HEADERS, 1))
         await settle()
         assert sent[0] == GO_AWAY
         challenge.from_client(ack(sent[1]))
-        challenge.to_client(call(HEADERS, 1) + call(DATA, 1, 0))
-        await away
+        challenge.to_client(answer_of(1))
 
 
 async def test_one_who_hangs_up_without_a_call_is_told_nothing() -> None:
     challenge, sent = begun()
-    async with asyncio.TaskGroup() as tasks:
-        away = tasks.create_task(challenge.turn_away())
-        await settle()
+    async with under_way(challenge.turn_away()):
         challenge.close()
-        await away
     assert not sent
 
 
-async def test_one_who_does_not_read_is_waited_for_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+def is_question(frame: bytes) -> bool:
+    return frame == ping(frame[-PAYLOAD_BYTES:])
+
+
+async def test_one_who_is_silent_from_the_beginning_is_told_after_a_while_and_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(challenge_module, "HEARD_SECONDS", 0.01)
-    challenge, _ = begun()
-    await challenge.turn_away()
+    challenge, sent = begun()
+    async with under_way(challenge.turn_away()):
+        pass
+    told, question = sent
+    assert told == GO_AWAY
+    assert is_question(question)
+
+
+async def test_one_who_has_been_silent_for_long_is_told_at_once() -> None:
+    """Else anybody who connects and says nothing makes each stop longer."""
+    challenge, sent = begun()
+    challenge._began -= challenge_module.HEARD_SECONDS
+    async with under_way(challenge.turn_away()):
+        assert sent[0] == GO_AWAY
+        challenge.from_client(ack(sent[1]))
+
+
+async def test_one_who_has_called_and_does_not_read_is_waited_for_briefly(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(challenge_module, "HEARD_SECONDS", 0.01)
+    challenge, sent = begun()
+    challenge.from_client(call(HEADERS, 1))
+    async with under_way(challenge.turn_away()):
+        told, question = sent
+        assert told == GO_AWAY
+        assert is_question(question)
+        challenge.to_client(answer_of(1))
 
 
 async def test_it_is_quiet_when_no_call_is_under_way() -> None:
     challenge, _ = begun()
     challenge.from_client(call(HEADERS, 1))
-    challenge.to_client(call(HEADERS, 1) + call(DATA, 1, 0))
-    async with asyncio.TaskGroup() as tasks:
-        quiet = tasks.create_task(challenge.quiet())
-        await settle()
+    challenge.to_client(answer_of(1))
+    async with under_way(challenge.quiet()) as quiet:
         assert not quiet.done(), "its stream is open"
         challenge.from_client(call(HEADERS, 1, END_STREAM))  # trailers open nothing
         challenge.to_client(call(HEADERS, 1, END_STREAM))
-        await quiet

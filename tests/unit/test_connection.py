@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import socket
@@ -18,7 +19,7 @@ from agent.errors import PeerError, PeerGoneError
 from agent.gate import Gate
 from agent.peer import Caller
 from tests.support import pids
-from tests.support.fakes import Lines, door
+from tests.support.fakes import Lines, door, settle
 from tests.support.gate_site import FRAME, Site, descriptors, guarded, listen, until
 
 PREFACE_AND_SETTINGS = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
@@ -131,6 +132,10 @@ def half_a_request(stream: int) -> bytes:
     return bytes([0, 0, 1, 1, 4]) + stream.to_bytes(4, "big") + b"\x82"
 
 
+def whole_request(stream: int) -> bytes:
+    return bytes([0, 0, 1, 1, 5]) + stream.to_bytes(4, "big") + b"\x82"
+
+
 async def test_calls_with_which_nobody_begins_have_an_end_too(tmp_path: Path) -> None:
     """Half requests are streams of the server's, which it does not count before they are whole."""
     async with guarded(tmp_path, per_user=8) as site:  # 8 streams and 8 attestations
@@ -203,6 +208,29 @@ async def test_who_asks_a_lot_is_heard_at_its_rate(
         assert await reader.readexactly(len(flood)) == flood
         # 300 at once (a burst of three seconds), then 100 a second of one user in one cgroup.
         assert loop.time() - began > 0.4
+        writer.close()
+
+
+async def test_a_call_that_was_not_counted_does_not_release_the_place_of_one_that_was(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With that of an unknown method the server begins before it has a message."""
+    monkeypatch.setattr(turnstile, "PATIENCE_SECONDS", math.inf)
+    one, two = await site.connected(), await site.connected()
+    for (reader, writer, _), said in ((one, half_a_request(1)), (two, whole_request(1))):
+        writer.write(said)
+        assert await reader.readexactly(len(said)) == said
+    unknown, counted = one[2], two[2]
+    lane = site.gate.door._turnstile.lane(site.gate.caller(counted).place)
+    next_turn = asyncio.Event()
+    assert not lane.pass_or_wait(next_turn.set)
+    site.gate.begin_call(unknown)
+    await settle()
+    assert not next_turn.is_set()
+    site.gate.begin_call(counted)
+    async with asyncio.timeout(5):
+        await next_turn.wait()
+    for _, writer, _ in (one, two):
         writer.close()
 
 

@@ -7,6 +7,7 @@ import os
 import sys
 from contextlib import closing
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -31,19 +32,36 @@ class OfOneConnection(LastingAttestor):
     reuse_across_connections = False
 
 
-def counting(kind: type[LastingAttestor] = LastingAttestor) -> tuple[LastingAttestor, list[int]]:
+def counting(
+    kind: type[LastingAttestor] = LastingAttestor, *, notes: tuple[str, ...] = ()
+) -> tuple[WorkloadAttestor, list[int]]:
+    """It asks one attestor of this kind; and about which processes it has."""
     asked: list[int] = []
 
     async def find(workload: WorkloadRef) -> Findings:
         asked.append(workload.pid)
-        return Findings(frozenset({ONE}))
+        return Findings(frozenset({ONE}), notes=notes)
 
-    return kind(find), asked
+    return WorkloadAttestor([kind(find)], Lines().log), asked
+
+
+def change(monkeypatch: pytest.MonkeyPatch, **fields: Any) -> None:
+    """From now on every process has these in its fingerprint."""
+    monkeypatch.setattr(
+        attestation_module,
+        "read_fingerprint",
+        lambda view: read_fingerprint(view)._replace(**fields),
+    )
+
+
+async def refused_again_and_again(attestor: WorkloadAttestor, caller: Caller) -> None:
+    for _ in range(2):
+        with pytest.raises(PeerError, match="changed its user or group after it connected"):
+            await attested(attestor, caller)
 
 
 async def test_of_an_unchanged_process_an_attestor_may_be_asked_once(me: Caller) -> None:
-    lasting, asked = counting()
-    attestor = WorkloadAttestor([lasting], Lines().log)
+    attestor, asked = counting()
     for connection in (me, me, replace(me)):
         assert (await attested(attestor, connection)).selectors == {ONE}
     assert len(asked) == 1
@@ -54,8 +72,7 @@ async def test_of_an_unchanged_process_an_attestor_may_be_asked_once(me: Caller)
 
 async def test_on_another_connection_only_one_that_allows_it_is_not_asked(me: Caller) -> None:
     """What an engine says of a container may be another by the next connection."""
-    lasting, asked = counting(OfOneConnection)
-    attestor = WorkloadAttestor([lasting], Lines().log)
+    attestor, asked = counting(OfOneConnection)
     connections = [me, replace(me)]
     for connection in (*connections, *connections):
         assert (await attested(attestor, connection)).selectors == {ONE}
@@ -64,13 +81,7 @@ async def test_on_another_connection_only_one_that_allows_it_is_not_asked(me: Ca
 
 async def test_what_is_missing_is_looked_for_anew_on_the_next_connection(me: Caller) -> None:
     """Whoever repairs it connects again to see whether it helped."""
-    asked: list[int] = []
-
-    async def find(workload: WorkloadRef) -> Findings:
-        asked.append(workload.pid)
-        return Findings(frozenset({ONE}), notes=("the user has no name",))
-
-    attestor = WorkloadAttestor([LastingAttestor(find)], Lines().log)
+    attestor, asked = counting(notes=("the user has no name",))
     for connection in (me, me, replace(me)):
         await attested(attestor, connection)
     assert len(asked) == 2
@@ -79,8 +90,7 @@ async def test_what_is_missing_is_looked_for_anew_on_the_next_connection(me: Cal
 async def test_a_program_that_was_renamed_is_called_by_its_new_name(
     me: Caller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lasting, _asked = counting()
-    attestor = WorkloadAttestor([lasting], Lines().log)
+    attestor, _asked = counting()
     await attested(attestor, me)
     monkeypatch.setattr(attestation_module, "executable_name", lambda _view: "/new/name")
     assert (await attested(attestor, replace(me))).executable == "/new/name"
@@ -88,8 +98,7 @@ async def test_a_program_that_was_renamed_is_called_by_its_new_name(
 
 async def test_nothing_is_taken_from_one_whom_the_kernel_did_not_pin(me: Caller) -> None:
     """Nor from a process that an operator had a look at, which connected to nothing."""
-    lasting, asked = counting()
-    attestor = WorkloadAttestor([lasting], Lines().log)
+    attestor, asked = counting()
     with closing(observe(os.getpid())) as looked_at:
         for caller in (replace(me, proof=Proof.PIDFD_OPEN), me, looked_at):
             await attested(attestor, caller)
@@ -100,8 +109,7 @@ async def test_where_processes_have_no_number_of_their_own_each_connection_has_a
     me: Caller,
 ) -> None:
     """Without pidfs a PID may be somebody else's by the next connection."""
-    lasting, asked = counting()
-    attestor = WorkloadAttestor([lasting], Lines().log)
+    attestor, asked = counting()
     for number in range(2):
         handle = ProcessHandle(os.pidfd_open(os.getpid()))
         handle.inode, handle.name = None, f"connection:{number}"
@@ -114,14 +122,9 @@ async def test_where_processes_have_no_number_of_their_own_each_connection_has_a
 async def test_of_a_changed_one_it_is_asked_again(
     me: Caller, monkeypatch: pytest.MonkeyPatch, *, reconnects: bool
 ) -> None:
-    lasting, asked = counting()
-    attestor = WorkloadAttestor([lasting], Lines().log)
+    attestor, asked = counting()
     await attested(attestor, me)
-    monkeypatch.setattr(
-        attestation_module,
-        "read_fingerprint",
-        lambda view: read_fingerprint(view)._replace(cgroup=b"0::/elsewhere"),
-    )
+    change(monkeypatch, cgroup=b"0::/elsewhere")
     await attested(attestor, replace(me) if reconnects else me)
     assert len(asked) == 2
 
@@ -130,19 +133,15 @@ async def test_who_connected_as_another_user_is_not_taken_for_what_the_process_i
     me: Caller,
 ) -> None:
     """What is known of the process is true; but this connection was made by somebody else."""
-    lasting, asked = counting()
-    attestor = WorkloadAttestor([lasting], Lines().log)
+    attestor, asked = counting()
     await attested(attestor, me)
     before = replace(me, credentials=replace(me.credentials, uid=me.credentials.uid + 1))
-    for _ in range(2):
-        with pytest.raises(PeerError, match="changed its user or group after it connected"):
-            await attested(attestor, before)
+    await refused_again_and_again(attestor, before)
     assert len(asked) == 1
 
 
 async def test_what_a_refused_attestation_found_is_not_remembered(me: Caller) -> None:
-    lasting, asked = counting()
-    attestor = WorkloadAttestor([lasting], Lines().log)
+    attestor, asked = counting()
     with pytest.raises(NoIdentityError):
         async with attestor.attest(me):
             raise NoIdentityError("refused")
@@ -173,8 +172,7 @@ async def test_nor_may_a_known_one_change_its_program_though_nobody_is_asked_aga
 
     with caller_of(exec_when_told) as (caller, _pid):
         os.close(gone_write)
-        lasting, asked = counting()
-        attestor = WorkloadAttestor([lasting], Lines().log)
+        attestor, asked = counting()
         await attested(attestor, caller)
 
         async def swap_within() -> None:
@@ -193,15 +191,8 @@ async def test_nor_may_a_known_one_change_its_program_though_nobody_is_asked_aga
 async def test_a_known_one_who_has_another_user_now_is_refused(
     me: Caller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lasting, asked = counting()
-    attestor = WorkloadAttestor([lasting], Lines().log)
+    attestor, asked = counting()
     await attested(attestor, me)
-    monkeypatch.setattr(
-        attestation_module,
-        "read_fingerprint",
-        lambda view: read_fingerprint(view)._replace(ids=(b"4711", b"4711", b"")),
-    )
-    for _ in range(2):
-        with pytest.raises(PeerError, match="changed its user or group after it connected"):
-            await attested(attestor, me)
+    change(monkeypatch, ids=(b"4711", b"4711", b""))
+    await refused_again_and_again(attestor, me)
     assert len(asked) == 1
