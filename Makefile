@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PROTOS := $(wildcard proto/*.proto)
 
-.PHONY: demo run test clients test-system lint format proto schemas bench bench-plot bench-reference deb clean
+.PHONY: demo run test clients test-system lint format proto schemas bench bench-plot bench-table bench-reference deb clean
 
 $(VENV)/.installed: pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -50,10 +50,15 @@ schemas: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(BIN)/python -m tests.bench.bench $(BENCH)
 
-## draw bench-results.json as bench-results.svg
+## draw bench-results.json as bench-results.svg; PLOT=file.png chooses another picture
+bench-plot: PLOT ?= bench-results.svg
 bench-plot: $(VENV)/.installed
 	$(BIN)/python -m pip install -qq --disable-pip-version-check -c .ci/constraints.txt -e '.[bench]'
-	$(BIN)/python -m tests.bench.plot
+	$(BIN)/python -m tests.bench.plot bench-results.json "$(PLOT)"
+
+## the table of README.md, from bench-results.json
+bench-table: $(VENV)/.installed
+	@$(BIN)/python -m tests.bench.summary
 
 ## record the ratios that tests/bench/test_regression.py compares with
 bench-reference: $(VENV)/.installed

@@ -3,9 +3,7 @@
 `python baseline.py SOCKET DIRECTORY`: the directory has a file for each method, named like it. On
 SIGUSR1 every open stream gets its message again, as at a change of the bundle.
 
-With `gated` as third argument the same server is behind the agent's gate, which relays to it and
-checks who sent each byte, and does nothing else. It tells what an agent costs at the least if its
-gate owns the bytes.
+It imports nothing of the agent, since its start is measured too.
 """
 
 from __future__ import annotations
@@ -13,34 +11,30 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TypeAlias
 
 import grpc
-import structlog
 
-from agent.admission import Admission, Limits
-from agent.daemon import new_event_loop
-from agent.door import Door
-from agent.gate import Gate
-from agent.listener import Listener, SocketFile
-from agent.signals import UNHEARD
-from agent.turnstile import Turnstile
+new_event_loop: Callable[[], asyncio.AbstractEventLoop]
+try:
+    from uvloop import new_event_loop
+except ImportError:  # there is no wheel for this machine
+    from asyncio import new_event_loop
 
 SERVICE = "SpiffeWorkloadAPI"
 STREAMING = frozenset({"FetchX509SVID", "FetchX509Bundles", "FetchJWTBundles"})
-GATED = "gated"
+Answers: TypeAlias = dict[str, bytes]
 Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
-_PLENTY = 1_000_000
-_PATIENCE_SECONDS = 60.0
 
 
 class Bare:
-    """The methods. `push` sends the messages of all open streams again."""
+    """The methods. `begin` is told the peer of each call."""
 
-    def __init__(self, answers: dict[str, bytes]) -> None:
-        self.gate: Gate | None = None
+    def __init__(self, answers: Answers, begin: Callable[[str], object] | None = None) -> None:
         self._answers = answers
+        self._tell = begin
         self._changed = asyncio.Event()
 
     def push(self) -> None:
@@ -73,47 +67,38 @@ class Bare:
         return grpc.unary_unary_rpc_method_handler(unary)
 
     def _begin(self, context: Context) -> None:
-        if self.gate is not None:  # it lets no other call pass before it knows of this one
-            self.gate.begin_call(context.peer())
+        if self._tell is not None:
+            self._tell(context.peer())
 
 
-async def serve(socket: str, answers: dict[str, bytes], *, gated: bool) -> None:
-    """Serve until killed. The streams stay open, as the agent's do."""
-    bare, server = Bare(answers), grpc.aio.server()
+async def start(bare: Bare, socket: str) -> grpc.aio.Server:
+    """Serve there. The streams stay open, as the agent's do."""
+    server = grpc.aio.server()
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, bare.push)
     server.add_generic_rpc_handlers((bare.handlers(),))
-    inner = f"{socket}i" if gated else socket
-    server.add_insecure_port(f"unix:{inner}")
+    server.add_insecure_port(f"unix:{socket}")
     await server.start()
-    if gated:
-        listener = Listener(SocketFile(path=Path(socket), mode=0o600))
-        bare.gate = _gate(inner)
-        bare.gate.start(listener.socket)
+    return server
+
+
+async def until_killed(server: grpc.aio.Server) -> None:
+    """Say that it serves, and go on."""
     print("ready", flush=True)  # noqa: T201 - the bench waits for it
     await server.wait_for_termination()
 
 
-def _gate(inner: str) -> Gate:
-    loop = asyncio.get_running_loop()
-    door = Door(
-        Admission(
-            Limits(
-                connections=_PLENTY,
-                connections_per_user=_PLENTY,
-                streams=_PLENTY,
-                streams_per_user=_PLENTY,
-                attestations=_PLENTY,
-                attestations_per_user=_PLENTY,
-            )
-        ),
-        Turnstile(loop, _PLENTY, UNHEARD),
-        lambda _caller, _refusal: None,
-    )
-    return Gate(loop, inner, door, structlog.get_logger(), _PATIENCE_SECONDS)
+async def serve(socket: str, answers: Answers) -> None:
+    """With nothing before it."""
+    await until_killed(await start(Bare(answers), socket))
+
+
+def run(serving: Callable[[str, Answers], Coroutine[None, None, None]]) -> None:
+    """Serve what the command line says."""
+    socket, directory = sys.argv[1:]
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        answers = {file.name: file.read_bytes() for file in Path(directory).iterdir()}
+        runner.run(serving(socket, answers))
 
 
 if __name__ == "__main__":
-    files = Path(sys.argv[2]).iterdir()
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        answers = {file.name: file.read_bytes() for file in files}
-        runner.run(serve(sys.argv[1], answers, gated=GATED in sys.argv[3:]))
+    run(serve)

@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from contextlib import contextmanager
+from functools import partial
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
+from agent.process import DESCRIPTORS_PER_CONNECTION, OWN_DESCRIPTORS
 from tests.bench import (
     attesting,
     calls,
@@ -34,10 +39,17 @@ from tests.bench import (
     starting,
     storm,
 )
-from tests.bench.findings import OURS, Finding
-from tests.bench.servers import OTHER, Server, all_servers
+from tests.bench.findings import OURS, Finding, RefusedError
+from tests.bench.servers import Server, all_servers, other_server, still
 
-RESULTS = Path("bench-results.json")
+# Connections at once that the agent needs descriptors for, where they are many.
+CONNECTIONS = {
+    "storm": max(storm.SIZES),
+    "edits": max(edits.STREAMS),
+    "streams": max(holding.SIZES),
+}
+_MOMENT_SECONDS = 0.01
+_forking: list[bool] = []
 
 
 def _calls(other: Server | None) -> Iterator[list[Finding]]:
@@ -99,15 +111,70 @@ SCENARIOS = {**CLIENT_SIDE, **INSIDE}
 
 def in_own_process(measure: Callable[..., list[Finding]], *arguments: float) -> list[Finding]:
     """What it finds in a process in which nothing else was done."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(measure, *arguments).result()
+    context = get_context("spawn")
+    with ProcessPoolExecutor(1, context, initializer=_end_by_sigterm) as pool:
+        with _ctrl_c_blocked():  # which the process inherits: this one ends it
+            found = pool.submit(measure, *arguments)
+        try:
+            return found.result()
+        except BaseException:
+            for child in active_children():
+                child.terminate()
+            raise
+
+
+@contextmanager
+def _ctrl_c_blocked() -> Iterator[None]:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def _end_by_sigterm() -> None:
+    signal.signal(signal.SIGTERM, _end_in_silence)
+
+
+def _end_in_silence(number: int, frame: object) -> None:
+    """Without what asyncio has to say of tasks that end midway."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+    _end(number, frame)
+
+
+def _end_by_signals() -> None:
+    """SIGTERM and Ctrl-C unwind what the bench has begun."""
+    # Last of the hooks, and no Python, in which a signal might be noticed after it.
+    os.register_at_fork(
+        before=partial(_forking.append, True),
+        after_in_parent=_forking.clear,
+        after_in_child=_forking.clear,
+    )
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _end)
+
+
+def _end(number: int, _frame: object) -> None:
+    if _forking:  # the hooks of a fork swallow what is raised in them: once more when it is over
+        signal.signal(signal.SIGALRM, lambda *_: _end(number, None))
+        signal.setitimer(signal.ITIMER_REAL, _MOMENT_SECONDS)
+    elif not isinstance(sys.exception(), SystemExit):  # which is tidying up, undisturbed
+        raise SystemExit(128 + number)
 
 
 @click.command()
 @click.argument("scenarios", nargs=-1, type=click.Choice(list(SCENARIOS)))
 @click.option("--agent-socket", help="Another Workload API server, to be measured beside ours.")
-@click.option("--pid", type=int, help="Its process, which must know whoever runs this.")
-@click.option("--results", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
+@click.option(
+    "--pid", type=click.IntRange(min=1), help="Its process, unless that made the socket itself."
+)
+@click.option(
+    "--results",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=report.RESULTS,
+    show_default=True,
+    help="The file in which new values replace those of the same scenario, measure and size.",
+)
 @click.option(
     "--write-reference", is_flag=True, help="Only record what the regression test compares with."
 )
@@ -120,36 +187,89 @@ def main(
     write_reference: bool,
 ) -> None:
     """Measure SCENARIOS; without any, all (with --agent-socket, all that clients do)."""
-    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # it holds thousands of connections
     # The thread that reads the agent's log, with a line for each call, must not hold up a client.
     sys.setswitchinterval(1e-4)
+    chosen = scenarios or tuple(SCENARIOS if agent_socket is None else CLIENT_SIDE)
+    _refuse_without_effect(chosen)
+    _raise_descriptor_limit(() if write_reference else chosen)
     if write_reference:
-        if missing := instructions.missing():
-            raise click.ClickException(f"{' and '.join(missing)} not found (Debian: valgrind)")
-        reference.write(reference.measure())
+        _write_reference()
         return
-    if (agent_socket is None) != (pid is None):
-        raise click.UsageError("--agent-socket and --pid go together")
-    other = None
-    if agent_socket is not None and pid is not None:
-        other = Server(name=OTHER, socket=agent_socket, pid=pid)
+    report.require_writable(results)
+    other = None if agent_socket is None else other_server(agent_socket, pid)
+    _tell_of_budgets(_measure_all(chosen, other, results))
+
+
+def _refuse_without_effect(chosen: Sequence[str]) -> None:
+    """Refuse options that would change nothing."""
+    context = click.get_current_context()
+    given = {
+        name
+        for name, value in context.params.items()
+        if value and context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    }
+    if "write_reference" in given and len(given) > 1:
+        raise click.UsageError("--write-reference goes with no other option and no scenario")
+    if "pid" in given and "agent_socket" not in given:
+        raise click.UsageError("--pid goes with --agent-socket")
+    if "agent_socket" in given and not CLIENT_SIDE.keys() & set(chosen):
+        raise click.UsageError(f"--agent-socket is for {', '.join(CLIENT_SIDE)} alone")
+
+
+def _raise_descriptor_limit(chosen: Iterable[str]) -> None:
+    """There are thousands of connections, most of them in the agent, which inherits the limit."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    for name in chosen:
+        needed = CONNECTIONS.get(name, 0) * DESCRIPTORS_PER_CONNECTION + OWN_DESCRIPTORS
+        if 0 <= hard < needed:
+            raise RefusedError(
+                f"{name} needs {needed} open files, and {hard} are allowed: raise ulimit -n"
+            )
+
+
+def _write_reference() -> None:
+    if missing := instructions.missing():
+        raise RefusedError(f"{' and '.join(missing)} not found (Debian: valgrind)")
+    reference.write(reference.measure())
+
+
+def _measure_all(chosen: Iterable[str], other: Server | None, results: Path) -> list[Finding]:
     findings: list[Finding] = []
-    for name in scenarios or (SCENARIOS if other is None else CLIENT_SIDE):
-        findings += _measured(name, other)
-        report.write(findings, results)  # whoever has seen enough may interrupt it
-    for finding in report.missed(findings):
-        click.echo(f"over budget: {finding.scenario}: {finding.measure} at {finding.size:,}")
+    commit = report.commit()  # of what is measured, whatever happens to the checkout meanwhile
+    for name in chosen:
+        found = list(_measured(name, other))
+        report.write(found, results, commit)  # whoever has seen enough may interrupt it
+        findings += found
+    return findings
 
 
 def _measured(name: str, other: Server | None) -> Iterator[Finding]:
     """What is found, after it was shown."""
     began = time.perf_counter()
     for found in SCENARIOS[name](other):
+        if other is not None:
+            _require_moving_clock(other, found)
         report.show(found)
         yield from found
     click.echo(f"{name}: {time.perf_counter() - began:.0f} s", err=True)
 
 
+def _require_moving_clock(other: Server, found: Iterable[Finding]) -> None:
+    for finding in found:
+        of_calls = finding.measure in {calls.CPU, storm.CPU}
+        if of_calls and any(value <= 0 for value in finding.values.get(other.name, ())):
+            raise click.ClickException(still(other))
+
+
+def _tell_of_budgets(findings: Iterable[Finding]) -> None:
+    """Those that are missed, and those that nothing could be held against."""
+    for finding in findings:
+        if finding.budget is not None and not finding.within_budget:
+            what = "not measured" if finding.within_budget is None else "over budget"
+            click.echo(f"{what}: {finding.scenario}: {finding.measure} at {finding.size:,}")
+
+
 if __name__ == "__main__":
+    _end_by_signals()
     main()

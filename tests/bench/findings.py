@@ -8,11 +8,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import linear_regression, median
 
+import click
+
 OURS = "vouchd"
 BASELINE = "baseline"
 GATE_ALONE = "gate alone"
 # Of sizes ten times as large, 1.15 is half as much again of what linear growth would be.
 CLEARLY_WORSE_THAN_LINEAR = 1.15
+
+
+class RefusedError(click.ClickException):
+    """The bench cannot do as it is told; known before it measures anything."""
+
+    exit_code = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,10 +70,10 @@ class Finding:
 
     def ratio(self, server: str = OURS) -> Spread | None:
         """The server's values to the baseline's, round by round; None where there are none."""
-        pairs = list(zip(self.values.get(server, ()), self.values.get(BASELINE, ()), strict=False))
-        if server == BASELINE or not pairs or any(theirs <= 0 for _, theirs in pairs):
+        values, bare = self.values.get(server), self.values.get(BASELINE)
+        if server == BASELINE or not values or not bare or min(bare) <= 0:
             return None
-        return Spread.of(ours / theirs for ours, theirs in pairs)
+        return Spread.of(its / bares for its, bares in zip(values, bare, strict=True))
 
     @property
     def within_budget(self) -> bool | None:

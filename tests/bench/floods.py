@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+from tests.bench.calls import settle
 from tests.bench.findings import BASELINE, OURS, Budget, Finding
+from tests.bench.servers import Server
 from tests.support.agent import RunningAgent
 from tests.support.flooding import ENTRIES, FIRST, FLOODS, Latencies, flood, latencies, percentile
 
 PROCESSES = (1, 4, 16)
 BUDGETED = 4
-SECONDS = 4.0
+SECONDS = 3.0
 
 
 def measure() -> list[Finding]:
-    """The limits are the default ones. The baseline is the same agent without the flood."""
+    """The limits are the default ones. The baseline is the same agent just before each flood."""
     agent = RunningAgent(ENTRIES, config="log: {level: warning}", prefix=FIRST)
     try:
-        path = str(agent.socket)
-        quiet, findings = latencies(path, SECONDS), []
-        for name, behave in FLOODS.items():
-            for processes in PROCESSES:
-                with flood(behave, path, processes):
-                    findings += _findings(name, processes, latencies(path, SECONDS), quiet)
+        server = Server(name=OURS, socket=str(agent.socket), pid=agent.pid)
+        return [
+            finding
+            for name in FLOODS
+            for processes in PROCESSES
+            for finding in _flooded(server, name, processes)
+        ]
     finally:
         agent.close()
-    return findings
+
+
+def _flooded(server: Server, name: str, processes: int) -> list[Finding]:
+    settle(server)  # it has forgotten those of the flood before
+    quiet = latencies(server.socket, SECONDS)
+    with flood(FLOODS[name], server.socket, processes):
+        loud = latencies(server.socket, SECONDS)
+    return _findings(name, processes, loud, quiet)
 
 
 def _findings(name: str, processes: int, loud: Latencies, quiet: Latencies) -> list[Finding]:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import select
+import struct
+import sys
 import time
 from collections import defaultdict
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from tests.bench.findings import OURS, Budget, Finding
 from tests.bench.servers import Server, all_servers, x509
-from tests.bench.wire import Crowd, crowd
+from tests.bench.wire import PATIENCE_SECONDS, CallFailedError, Connection, crowd
+from tests.support import pids
 
 SIZES = (250, 1000, 4000)
 IDLE_SECONDS = 60.0
@@ -18,13 +23,100 @@ IDLE_SECONDS = 60.0
 PUSHES = 3
 SCENARIO = "open streams, one a connection"
 PUSHED = "a change of the bundle, to all open streams"
-MEMORY, DESCRIPTORS, IDLE = "memory per stream, KiB", "descriptors per stream", "CPU idle, %"
+MEMORY, DESCRIPTORS = "memory per stream, KiB", "descriptors per stream"
+IDLE = "CPU idle, % (one value, of a minute)"
 LAST, CPU = "to the last, ms", "CPU per stream, µs"
 BUDGETS = {MEMORY: 64.0, DESCRIPTORS: 4.0, IDLE: 1.0}
 # Nothing is on its way any more after so long.
 QUIET_SECONDS = 0.3
 # So many are opened at a time, so that none waits for all the others.
 _TOGETHER = 100
+# A workload has a few. What the agent has found out about a process serves all its connections.
+_OF_A_PROCESS = 10
+_MOMENT = struct.Struct("d")
+
+
+class Streams:
+    """Open streams of many processes. It owns these: `close` it."""
+
+    def __init__(self, socket: str) -> None:
+        self._socket = socket
+        self._size = 0
+        self._processes: list[int] = []
+        self._moments, self._report = os.pipe()
+        self._poll = select.poll()
+        self._poll.register(self._moments, select.POLLIN)
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return self._size
+
+    def close(self) -> None:
+        """End the processes."""
+        for process in self._processes:
+            pids.kill_and_reap(process)
+        os.close(self._moments)
+        os.close(self._report)
+
+    def open(self, count: int) -> None:
+        """So many more, each on its own connection; wait until each has its message."""
+        for opened in range(0, count, _TOGETHER):
+            together = min(_TOGETHER, count - opened)
+            for begun in range(0, together, _OF_A_PROCESS):
+                self._fork(min(_OF_A_PROCESS, together - begun))
+            self.gather(together)
+        self._size += count
+
+    def gather(self, count: int) -> float:
+        """Wait for so many messages; when the last came.
+
+        Raises:
+            CallFailedError: a call has failed, or nothing comes any more.
+        """
+        last = 0.0
+        while count > 0:
+            moments = self._read(PATIENCE_SECONDS)
+            if not moments:
+                raise CallFailedError(f"{count} messages have not come")
+            count -= len(moments)
+            last = max(last, *moments)
+        return last
+
+    def quiet(self, seconds: float) -> int:
+        """Wait until no message has come for so long; how many there were."""
+        messages = 0
+        while moments := self._read(seconds):
+            messages += len(moments)
+        return messages
+
+    def _read(self, seconds: float) -> list[float]:
+        if not self._poll.poll(seconds * 1000):
+            return []
+        return [moment for (moment,) in _MOMENT.iter_unpack(os.read(self._moments, 1 << 16))]
+
+    def _fork(self, count: int) -> None:
+        self._processes.append(pids.fork(lambda: self._hold(count)))
+
+    def _hold(self, count: int) -> None:
+        """What each of the processes does, until it is killed."""
+
+        def note(_connection: Connection, _stream: int, moment: float) -> None:
+            os.write(self._report, _MOMENT.pack(moment))
+
+        with crowd(self._socket, count) as connections:
+            for connection in connections.connections():
+                connection.call(x509())
+            connections.gather(sys.maxsize, note, patience=None)
+
+
+@contextmanager
+def streams_of(server: Server) -> Iterator[Streams]:
+    """Streams for the block, none at first."""
+    streams = Streams(server.socket)
+    try:
+        yield streams
+    finally:
+        streams.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +124,7 @@ class _Held:
     """The open streams of one server."""
 
     server: Server
-    streams: Crowd
+    streams: Streams
     size: int
 
 
@@ -76,7 +168,7 @@ def measure(
     values = _Values()
     with ExitStack() as stack:
         everything = [
-            _Held(server, stack.enter_context(crowd()), size)
+            _Held(server, stack.enter_context(streams_of(server)), size)
             for size in sizes
             for server in stack.enter_context(all_servers(other))
         ]
@@ -89,19 +181,10 @@ def measure(
     return values.findings()
 
 
-def hold(server: Server, streams: Crowd, size: int) -> None:
-    """Open so many streams and wait until each has its message."""
-    for opened in range(0, size, _TOGETHER):
-        together = min(_TOGETHER, size - opened)
-        for _ in range(together):
-            streams.connect(server.socket).call(x509())
-        streams.gather(together)
-
-
 def _open(held: _Held, values: _Values) -> None:
     server = held.server
     memory, descriptors = server.memory_kib(), server.descriptors()
-    hold(server, held.streams, held.size)
+    held.streams.open(held.size)
     held.streams.quiet(QUIET_SECONDS)
     values.note(MEMORY, held, (server.memory_kib() - memory) / held.size)
     values.note(DESCRIPTORS, held, (server.descriptors() - descriptors) / held.size)

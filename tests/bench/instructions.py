@@ -11,22 +11,31 @@ import shutil
 import subprocess
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import TypeAlias
 
-from tests.bench.calls import CONNECT, FETCH, Calls
+from tests.bench.calls import KINDS, Calls, settle
 from tests.bench.findings import Finding
-from tests.bench.servers import Server, agent, answers_of, baseline
-from tests.bench.wire import connected
+from tests.bench.holding import PUSHED, QUIET_SECONDS, Streams, streams_of
+from tests.bench.servers import Bundle, Server, agent, answers_of, baseline
+from tests.bench.wire import Request, connected
 from tests.support.agent import RunningAgent
 
 ROUNDS = 3
-CALLS = 100
+CALLS = 50
+STREAMS, PUSHES = 80, 3
+# Whatever a server only does once, it has done by then.
+_CALLS_BEFORE = 20
 TOOLS = ("valgrind", "callgrind_control")
-MEASURE = "instructions per call"
+MEASURE, PER_STREAM = "instructions per call", "instructions per stream"
+# Of a server: by scenario and measure, one of each round.
+_Costs: TypeAlias = dict[tuple[str, str], list[float]]
+_Servers: TypeAlias = "Generator[tuple[Counter, Server], None, None]"
 
 
 class Counter:
@@ -42,12 +51,17 @@ class Counter:
             f"--callgrind-out-file={folder}/counts",
         )
 
+    def begin(self, server: Server) -> None:
+        """Once it is started, which would take long if it was counted."""
+        self._tell(server, "--instr=on")
+
     def count(self, server: Server, act: Callable[[], object]) -> int:
         """How many instructions the server takes for what `act` asks of it."""
-        self._tell(server, "--instr=on")
+        settle(server)
+        self._tell(server, "--zero")
         act()
+        settle(server)
         self._tell(server, "--dump")
-        self._tell(server, "--instr=off")
         [dump] = self._folder.glob("counts.*")
         [total] = re.findall(r"^totals: (\d+)$", dump.read_text(), re.MULTILINE)
         dump.unlink()
@@ -55,25 +69,26 @@ class Counter:
 
     def _tell(self, server: Server, order: str) -> None:
         command = ["callgrind_control", order, str(server.pid)]
-        subprocess.run(command, check=True, capture_output=True)
+        told = subprocess.run(command, check=False, capture_output=True, text=True)
+        # Its exit status says nothing of a process that it does not find.
+        if told.returncode or "OK." not in told.stdout:
+            said = f"{told.stdout}{told.stderr}".strip()
+            raise RuntimeError(f"{' '.join(command)}: exit status {told.returncode}: {said}")
 
 
-def measure(rounds: int = ROUNDS) -> list[Finding]:
-    """Of a call, and of a connection with a call."""
-    values: dict[str, defaultdict[str, list[float]]] = {
-        kind.name: defaultdict(list) for kind in (FETCH, CONNECT)
-    }
-    with closing(_servers()) as servers:
-        for counter, server in servers:
-            for kind in (FETCH, CONNECT):
-                _calls(kind, server)  # a first time that does not count
-                for _ in range(rounds):
-                    count = counter.count(server, partial(_calls, kind, server))
-                    values[kind.name][server.name].append(count / CALLS)
-    return [
-        Finding(scenario=name, measure=MEASURE, size=1, values=by_server, per_one=True)
-        for name, by_server in values.items()
-    ]
+def measure(rounds: int = ROUNDS, *, gate_alone: bool = True) -> list[Finding]:
+    """Of each kind of call, and of a message that is pushed to a stream."""
+
+    def costs(counter: Counter, server: Server) -> _Costs:
+        pushes = {(PUSHED, PER_STREAM): _of_a_push(counter, server)}
+        return _of_calls(KINDS, rounds, counter, server) | pushes
+
+    return _findings(_servers(gate_alone=gate_alone), costs)
+
+
+def measure_calls(kinds: Iterable[Calls], program: type[RunningAgent]) -> list[Finding]:
+    """Once, of these alone, with this program as the agent."""
+    return _findings(_servers(program), partial(_of_calls, kinds, 1))
 
 
 def missing() -> list[str]:
@@ -81,13 +96,26 @@ def missing() -> list[str]:
     return [tool for tool in TOOLS if shutil.which(tool) is None]
 
 
-def _servers() -> Generator[tuple[Counter, Server], None, None]:
+def _findings(servers: _Servers, costs: Callable[[Counter, Server], _Costs]) -> list[Finding]:
+    values: defaultdict[tuple[str, str], dict[str, list[float]]] = defaultdict(dict)
+    with closing(servers):
+        for counter, server in servers:
+            counter.begin(server)
+            for what, several in costs(counter, server).items():
+                values[what][server.name] = several
+    return [
+        Finding(scenario=scenario, measure=measure, size=1, values=by_server, per_one=True)
+        for (scenario, measure), by_server in values.items()
+    ]
+
+
+def _servers(program: type[RunningAgent] = RunningAgent, *, gate_alone: bool = False) -> _Servers:
     """One after another: the agent, its gate alone, the baseline."""
     with agent() as (plain, _running):
         answers = answers_of(plain.socket)
-    with _counter() as counter, agent(program=_counted(counter)) as (ours, _running):
-        yield counter, ours
-    for gated in (True, False):
+    with _counter() as counter, agent(program=_counted(program, counter)) as (ours, running):
+        yield counter, replace(ours, changes=Bundle(str(running.admin_socket)))
+    for gated in (True, False) if gate_alone else (False,):
         with _counter() as counter, baseline(answers, gated=gated, prefix=counter.prefix) as bare:
             yield counter, bare
 
@@ -98,8 +126,8 @@ def _counter() -> Iterator[Counter]:
         yield Counter(folder)
 
 
-def _counted(counter: Counter) -> type[RunningAgent]:
-    class Counted(RunningAgent):
+def _counted(program: type[RunningAgent], counter: Counter) -> type[RunningAgent]:
+    class Counted(program):  # type: ignore[misc, valid-type]
         """Started by the counter."""
 
         def start(self) -> None:
@@ -109,10 +137,52 @@ def _counted(counter: Counter) -> type[RunningAgent]:
     return Counted
 
 
-def _calls(kind: Calls, server: Server) -> None:
-    requests = islice(kind.requests(server), CALLS)
+def _of_calls(kinds: Iterable[Calls], rounds: int, counter: Counter, server: Server) -> _Costs:
+    return {(kind.name, MEASURE): _of_a_call(kind, rounds, counter, server) for kind in kinds}
+
+
+def _of_a_call(kind: Calls, rounds: int, counter: Counter, server: Server) -> list[float]:
+    requests = kind.requests(server)
     with ExitStack() as kept:
-        connection = None if kind.connects else kept.enter_context(connected(server.socket))
-        for request in requests:
-            with ExitStack() as fresh:
-                (connection or fresh.enter_context(connected(server.socket))).fetch(request)
+        fetch = (
+            partial(_connect_and_fetch, server)
+            if kind.connects
+            else kept.enter_context(connected(server.socket)).fetch
+        )
+
+        def several(count: int) -> None:
+            for request in islice(requests, count):
+                fetch(request)
+
+        several(_CALLS_BEFORE)
+        return [counter.count(server, partial(several, CALLS)) / CALLS for _ in range(rounds)]
+
+
+def _connect_and_fetch(server: Server, request: Request) -> bytes:
+    with connected(server.socket) as connection:
+        return connection.fetch(request)
+
+
+def _of_a_push(counter: Counter, server: Server) -> list[float]:
+    """Of all that a change takes, each stream's share."""
+    with streams_of(server) as streams:
+        streams.open(STREAMS)
+        _push(server, streams)
+        _settle(server, streams)
+        counts = []
+        for _ in range(PUSHES):
+            counts.append(counter.count(server, partial(_push, server, streams)) / STREAMS)
+            _settle(server, streams)
+    return counts
+
+
+def _push(server: Server, streams: Streams) -> None:
+    assert server.changes is not None
+    server.changes.begin()
+    streams.gather(len(streams))
+
+
+def _settle(server: Server, streams: Streams) -> None:
+    assert server.changes is not None
+    server.changes.settle()
+    streams.quiet(QUIET_SECONDS)

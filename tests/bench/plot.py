@@ -1,74 +1,123 @@
 """`make bench-plot`: bench-results.json as a picture, bench-results.svg.
 
-For every kind of call, alone and among many at once: CPU, p50 and p99 of each server, from the
-least of the rounds to the most.
+For every kind of call, alone and among many at once, and for the storm: CPU and latencies of each
+server, from the least of the rounds to the most.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
-import matplotlib as mpl
 
-mpl.use("svg")
+from tests.bench import calls, storm
+from tests.bench.findings import BASELINE, GATE_ALONE, OURS, RefusedError
+from tests.bench.report import RESULTS, Record, Results, read
+from tests.bench.servers import OTHER
 
-from matplotlib import pyplot as plt
-
-from tests.bench.bench import RESULTS
-from tests.bench.calls import CPU, P50, P99
-
-MEASURES = (CPU, P50, P99)
+FORMATS = (".svg", ".png", ".pdf")
+_CALLS = (calls.CPU, calls.P50, calls.P99)
+DRAWN = {
+    **{kind.name: _CALLS for kind in calls.KINDS},
+    storm.SCENARIO: (storm.CPU, storm.P50, storm.LAST),
+}
+"""What is drawn of each scenario, beside each other."""
 _INCHES = (5.0, 2.6)
+_COLORS = {OURS: "C0", BASELINE: "C1", GATE_ALONE: "C2", OTHER: "C3"}
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One measure of one scenario, by size."""
+
+    scenario: str
+    measure: str
+    findings: Sequence[Record]
+
+    def lines(self) -> dict[str, list[tuple[int, float, float, float]]]:
+        """By server: sizes, each with median, least and most."""
+        lines: dict[str, list[tuple[int, float, float, float]]] = {}
+        for finding in sorted(self.findings, key=lambda each: each.size):
+            for name, measured in finding.servers.items():
+                if (spread := measured.spread) is not None:
+                    point = (finding.size, spread.median, spread.least, spread.most)
+                    lines.setdefault(name, []).append(point)
+        return lines
 
 
 @click.command()
-@click.argument("results", type=click.Path(path_type=Path, exists=True), default=RESULTS)
+@click.argument("results", type=click.Path(path_type=Path), default=RESULTS)
 @click.argument("picture", type=click.Path(path_type=Path), default=RESULTS.with_suffix(".svg"))
 def main(results: Path, picture: Path) -> None:
-    """Draw RESULTS as PICTURE; its name says whether that is an .svg or a .png."""
-    told = json.loads(results.read_text())
-    findings = [each for each in told["findings"] if each["measure"] in MEASURES]
-    scenarios = list(dict.fromkeys(each["scenario"] for each in findings))
-    if not scenarios:
-        raise click.ClickException(f"{results} has no calls in it; run `make bench` first")
-    width, height = _INCHES
-    figure, axes = plt.subplots(
-        len(scenarios),
-        len(MEASURES),
-        figsize=(width * len(MEASURES), height * len(scenarios)),
-        squeeze=False,
-        layout="constrained",
-    )
-    for row, scenario in zip(axes, scenarios, strict=True):
-        for axis, measure in zip(row, MEASURES, strict=True):
-            _draw(
-                axis, [f for f in findings if (f["scenario"], f["measure"]) == (scenario, measure)]
+    """Draw RESULTS as PICTURE, an .svg, .png or .pdf by its name."""
+    if picture.suffix not in FORMATS:
+        raise RefusedError(f"{picture} must end in {', '.join(FORMATS)}")
+    if not picture.parent.is_dir():
+        raise RefusedError(f"there is no folder {picture.parent} for {picture.name}")
+    told = read(results)
+    rows = panels(told)
+    if not rows:
+        raise RefusedError(f"{results} has no calls and no storm: run `make bench` first")
+    _save(rows, _title(told), picture)
+
+
+def panels(results: Results) -> list[list[Panel]]:
+    """Those of each scenario that was measured."""
+    measured = {finding.scenario for finding in results.findings}
+    return [
+        [
+            Panel(
+                scenario, measure, [f for f in results.findings if f.key[:2] == (scenario, measure)]
             )
-            axis.set_title(f"{scenario}\n{measure}", fontsize="medium")
-    machine = told["machine"]
-    figure.suptitle(f"{machine['cpu']}, {machine['cores']} cores; vouchd {machine['commit']}")
-    figure.savefig(picture)
+            for measure in measures
+        ]
+        for scenario, measures in DRAWN.items()
+        if scenario in measured
+    ]
 
 
-def _draw(axis: Any, findings: Sequence[dict[str, Any]]) -> None:
+def _title(results: Results) -> str:
+    machine = results.machine
+    commits = {each.commit for each in results.findings if each.scenario in DRAWN}
+    told = ", ".join(sorted(commits - {""}) or [machine.commit])
+    return f"{machine.cpu}, {machine.cores} cores; vouchd {told}"
+
+
+def _save(rows: Sequence[Sequence[Panel]], title: str, picture: Path) -> None:
+    from matplotlib.figure import Figure  # noqa: PLC0415 - `make bench-plot` alone installs it
+
+    across, down = len(rows[0]), len(rows)
+    width, height = _INCHES
+    figure = Figure(figsize=(width * across, height * down), layout="constrained")
+    axes = figure.subplots(down, across, squeeze=False)
+    for row, across_axes in zip(rows, axes, strict=True):
+        for panel, axis in zip(row, across_axes, strict=True):
+            _draw(axis, panel)
+    figure.suptitle(title)
+    try:
+        figure.savefig(picture)
+    except OSError as error:
+        raise RefusedError(f"cannot write {picture}: {error.strerror}") from None
+
+
+def _draw(axis: Any, panel: Panel) -> None:
     """Of each server a line over the sizes, and how far its rounds lay apart."""
-    for server in dict.fromkeys(name for finding in findings for name in finding["servers"]):
-        points = [(f["size"], f["servers"][server]["spread"]) for f in findings]
-        sizes = [size for size, _ in points]
-        axis.plot(sizes, [spread["median"] for _, spread in points], marker="o", label=server)
-        ends = [[spread[end] for _, spread in points] for end in ("least", "most")]
-        axis.fill_between(sizes, *ends, alpha=0.2)
+    for server, points in panel.lines().items():
+        sizes, medians, least, most = zip(*points, strict=True)
+        axis.plot(sizes, medians, marker="o", label=server, color=_COLORS.get(server))
+        axis.fill_between(sizes, least, most, alpha=0.2, color=_COLORS.get(server))
+    axis.set_title(f"{panel.scenario}\n{panel.measure}", fontsize="medium")
+    axis.set_xlabel("processes" if panel.scenario == storm.SCENARIO else "at once")
     axis.set_xscale("log")
-    axis.set_xlabel("at once")
-    if findings and findings[0]["measure"] == CPU:
+    if panel.measure in {calls.CPU, storm.CPU}:
         axis.set_ylim(bottom=0)
     else:
         axis.set_yscale("log")
-    axis.legend()
+    if panel.findings:
+        axis.legend()
 
 
 if __name__ == "__main__":

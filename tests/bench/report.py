@@ -2,23 +2,91 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
+from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench.findings import BASELINE, OURS, Finding, Growth, Spread, growths
+from tests.bench.findings import BASELINE, OURS, Finding, Growth, RefusedError, Spread, growths
+from tests.support.agent import REPOSITORY
 
+RESULTS = Path("bench-results.json")
 _WIDTH = 170
+_HELD = {True: "[green]held[/]", False: "[red]MISSED[/]", None: "[yellow]not measured[/]"}
+
+
+class _Kept(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Measured(_Kept):
+    """What a server's rounds gave."""
+
+    values: list[float]
+    spread: Spread | None
+    ratio_to_baseline: Spread | None
+
+
+class Record(_Kept):
+    """A finding, and the commit that it was measured at."""
+
+    scenario: str
+    measure: str
+    size: int
+    servers: dict[str, Measured]
+    budget: str | None
+    within_budget: bool | None
+    commit: str = ""
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """What a newer one replaces it by."""
+        return self.scenario, self.measure, self.size
+
+
+class Grown(_Kept):
+    """How a measure grows."""
+
+    scenario: str
+    measure: str
+    server: str
+    exponent: float
+    last_step: float
+    worse_than_linear: bool
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What a newer one replaces it by."""
+        return self.scenario, self.measure, self.server
+
+
+class Machine(_Kept):
+    """Where the last run was, and of what."""
+
+    cpu: str
+    cores: int | None
+    kernel: str
+    python: str
+    grpcio: str
+    commit: str
+    load_at_end: float
+
+
+class Results(_Kept):
+    """What bench-results.json holds."""
+
+    machine: Machine
+    findings: list[Record]
+    growth: list[Grown]
 
 
 def show(findings: Sequence[Finding]) -> None:
@@ -73,10 +141,9 @@ def _number(value: float) -> str:
 
 
 def _budget(finding: Finding) -> str:
-    held = finding.within_budget
-    if held is None:
+    if finding.budget is None:
         return ""
-    return f"{finding.budget} " + ("[green]held[/]" if held else "[red]MISSED[/]")
+    return f"{finding.budget} {_HELD[finding.within_budget]}"
 
 
 def _growth(growth: Growth | None) -> str:
@@ -88,59 +155,122 @@ def _growth(growth: Growth | None) -> str:
     return f"[yellow]{text}, last step n^{growth.last_step:.2f}[/]"
 
 
-def write(findings: Sequence[Finding], path: Path) -> None:
-    """Everything, with the machine it was measured on."""
-    told = {
-        "machine": _machine(),
-        "findings": [_record(finding) for finding in findings],
-        "growth": [
-            {**asdict(growth), "worse_than_linear": growth.worse_than_linear}
-            for growth in growths(findings)
-        ],
-    }
-    path.write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n")
+def read(path: Path) -> Results:
+    """The file's.
+
+    Raises:
+        RefusedError: it is missing, or no such file.
+    """
+    try:
+        return Results.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise RefusedError(f"cannot read {path}: {error.strerror}") from None
+    except ValidationError:
+        raise RefusedError(
+            f"{path} does not hold results of the bench: remove it, or name another"
+        ) from None
 
 
-def _record(finding: Finding) -> dict[str, Any]:
-    return {
-        "scenario": finding.scenario,
-        "measure": finding.measure,
-        "size": finding.size,
-        "servers": {
-            server: {
-                "values": [float(f"{value:.6g}") for value in values],
-                "spread": _asdict(finding.spread(server)),
-                "ratio_to_baseline": _asdict(finding.ratio(server)),
-            }
+def require_writable(path: Path) -> None:
+    """Refuse a file that `write` could not replace, before all the work.
+
+    Raises:
+        RefusedError: see there.
+    """
+    if path.exists() and not path.is_file():
+        raise RefusedError(f"{path} is no file to keep results in")
+    _known(path)
+    try:
+        with _beside(path) as new:
+            new.touch()
+    except OSError as error:
+        raise RefusedError(f"cannot write {path}: {error.strerror}") from None
+
+
+def write(findings: Sequence[Finding], path: Path, commit: str) -> None:
+    """Replace the same of the file by these, with the machine they were measured on."""
+    known = _known(path)
+    records = [*(known.findings if known else ()), *(_record(each, commit) for each in findings)]
+    grown = [*(known.growth if known else ()), *map(_grown, growths(findings))]
+    results = Results(
+        machine=_machine(commit),
+        findings=list({each.key: each for each in records}.values()),
+        growth=list({each.key: each for each in grown}.values()),
+    )
+    with _beside(path) as new:
+        new.write_text(results.model_dump_json(indent=2) + "\n")
+        new.replace(path)
+
+
+def commit() -> str:
+    """Of the checkout, as git describes it; nothing if there is no git."""
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        told = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return told.stdout.strip()
+
+
+def _known(path: Path) -> Results | None:
+    """What is in the file, each finding with its commit; None if there is no file."""
+    if not path.exists():
+        return None
+    results = read(path)
+    findings = [
+        each if each.commit else each.model_copy(update={"commit": results.machine.commit})
+        for each in results.findings
+    ]
+    return results.model_copy(update={"findings": findings})
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A file to be renamed to it; it is gone after the block."""
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield new
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def _record(finding: Finding, commit: str) -> Record:
+    return Record(
+        scenario=finding.scenario,
+        measure=finding.measure,
+        size=finding.size,
+        servers={
+            server: Measured(
+                values=[float(f"{value:.6g}") for value in values],
+                spread=_rounded(finding.spread(server)),
+                ratio_to_baseline=_rounded(finding.ratio(server)),
+            )
             for server, values in finding.values.items()
         },
-        "budget": None if finding.budget is None else str(finding.budget),
-        "within_budget": finding.within_budget,
-    }
+        budget=None if finding.budget is None else str(finding.budget),
+        within_budget=finding.within_budget,
+        commit=commit,
+    )
 
 
-def _asdict(spread: Spread | None) -> dict[str, float] | None:
+def _rounded(spread: Spread | None) -> Spread | None:
     if spread is None:
         return None
-    return {name: float(f"{value:.4g}") for name, value in asdict(spread).items()}
+    return Spread(**{name: float(f"{value:.4g}") for name, value in asdict(spread).items()})
 
 
-def _machine() -> dict[str, object]:
+def _grown(growth: Growth) -> Grown:
+    return Grown(**asdict(growth), worse_than_linear=growth.worse_than_linear)
+
+
+def _machine(commit: str) -> Machine:
     cpus = Path("/proc/cpuinfo").read_text().splitlines()
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    return Machine(
+        cpu=next((line.split(": ")[1] for line in cpus if line.startswith("model name")), ""),
+        cores=os.cpu_count(),
+        kernel=platform.release(),
+        python=platform.python_version(),
+        grpcio=version("grpcio"),
+        commit=commit,
+        load_at_end=os.getloadavg()[0],
     )
-    return {
-        "cpu": next((line.split(": ")[1] for line in cpus if line.startswith("model name")), ""),
-        "cores": os.cpu_count(),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "grpcio": version("grpcio"),
-        "commit": commit.stdout.strip(),
-        "load_at_end": os.getloadavg()[0],
-    }
-
-
-def missed(findings: Iterable[Finding]) -> list[Finding]:
-    """Those over their budget."""
-    return [finding for finding in findings if finding.within_budget is False]

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import os
 import signal
+import socket as sockets
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+import click
+
 from agent.pb import admin_pb2, workloadapi_pb2
-from tests.bench.findings import BASELINE, GATE_ALONE, OURS
-from tests.bench.wire import Connection, Request, connected
+from agent.peer import read_pid
+from tests.bench.findings import BASELINE, GATE_ALONE, OURS, RefusedError
+from tests.bench.wire import CallFailedError, Connection, Request, connected
 from tests.support.agent import REPOSITORY, RunningAgent, entry_for_me
 
 OTHER = "other"
 AUDIENCE = "bench"
+BASELINE_PROGRAM = REPOSITORY / "tests/bench/baseline.py"
+GATED_PROGRAM = REPOSITORY / "tests/bench/gated.py"
+_READY = b"ready\n"
+_MOMENT_SECONDS = 2.0
+_TRIES = 20
 _SERVICE = "/SpiffeWorkloadAPI"
 _ADMIN = "/vouchd.admin.v1.Admin"
 
@@ -145,12 +154,63 @@ def _authority(step: str) -> Request:
     return Request(f"{_ADMIN}/{step}", admin_pb2.KindRequest(kind="x509").SerializeToString())
 
 
+def other_server(socket: str, pid: int | None = None) -> Server:
+    """One that is running already; without `pid`, its process is the one that made the socket.
+
+    Raises:
+        RefusedError: it cannot be measured.
+    """
+    listener = _listener(socket)
+    if not (pid or listener):
+        raise RefusedError(f"who listens on {socket} cannot be seen from here: name its --pid")
+    server = Server(name=OTHER, socket=socket, pid=pid or listener)
+    try:
+        server.memory_kib()
+        before = server.cpu_seconds()
+    except OSError:
+        raise click.UsageError(f"--pid: there is no process {server.pid} with a memory") from None
+    _try(socket)
+    if server.cpu_seconds() <= before:
+        raise RefusedError(still(server))
+    return server
+
+
+def still(server: Server) -> str:
+    """What is wrong with one whose CPU clock does not move."""
+    return (
+        f"the process {server.pid} took no CPU time during calls of {server.socket}, "
+        "so that it is another that serves there: name that with --pid"
+    )
+
+
+def _listener(socket: str) -> int:
+    try:
+        with sockets.socket(sockets.AF_UNIX) as sock:
+            sock.connect(socket)
+            return read_pid(sock)
+    except OSError as error:
+        raise RefusedError(f"--agent-socket: nobody listens on {socket}: {error}") from None
+
+
+def _try(socket: str) -> None:
+    """Some calls, as those that will be measured."""
+    try:
+        for _ in range(_TRIES):
+            with connected(socket) as connection:
+                connection.fetch(x509())
+    except (OSError, CallFailedError) as error:
+        raise RefusedError(
+            f"--agent-socket: {socket} gives this process no X509-SVID: {error}"
+        ) from None
+
+
 @contextmanager
 def agent(
     entries: str | None = None, program: type[RunningAgent] = RunningAgent
 ) -> Iterator[tuple[Server, RunningAgent]]:
     """An agent for the block; without entries, this user gets one identity."""
-    running = program(entry_for_me() if entries is None else entries, config=CONFIG)
+    text = entry_for_me() if entries is None else entries
+    running = program(text, config=CONFIG, new_session=True)
     try:
         yield Server(name=OURS, socket=str(running.socket), pid=running.pid), running
     finally:
@@ -170,28 +230,46 @@ def baseline(
         files.mkdir()
         for method, answer in answers.items():
             (files / method).write_bytes(answer)
-        process = start_baseline(socket, files, gated=gated, prefix=prefix)
-        name, changes = GATE_ALONE if gated else BASELINE, Again(process.pid)
-        try:
-            yield Server(name=name, socket=socket, pid=process.pid, changes=changes)
-        finally:
-            process.kill()
-            process.communicate()
+        program = GATED_PROGRAM if gated else BASELINE_PROGRAM
+        with started(socket, files, program, prefix) as pid:
+            name = GATE_ALONE if gated else BASELINE
+            yield Server(name=name, socket=socket, pid=pid, changes=Again(pid))
 
 
-def start_baseline(
-    socket: str, answers: Path, *, gated: bool = False, prefix: Sequence[str] = ()
-) -> subprocess.Popen[bytes]:
-    """Start it and wait until it serves."""
-    program = REPOSITORY / "tests/bench/baseline.py"
+@contextmanager
+def started(
+    socket: str, answers: Path, program: Path = BASELINE_PROGRAM, prefix: Sequence[str] = ()
+) -> Iterator[int]:
+    """The process of such a program for the block, which begins once it serves.
+
+    Raises:
+        click.ClickException: it does not serve.
+    """
     process = subprocess.Popen(
-        [*prefix, sys.executable, program, socket, answers, *(["gated"] if gated else [])],
+        [*prefix, sys.executable, program, socket, answers],
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        start_new_session=True,  # Ctrl-C is for the bench, which then ends it
     )
+    try:
+        _require_ready(process, program)
+        yield process.pid
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _require_ready(process: subprocess.Popen[bytes], program: Path) -> None:
     assert process.stdout is not None
-    process.stdout.readline()
-    return process
+    said = process.stdout.readline()
+    if said == _READY:
+        return
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(_MOMENT_SECONDS)  # one that crashed is about to end by itself
+    raise click.ClickException(
+        f"{program} did not say that it is ready but {said!r}, and its exit status is "
+        f"{process.poll()}; why is in what it wrote to stderr, above"
+    )
 
 
 @contextmanager

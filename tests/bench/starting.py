@@ -6,10 +6,12 @@ import json
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from tests.bench.findings import BASELINE, OURS, Budget, Finding
-from tests.bench.servers import agent, start_baseline
+from tests.bench.servers import agent, started
 
 ROUNDS = {10: 5, 1000: 5, 100_000: 2}
 BUDGET_SIZE, BUDGET_SECONDS = 1000, 1.0
@@ -20,10 +22,14 @@ def measure() -> list[Finding]:
     """Servers in turn."""
     findings = []
     for size, rounds in ROUNDS.items():
-        text, values = entries(size), defaultdict(list)
-        for _ in range(rounds):
-            values[OURS].append(_agent(text))
-            values[BASELINE].append(_baseline())
+        starts: dict[str, Callable[[], float]] = {
+            OURS: partial(_agent, entries(size)),
+            BASELINE: _baseline,
+        }
+        values = defaultdict(list)
+        for number in range(rounds):
+            for name in starts if number % 2 else reversed(starts):
+                values[name].append(starts[name]())
         findings.append(
             Finding(
                 scenario=SCENARIO,
@@ -54,8 +60,5 @@ def _agent(text: str) -> float:
 def _baseline() -> float:
     with tempfile.TemporaryDirectory(prefix="vouchd-", dir="/tmp") as folder:
         began = time.perf_counter()
-        process = start_baseline(f"{folder}/s", Path(folder))
-        seconds = time.perf_counter() - began
-        process.kill()
-        process.communicate()
-    return seconds
+        with started(f"{folder}/s", Path(folder)):
+            return time.perf_counter() - began

@@ -8,6 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 
+from tests.bench.calls import settle
 from tests.bench.findings import Finding
 from tests.bench.servers import Server, x509
 from tests.bench.wire import connected
@@ -34,6 +35,7 @@ def measure(
             for server in servers if number % 2 else reversed(servers):
                 before = server.cpu_seconds()
                 last, each = _storm(server.socket, size)
+                settle(server)
                 cpu = server.cpu_seconds() - before
                 values[LAST][server.name].append(last * 1e3)
                 values[P50][server.name].append(percentile(0.5, each) * 1e3)

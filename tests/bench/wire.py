@@ -214,16 +214,21 @@ class Crowd:
         return tuple(self._connections.values())
 
     def gather(
-        self, count: int, note: Callable[[Connection, int, float], object] | None = None
+        self,
+        count: int,
+        note: Callable[[Connection, int, float], object] | None = None,
+        patience: float | None = PATIENCE_SECONDS,
     ) -> float:
         """Wait for so many messages, and tell of each when it came; when the last did.
+
+        `patience`: the longest between two of them, in seconds; None waits for ever.
 
         Raises:
             CallFailedError: a call has failed, or nothing comes any more.
         """
         last = time.perf_counter()
         while count > 0:
-            ready = self._poll.poll(PATIENCE_SECONDS)
+            ready = self._poll.poll(patience)
             if not ready:
                 raise CallFailedError(f"{count} messages have not come")
             for descriptor, _events in ready:

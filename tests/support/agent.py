@@ -37,6 +37,7 @@ class RunningAgent:
         env: further environment variables of the agent.
         prefix: a command that starts it, as `setpriv` and `unshare` do.
         data_dir: where it keeps its keys.
+        new_session: signals of the terminal, and of this process's group, do not reach it.
     """
 
     _pass_fds: tuple[int, ...] = ()
@@ -49,6 +50,7 @@ class RunningAgent:
         env: dict[str, str] | None = None,
         prefix: tuple[str, ...] = (),
         data_dir: str = "data",
+        new_session: bool = False,
     ) -> None:
         # Short, since a socket's path has at most 107 bytes; open, so that other users get through.
         self.directory = Path(tempfile.mkdtemp(prefix="vouchd-", dir="/tmp"))
@@ -64,6 +66,7 @@ class RunningAgent:
         )
         self._env = {**os.environ, **(env or {})}
         self._prefix = prefix
+        self._new_session = new_session
         self._lines: list[str] = []
         self._news = threading.Condition()
         self.start()
@@ -96,6 +99,7 @@ class RunningAgent:
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=self._new_session,
         )
         self._reader = threading.Thread(target=self._read_log, daemon=True)
         self._reader.start()
@@ -152,6 +156,8 @@ class RunningAgent:
         status = self.stop()
         secrecy.know_keys_below(self.directory)
         shutil.rmtree(self.directory)
+        if isinstance(sys.exception(), (KeyboardInterrupt, SystemExit)):
+            return  # who interrupts the tests may have interrupted the agent as well
         assert killed or status == 0, f"the agent ended with {status}:\n{self.log}"
         assert "Traceback" not in self.log, self.log
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.bench import instructions
 from tests.bench.findings import BASELINE, OURS, Budget, Finding, growths
-from tests.bench.reference import doubled
+from tests.bench.reference import exceeded
 
 
 def finding(
@@ -26,6 +26,11 @@ def test_a_ratio_is_of_values_of_one_round() -> None:
 def test_without_a_baseline_there_is_no_ratio() -> None:
     assert finding([1.0]).ratio() is None
     assert finding([1.0], [0.0]).ratio() is None
+
+
+def test_rounds_that_do_not_align_have_no_ratio_in_silence() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        finding([1.0, 2.0], [1.0]).ratio()
 
 
 @pytest.mark.parametrize(("most", "held"), [(2.0, True), (1.9, False)])
@@ -62,12 +67,13 @@ def test_growth_needs_three_sizes() -> None:
 
 def test_what_has_doubled_is_told() -> None:
     recorded = {"a": 1.5, "b": 1.5}
-    assert doubled(recorded, {"a": 2.9, "b": 3.1}) == {
+    assert exceeded(recorded, {"a": 2.9, "b": 3.1}) == {
         "b": "3.10 times the baseline, recorded were 1.50"
     }
 
 
-def test_of_instructions_a_quarter_more_is_too_much() -> None:
-    name = f"a call: {instructions.MEASURE}"
-    assert not doubled({name: 2.0}, {name: 2.5})
-    assert doubled({name: 2.0}, {name: 2.51}).keys() == {name}
+@pytest.mark.parametrize("measure", [instructions.MEASURE, instructions.PER_STREAM])
+def test_of_instructions_a_quarter_more_is_too_much(measure: str) -> None:
+    name = f"a call: {measure}"
+    assert not exceeded({name: 2.0}, {name: 2.5})
+    assert exceeded({name: 2.0}, {name: 2.51}).keys() == {name}

@@ -1,0 +1,52 @@
+"""The gate alone: the baseline's server behind the agent's gate.
+
+The gate relays to it and checks who sent each byte, and does nothing else. It tells what an agent
+costs at the least if its gate owns the bytes. Started like baseline.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import structlog
+
+from agent.admission import Admission, Limits
+from agent.door import Door
+from agent.gate import Gate
+from agent.listener import Listener, SocketFile
+from agent.signals import UNHEARD
+from agent.turnstile import Turnstile
+from tests.bench.baseline import Answers, Bare, run, start, until_killed
+
+_PLENTY = 1_000_000
+_PATIENCE_SECONDS = 60.0
+
+
+async def serve(socket: str, answers: Answers) -> None:
+    """With the gate before it, which lets no other call pass before it knows of this one."""
+    inner = f"{socket}i"
+    gate = _gate(inner)
+    server = await start(Bare(answers, gate.begin_call), inner)
+    listener = Listener(SocketFile(path=Path(socket), mode=0o600))
+    gate.start(listener.socket)
+    await until_killed(server)
+
+
+def _gate(inner: str) -> Gate:
+    loop = asyncio.get_running_loop()
+    limits = Limits(
+        connections=_PLENTY,
+        connections_per_user=_PLENTY,
+        streams=_PLENTY,
+        streams_per_user=_PLENTY,
+        attestations=_PLENTY,
+        attestations_per_user=_PLENTY,
+    )
+    turnstile = Turnstile(loop, _PLENTY, UNHEARD)
+    door = Door(Admission(limits), turnstile, lambda _caller, _refusal: None)
+    return Gate(loop, inner, door, structlog.get_logger(), _PATIENCE_SECONDS)
+
+
+if __name__ == "__main__":
+    run(serve)

@@ -1,0 +1,128 @@
+"""What the bench refuses to measure, and how its servers begin and end."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from tests.bench import bench
+from tests.bench.calls import settle
+from tests.bench.findings import RefusedError
+from tests.bench.servers import GATED_PROGRAM, Server, agent, baseline, other_server, started, x509
+from tests.bench.wire import connected
+from tests.support.agent import REPOSITORY
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_baseline_answers_as_it_is_told(gated: bool) -> None:  # noqa: FBT001
+    with (
+        baseline({"FetchX509SVID": b"an answer"}, gated=gated) as server,
+        connected(server.socket) as connection,
+    ):
+        assert connection.fetch(x509()) == b"an answer"
+        assert os.getsid(server.pid) == server.pid
+
+
+def test_the_bare_baseline_imports_nothing_of_the_agent() -> None:
+    program = "import sys, tests.bench.baseline; print(*sys.modules, sep='\\n')"
+    modules = subprocess.check_output([sys.executable, "-c", program], cwd=REPOSITORY, text=True)
+    assert not {"agent", "structlog", "pydantic"} & set(modules.split())
+
+
+def test_a_server_that_crashes_is_told(tmp_path: Path) -> None:
+    with (
+        pytest.raises(click.ClickException, match=r"gated.py did not say .* exit status is 1"),
+        started(str(tmp_path / "s"), tmp_path / "none", GATED_PROGRAM),
+    ):
+        pass
+
+
+def test_another_server_is_the_one_that_listens() -> None:
+    with agent() as (ours, _running):
+        assert other_server(ours.socket) == Server(name="other", socket=ours.socket, pid=ours.pid)
+        with pytest.raises(click.UsageError, match="no process 4194305 "):
+            other_server(ours.socket, 4_194_305)
+
+
+def test_a_process_that_does_not_serve_is_noticed() -> None:
+    with agent() as (ours, _running), subprocess.Popen(["sleep", "60"]) as idle:
+        try:
+            settle(Server(name="idle", socket="", pid=idle.pid))
+            with pytest.raises(RefusedError, match=f"process {idle.pid} took no CPU time"):
+                other_server(ours.socket, idle.pid)
+        finally:
+            idle.kill()
+
+
+def test_a_socket_that_nobody_listens_on_is_named(tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(path)
+    with pytest.raises(RefusedError, match=f"nobody listens on {path}"):
+        other_server(path)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("edits", "--agent-socket", "/s"),
+        ("calls", "--pid", "1"),
+        ("calls", "--write-reference"),
+        ("--write-reference", "--results", "r.json"),
+        ("--write-reference", "--agent-socket", "/s"),
+    ],
+)
+def test_options_without_effect_are_refused(options: tuple[str, ...]) -> None:
+    told = CliRunner().invoke(bench.main, options)
+    assert told.exit_code == 2
+    assert "--agent-socket is for" in told.output or "goes with" in told.output
+
+
+def test_the_limit_of_open_files_is_told_beforehand(tmp_path: Path) -> None:
+    told = subprocess.run(
+        [sys.executable, "-m", "tests.bench.bench", "streams", "--results", tmp_path / "r.json"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (1000, 1000)),
+    )
+    assert (told.returncode, told.stderr) == (
+        2,
+        "Error: streams needs 16200 open files, and 1000 are allowed: raise ulimit -n\n",
+    )
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_all_in_order(number: signal.Signals, status: int) -> None:
+    command = [sys.executable, "-c", _BENCH]
+    with subprocess.Popen(
+        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        folders = [Path(process.stdout.readline().strip()) for _ in range(2)]
+        assert all(folder.exists() for folder in folders)
+        process.send_signal(number)
+        _out, told = process.communicate(timeout=30)
+    assert (process.returncode, told) == (status, "")
+    assert not any(folder.exists() for folder in folders)
+
+
+_BENCH = """
+import pathlib, signal
+from tests.bench import bench, servers
+bench._end_by_signals()
+with servers.agent() as (ours, _), servers.baseline({}) as bare:
+    for each in (ours, bare):
+        print(pathlib.Path(each.socket).parent, flush=True)
+    signal.pause()
+"""
