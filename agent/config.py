@@ -172,7 +172,7 @@ _SvidTtl = Annotated[Duration, AfterValidator(_fits_ca), Field(validate_default=
 # --- the whole ---------------------------------------------------------------------------------
 class _Section(BaseModel):
     # No field takes null: a default that is None says "left out", and needs no validation.
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Proof(StrEnum):

@@ -202,7 +202,7 @@ class EntryConfig(BaseModel):
     """A registration entry as it is written."""
 
     # No field takes null: a default that is None says "left out", and needs no validation.
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     id: Annotated[str, BeforeValidator(_parse_id), _string(pattern=f"^{_ID.pattern}$")] = ""
     """The entry's name, unique in all files. Derived from what the entry says if left out."""
@@ -252,7 +252,7 @@ _Item = TypeVar("_Item")
 class EntriesFile(BaseModel, Generic[_Item]):
     """Registration entries of the vouchd agent."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     entries: list[_Item] | None
     """The entries. A process gets every identity it matches; the first is its default."""

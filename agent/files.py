@@ -6,13 +6,13 @@ problem like any other, on line 1 of the file it names.
 
 from __future__ import annotations
 
-import gc
 import os
 import stat
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from agent.collecting import uncollected
 from agent.config import Settings, parse_settings
 from agent.entry_yaml import LoadedEntries, parse_entries
 from agent.errors import ConfigError, Problem
@@ -57,7 +57,7 @@ def load_entries(
     """
     sources, problems = _read_all(paths)
     try:
-        with _uncollected():
+        with uncollected():
             loaded = parse_entries(
                 sources, trust_domain, selector_types, max_svid_ttl=max_svid_ttl, now=now
             )
@@ -106,21 +106,6 @@ def _gathering(problems: list[Problem]) -> Iterator[None]:
         yield
     except ConfigError as error:
         problems.extend(error.problems)
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Keep the garbage collector from walking, again and again, what is here to stay.
-
-    With 100,000 entries that is nearly half of the time.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _files(path: Path) -> list[Path]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn, cast
 
 import click
 
+from agent.collecting import uncollected
 from agent.errors import ConfigError, VouchdError, with_remedy
 
 if TYPE_CHECKING:
@@ -48,9 +49,9 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in _COMMANDS:
             return None
-        return cast(
-            "click.Command", getattr(importlib.import_module(_COMMANDS[cmd_name]), cmd_name)
-        )
+        with uncollected():
+            module = importlib.import_module(_COMMANDS[cmd_name])
+        return cast("click.Command", getattr(module, cmd_name))
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

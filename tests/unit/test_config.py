@@ -5,16 +5,21 @@ entries do. The schemas that editors use are generated from the models: after a 
 `VOUCHD_WRITE_SCHEMAS=1 pytest tests/unit/test_config.py` writes them anew.
 """
 
+import ast
+import inspect
+import itertools
 import json
 import os
 import re
+import textwrap
 from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePath
 from typing import Any
 
 import pytest
 from pydantic import BaseModel, ConfigDict, Field
-from pydantic.json_schema import GenerateJsonSchema
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core.core_schema import ModelSchema
 
 from agent.config import (
     AuthoritySettings,
@@ -272,7 +277,27 @@ def test_the_example_entries_load_without_a_warning() -> None:
 
 
 # --- the schemas we ship -----------------------------------------------------------------------
+def _described(model: type[BaseModel]) -> dict[str, str]:
+    """What the docstring below each field says; pydantic would read the source at each start."""
+    [definition] = ast.parse(textwrap.dedent(inspect.getsource(model))).body
+    assert isinstance(definition, ast.ClassDef)
+    found = {}
+    for field, below in itertools.pairwise(definition.body):
+        match field, below:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(ast.Constant(str(text))):
+                found[name] = inspect.cleandoc(text)
+    return found
+
+
 class _Schema(GenerateJsonSchema):
+    def model_schema(self, schema: ModelSchema) -> JsonSchemaValue:
+        made = super().model_schema(schema)
+        models = itertools.takewhile(lambda each: each is not BaseModel, schema["cls"].__mro__)
+        for model in (each for each in models if each.__name__.isidentifier()):  # none with [...]
+            for name, text in _described(model).items():
+                made["properties"][name].setdefault("description", text)
+        return made
+
     def encode_default(self, dft: Any) -> Any:
         match dft:
             case timedelta():
