@@ -184,10 +184,10 @@ class LogWriter:
         self.target.close()
 
     def _write_all(self) -> bool:
-        """Wait for a line, and write all that are there; whether there may be more."""
+        """Wait for a line, and write those that are there; whether there may be more."""
         lines = [self._lines.get()]
         with suppress(Empty):
-            while True:
+            while len(lines) < self._size:  # others go on writing meanwhile
                 lines.append(self._lines.get_nowait())
         dropped, self._dropped = self._dropped, 0
         if dropped:
