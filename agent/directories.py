@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+import inotify_simple
 from inotify_simple import INotify, flags, masks, parse_events
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
+
+# It is in this process already. The library would run ldconfig(8), and gcc(1), to find it.
+inotify_simple._libc = ctypes.CDLL(None, use_errno=True)  # noqa: SLF001
 
 # Read at a time: some 500 events, two milliseconds of the loop. Whoever may write in one of the
 # directories can make them by the million.

@@ -5,6 +5,8 @@ import errno
 import os
 import resource
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,7 @@ from inotify_simple import INotify
 from structlog.testing import capture_logs
 
 from agent import directories, watching
+from tests.support.agent import REPOSITORY
 from tests.unit.watching.conftest import Reports, assert_noticed, following, replace_file, rest
 
 
@@ -94,3 +97,20 @@ async def test_what_the_kernel_lost_count_of_is_looked_at(entries: Path) -> None
         replace_file(entries / "a.yaml", "2")
 
     await assert_noticed(entries, overflow)
+
+
+def test_no_other_program_is_run_to_watch(entries: Path) -> None:
+    """The agent's unit has one process, and what it may execute is its own business."""
+    script = """if True:
+        import sys
+        from pathlib import Path
+        from agent.directories import Directories
+
+        def refuse(event, _arguments):
+            if event in {"subprocess.Popen", "os.exec", "os.posix_spawn", "os.fork", "os.system"}:
+                raise RuntimeError(event)
+
+        sys.addaudithook(refuse)
+        Directories().follow([Path(sys.argv[1])])
+    """
+    subprocess.run([sys.executable, "-c", script, entries], check=True, cwd=REPOSITORY)
