@@ -44,7 +44,7 @@ proto: $(VENV)/.installed
 
 ## generate config/schema from the models
 schemas: $(VENV)/.installed
-	VOUCHD_WRITE_SCHEMAS=1 $(BIN)/pytest -q tests/unit/test_config.py -k up_to_date
+	VOUCHD_WRITE_SCHEMAS=1 $(BIN)/pytest -q tests/unit/config/test_settings.py -k up_to_date
 
 ## the benchmarks, as ratios to a bare gRPC server; BENCH="calls storm" runs some only
 bench: $(VENV)/.installed

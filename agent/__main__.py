@@ -1,5 +1,5 @@
 """`python -m agent` is the command `vouchd`."""
 
-from agent.cli import main
+from agent.cli.main import main
 
 main()

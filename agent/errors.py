@@ -1,6 +1,6 @@
 """The error tree, split by whose fault it is.
 
-Each message is one sentence for the person who has to act on it. `agent.api.context` holds the only
+Each message is one sentence for the person who has to act on it. `agent.api.guard` holds the only
 table that turns these classes into gRPC status codes; nothing here knows of gRPC.
 """
 

@@ -202,3 +202,14 @@ class Attestor(Protocol):
     async def close(self) -> None:
         """Release what was opened. Called once, at stop."""
         ...
+
+
+# An environment variable's: docker:env:NAME=VALUE, and podman-rootless:1000:env:NAME=VALUE.
+_SECRET = re.compile(r"(?P<name>(?:[0-9]+:)?env:[^=]*).*", re.DOTALL)
+_HIDDEN = "<hidden>"
+
+
+def shown(selector: Selector) -> str:
+    """The selector as people may see it: without what may be a secret."""
+    match = _SECRET.fullmatch(selector.value)
+    return f"{selector.type}:{match['name']}={_HIDDEN}" if match else str(selector)

@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import BaseModel, Field
 
-from attestors._cgroups import Engine
-from attestors._containers import ASKING_SECONDS, REUSE_SECONDS, Containers
-from attestors._engine import EngineClient
-from attestors._paths import AbsolutePath
-from attestors._processes import locate_workload, own_cgroup, started
 from attestors.api import Findings, Options, Selector
+from attestors.lib.cgroups import Engine
+from attestors.lib.containers import ASKING_SECONDS, REUSE_SECONDS, Containers
+from attestors.lib.engine import EngineClient
+from attestors.lib.models import AbsolutePath
+from attestors.lib.processes import locate_workload, own_cgroup, started
 
 if TYPE_CHECKING:
-    from attestors._cgroups import Container
     from attestors.api import AttestorContext, WorkloadRef
+    from attestors.lib.cgroups import Container
 
 # Their engines do not speak this protocol.
 _OTHERS = frozenset({Engine.CONTAINERD, Engine.CRIO, Engine.FARGATE})

@@ -23,14 +23,14 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, Field
 
-from attestors._cgroups import Engine
-from attestors._kubelet import FRESH_SECONDS, LONGEST_SECONDS, KubeletOptions, PodLists
-from attestors._processes import locate_workload, own_cgroup
 from attestors.api import AttestorError, Findings, Options, Selector
+from attestors.lib.cgroups import Engine
+from attestors.lib.kubelet import FRESH_SECONDS, LONGEST_SECONDS, KubeletOptions, PodLists
+from attestors.lib.processes import locate_workload, own_cgroup
 
 if TYPE_CHECKING:
-    from attestors._cgroups import Container
     from attestors.api import AttestorContext, WorkloadRef
+    from attestors.lib.cgroups import Container
 
 
 def _off(value: object) -> object:

@@ -21,9 +21,9 @@ from dbus_fast.aio import MessageBus
 from dbus_fast.errors import AuthError, DBusError
 from pydantic import AfterValidator, BaseModel, Field
 
-from attestors._processes import is_alive
-from attestors._shared import SharedWork
 from attestors.api import AttestorError, Findings, Options, Selector
+from attestors.lib.once import SharedWork
+from attestors.lib.processes import is_alive
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -33,8 +33,8 @@ from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from pydantic import BaseModel, Field
 
-from attestors._lookup import SlowLookup
 from attestors.api import AttestorError, Findings, Options, Selector
+from attestors.lib.once import SlowLookup
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable

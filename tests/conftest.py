@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import psutil
 import pytest
 
-from agent import keys
-from agent.peer import Caller, identify
+from agent.kernel.caller import Caller, identify
+from agent.spiffe import keys
 from tests.support import secrecy
 from tests.support.agent import RunningAgent, entry_for_me
 

@@ -13,19 +13,19 @@ import grpc
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError, Message
 
+from agent.config.yaml_document import Source
 from agent.errors import PeerError, PeerGoneError, RequestError, StartupError, UnavailableError
-from agent.located import Source
 from agent.pb import admin_pb2 as pb
-from agent.plain import as_plain
+from agent.telemetry.plain import to_plain
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from structlog.typing import FilteringBoundLogger
 
-    from agent.administration import Administration
-    from agent.api.context import CallerTable, ServicerContext
-    from agent.peer import Credentials
+    from agent.admin.operations import Operations
+    from agent.api.guard import CallerTable, ServicerContext
+    from agent.kernel.credentials import Credentials
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Admin"].full_name
 
@@ -52,7 +52,7 @@ class AdminApi:
 
     def __init__(
         self,
-        administration: Administration,
+        administration: Operations,
         administrators: Administrators,
         callers: CallerTable,
         log: FilteringBoundLogger,
@@ -159,7 +159,7 @@ class AdminApi:
 
 def as_message(value: object, message_type: type[ResponseT]) -> ResponseT:
     """One of our values as the message whose fields have the same names."""
-    return json_format.ParseDict(as_plain(value), message_type())
+    return json_format.ParseDict(to_plain(value), message_type())
 
 
 def _status_of(error: Exception) -> grpc.StatusCode:

@@ -5,20 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from agent.audit import IssuedJwt, IssuedX509
 from agent.errors import RequestError
 from agent.pb import workloadapi_pb2 as pb
-from agent.spiffe import SpiffeId
+from agent.spiffe.ids import SpiffeId
+from agent.telemetry.audit import IssuedJwt, IssuedX509
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from google.protobuf.message import Message
 
-    from agent.audit import Issued
-    from agent.identities import Identity
-    from agent.jwt_issuance import JwtSvid
-    from agent.x509_svids import X509Svid
+    from agent.authority.jwt_issuer import JwtSvid
+    from agent.entries.identity import Identity
+    from agent.svids.x509_svid import X509Svid
+    from agent.telemetry.audit import Issued
 
 # rust-spiffe reads no more than this many from a token.
 MAX_AUDIENCES = 32

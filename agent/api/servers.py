@@ -11,19 +11,19 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from agent.api import admin
-from agent.api.standard import Health, Reflection
+from agent.api.health import Health, Reflection
 from agent.api.workload import SERVICE
-from agent.config import MAX_SOCKET_PATH
+from agent.config.files import MAX_FILE_BYTES
 from agent.errors import StartupError, with_remedy
-from agent.files import MAX_FILE_BYTES
+from agent.kernel.credentials import MAX_SOCKET_PATH
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from agent.api.admin import AdminApi
-    from agent.api.context import Guard
+    from agent.api.guard import Guard
     from agent.api.workload import WorkloadApi
-    from agent.gate import Gate
+    from agent.gate.gate import Gate
 
 # A request is a few audiences, or one token to validate: twice the longest that is looked at. Half
 # a request stays in memory until the rest of it comes.
@@ -32,8 +32,8 @@ MAX_REQUEST_BYTES = 32 * 1024
 # message has five bytes before it.
 MAX_CALL_BYTES = MAX_REQUEST_BYTES + 5
 MAX_ADMIN_CALL_BYTES = MAX_FILE_BYTES + 5
-# Nor do header blocks of more than agent.frames.MAX_HEADER_BLOCK_BYTES, which are somewhat more
-# when they are unpacked. gRPC refuses some from 8 KiB on unless it is told.
+# The gate passes no header block above agent.transport.http2.MAX_HEADER_BLOCK_BYTES; unpacked, such
+# a block is somewhat larger. gRPC refuses some from 8 KiB on unless it is told.
 MAX_UNPACKED_HEADER_BYTES = 32 * 1024
 # A workload holds a handful of streams; more on one connection is a mistake or an attack.
 MAX_STREAMS_PER_CONNECTION = 100

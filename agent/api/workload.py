@@ -16,20 +16,14 @@ from weakref import WeakKeyDictionary
 import grpc
 from google.protobuf import json_format
 
-from agent.api.context import UnsupportedError
-from agent.api.messages import (
-    Response,
-    jwt_response,
-    parse_wanted,
-    require_audience,
-    x509_response,
-)
-from agent.authorities import Kind
-from agent.complaints import Complaints
-from agent.entitlement import Entitlement
+from agent.api.guard import UnsupportedError
+from agent.api.messages import Response, jwt_response, parse_wanted, require_audience, x509_response
+from agent.authority.authority_set import AuthorityKind
 from agent.errors import AuthorityError, NoIdentityError, RequestError, UnavailableError
 from agent.pb import workloadapi_pb2 as pb
-from agent.validation import validate_jwt_svid
+from agent.spiffe.jwt_rules import validate_jwt_svid
+from agent.telemetry.throttled_log import ThrottledLog
+from agent.workloads.entitlement import Entitlement
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
@@ -38,19 +32,20 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
     from structlog.typing import FilteringBoundLogger
 
-    from agent.api.context import Guard
-    from agent.attestation import Attestation
-    from agent.audit import Issued
-    from agent.bundle import TrustBundle
+    from agent.api.guard import Guard
+    from agent.attestation.result import Attested
+    from agent.authority.signer import Authority
     from agent.clock import Clock
-    from agent.entitlement import Entitlements
-    from agent.identities import Identity
-    from agent.jwt_svids import JwtSvids
-    from agent.peer import Caller
-    from agent.roster import OpenStream, Roster
-    from agent.spiffe import TrustDomain
-    from agent.svids import Svids
-    from agent.x509_svids import X509Svid
+    from agent.entries.identity import Identity
+    from agent.kernel.caller import Caller
+    from agent.spiffe.bundle import TrustBundle
+    from agent.spiffe.ids import TrustDomain
+    from agent.svids.jwt import JwtSvids
+    from agent.svids.x509 import X509Svids
+    from agent.svids.x509_svid import X509Svid
+    from agent.telemetry.audit import Issued
+    from agent.workloads.entitlement import Entitlements
+    from agent.workloads.streams import OpenStream, Streams
 
 SERVICE = pb.DESCRIPTOR.services_by_name["SpiffeWorkloadAPI"].full_name
 
@@ -76,16 +71,16 @@ class _Method:
     """A method whose stream stays open: which authorities it shows, and whether SVIDs too."""
 
     name: str
-    kind: Kind
+    kind: AuthorityKind
     has_svids: bool = False
 
 
 METHODS = tuple(pb.DESCRIPTOR.services_by_name["SpiffeWorkloadAPI"].methods_by_name)
 """The names of all methods."""
 
-_X509_SVID = _Method("FetchX509SVID", Kind.X509, has_svids=True)
-_X509_BUNDLES = _Method("FetchX509Bundles", Kind.X509)
-_JWT_BUNDLES = _Method("FetchJWTBundles", Kind.JWT)
+_X509_SVID = _Method("FetchX509SVID", AuthorityKind.X509, has_svids=True)
+_X509_BUNDLES = _Method("FetchX509Bundles", AuthorityKind.X509)
+_JWT_BUNDLES = _Method("FetchJWTBundles", AuthorityKind.JWT)
 
 STREAMING = tuple(each.name for each in (_X509_SVID, _X509_BUNDLES, _JWT_BUNDLES))
 """The names of those whose streams stay open."""
@@ -126,25 +121,12 @@ class ServingPolicy:
     allow_unauthenticated_verifiers: bool = False
 
 
-class Authority(Protocol):
-    """What is needed of the authority."""
-
-    @property
-    def bundle(self) -> TrustBundle:
-        """The trust bundle of the agent's own trust domain."""
-        ...
-
-    async def be_able_to_sign(self) -> None:
-        """Replace first what has ended, as all may have after a suspend."""
-        ...
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Issuers:
     """Where SVIDs and bundles come from."""
 
     authority: Authority
-    x509: Svids
+    x509: X509Svids
     jwt: JwtSvids
 
 
@@ -160,10 +142,10 @@ class WorkloadApi:
         *,
         entitlements: Entitlements,
         issuers: Issuers,
-        roster: Roster,
+        streams: Streams,
         clock: Clock,
         policy: ServingPolicy,
-        note_issued: Callable[[Caller, Issued, Attestation | None], None],
+        note_issued: Callable[[Caller, Issued, Attested | None], None],
         log: FilteringBoundLogger,
     ) -> None:
         self.policy = policy
@@ -172,9 +154,9 @@ class WorkloadApi:
         self._svids = issuers.x509
         self._jwt_svids = issuers.jwt
         self._authority = issuers.authority
-        self._roster = roster
+        self._streams = streams
         self._clock = clock
-        self._complaints = Complaints(log)
+        self._throttled = ThrottledLog(log)
         # By the first SVID in it: a response holds keys, and is forgotten with them.
         self._x509_responses: WeakKeyDictionary[X509Svid, _KeptResponse] = WeakKeyDictionary()
 
@@ -253,14 +235,14 @@ class WorkloadApi:
         One that is equal to the one before is not sent.
         """
         sent: Message | None = None
-        with self._roster.open(caller, method.name, method.kind) as stream:
+        with self._streams.open(caller, method.name, method.kind) as stream:
             while True:
                 # What changes from here on is seen, or makes another turn.
                 stream.changed.clear()
-                self._roster.check_open()
+                self._streams.check_open()
                 await self._authority.be_able_to_sign()
                 entitlement = await entitle(caller)
-                self._roster.show(stream, entitlement)
+                self._streams.show(stream, entitlement)
                 watched = entitlement.identities if method.has_svids else ()
                 with self._svids.watch(watched, stream.changed):
                     response = compose(entitlement.identities)
@@ -288,7 +270,7 @@ class WorkloadApi:
         except UnavailableError:
             return False  # nobody knows; what it has it keeps, and gets nothing new
         if now.identities == served.identities:
-            self._roster.show(stream, now)
+            self._streams.show(stream, now)
             return False
         return now.complete or not set(now.identities) < set(served.identities)
 
@@ -350,7 +332,7 @@ class WorkloadApi:
                 made.append((identity, make(identity)))
             except AuthorityError as error:
                 failure = error
-                self._complaints.warn("svid not made", identity.entry_id, error)
+                self._throttled.warn("svid not made", identity.entry_id, error)
         if failure is not None and not made:
             raise failure
         return made
@@ -362,7 +344,7 @@ class WorkloadApi:
             self._note_issued(caller, svid, entitlement.attestation)
         if response.issued:
             kind = response.issued[0][1].kind
-            self._roster.note_served(caller, kind, [identity for identity, _ in response.issued])
+            self._streams.note_served(caller, kind, [identity for identity, _ in response.issued])
 
 
 def _moment(seconds: float) -> float:

@@ -11,10 +11,10 @@ import click
 from rich.console import Console
 from rich.live import Live
 
-from agent.api.admin_client import AdminClient
-from agent.authorities import Kind
+from agent.authority.authority_set import AuthorityKind
 from agent.cli.options import Pid, admin_socket_option, output_option, timeout_option
 from agent.cli.output import Format, show, to_text
+from agent.client.admin import AdminClient
 from agent.clock import SystemClock
 from agent.errors import UnavailableError
 
@@ -100,7 +100,7 @@ def show_authorities(admin_socket: Path, timeout: float, output: Format) -> None
         show(client.status()["authority"], output, _CLOCK.now())
 
 
-_KIND = click.argument("kind", type=click.Choice([*map(str, Kind)]))
+_KIND = click.argument("kind", type=click.Choice([*map(str, AuthorityKind)]))
 
 
 @authority.command("prepare")

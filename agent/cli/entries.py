@@ -9,31 +9,32 @@ from typing import TYPE_CHECKING
 
 import click
 
-from agent.api.admin_client import AdminClient
-from agent.attestation import Attestation, WorkloadAttestor
-from agent.cli.configured import admin_socket_of, configured
+from agent.attestation.attestor import WorkloadAttestor
+from agent.attestation.plugins import make_attestors
+from agent.attestation.result import Attested
+from agent.cli.config_file import admin_socket_of, load
 from agent.cli.options import Pid, config_option, output_option, timeout_option
 from agent.cli.output import show
+from agent.client.admin import AdminClient
 from agent.clock import SystemClock
-from agent.configured import load_configured_entries
-from agent.entries import EntryId
-from agent.explanation import judge
-from agent.files import read_entry_files, read_file
-from agent.identities import match
-from agent.importing import import_entries
-from agent.observation import observe
-from agent.plugins import make_attestors
-from agent.telemetry import configure_log
-from agent.values import format_duration
+from agent.config.files import read_entry_files, read_file
+from agent.config.values import format_duration
+from agent.entries.entry import EntryId
+from agent.entries.explain import explain
+from agent.entries.identity import match
+from agent.entries.load import load_configured_entries
+from agent.entries.spire_import import import_entries
+from agent.kernel.inspect import process_by_pid
+from agent.telemetry.log import configure_log
 from attestors.api import Selector
 
 if TYPE_CHECKING:
     from datetime import timedelta
 
     from agent.cli.output import Data, Format
-    from agent.config import Settings
-    from agent.entries import Entry
-    from agent.explanation import Missed
+    from agent.config.settings import Settings
+    from agent.entries.entry import Entry
+    from agent.entries.explain import Missed
 
 _CLOCK = SystemClock()
 
@@ -48,7 +49,7 @@ def entries() -> None:
 @output_option
 def list_entries(config: Path, output: Format) -> None:
     """List the entries in the order in which they count."""
-    loaded = load_configured_entries(configured(config), _CLOCK).entries
+    loaded = load_configured_entries(load(config), _CLOCK).entries
     show({"entries": [_entry_data(entry) for entry in loaded.entries]}, output, _CLOCK.now())
 
 
@@ -70,11 +71,11 @@ def match_entries(
     """
     if bool(selectors) == (pid is not None):
         raise click.UsageError("give either selectors, such as unix:uid:1000, or --pid", ctx)
-    settings = configured(config)
+    settings = load(config)
     loaded = load_configured_entries(settings, _CLOCK).entries
     found = _parse(ctx, selectors) if pid is None else _attest(settings, pid)
     now = _CLOCK.now()
-    verdict = judge(loaded, found.selectors, match(loaded, found.selectors, "", now), now)
+    verdict = explain(loaded, found.selectors, match(loaded, found.selectors, "", now), now)
     by_id = {entry.id: entry for entry in loaded.entries}
     answer: dict[str, Data] = {
         "selectors": verdict.selectors,
@@ -111,11 +112,12 @@ def match_entries(
 @output_option
 def diff_entries(config: Path, admin_socket: Path | None, timeout: float, output: Format) -> None:
     """Which connected processes would gain or lose what, if the entries of NEW were in force."""
-    settings = configured(config)
+    settings = load(config)
     load_configured_entries(settings, _CLOCK)  # whose mistakes have files and lines of this host
     sources = read_entry_files(settings.entries)
     with AdminClient(admin_socket or admin_socket_of(config), timeout) as client:
-        show(client.diff_entries(sources), output, _CLOCK.now())
+        files = ((source.name, source.content) for source in sources)
+        show(client.diff_entries(files), output, _CLOCK.now())
 
 
 @entries.command("import")
@@ -127,28 +129,28 @@ def import_foreign_entries(config: Path, file: Path) -> None:
     FILE is the output of `spire-server entry show -output json`, or ClusterStaticEntry YAML. What
     has no counterpart is named on stderr, one sentence each.
     """
-    settings = configured(config)
+    settings = load(config)
     imported = import_entries(read_file(file), settings.trust_domain, frozenset(settings.attestors))
     click.echo(imported.text, nl=False)
     for sentence in imported.dropped:
         click.echo(f"vouchd: {sentence}", err=True)
 
 
-def _parse(ctx: click.Context, selectors: tuple[str, ...]) -> Attestation:
+def _parse(ctx: click.Context, selectors: tuple[str, ...]) -> Attested:
     try:
-        return Attestation(selectors=frozenset(map(Selector.parse, selectors)))
+        return Attested(selectors=frozenset(map(Selector.parse, selectors)))
     except ValueError as error:
         raise click.UsageError(f"{error}, such as unix:uid:1000", ctx) from None
 
 
-def _attest(settings: Settings, pid: int) -> Attestation:
+def _attest(settings: Settings, pid: int) -> Attested:
     """What the configured attestors find out about a process, here and without an agent."""
 
-    async def attest() -> Attestation:
-        log, writer = configure_log(settings.log)
-        attestor = WorkloadAttestor(make_attestors(settings, log), log)
+    async def attest() -> Attested:
+        log, writer = configure_log(settings.log.level, settings.log.format)
+        attestor = WorkloadAttestor(make_attestors(settings.attestors, log), log)
         try:
-            with closing(observe(pid)) as caller:
+            with closing(process_by_pid(pid)) as caller:
                 async with attestor.attest(caller) as attestation:
                     return attestation
         finally:

@@ -17,19 +17,19 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
-from agent.api.client import WorkloadClient
 from agent.cli.options import audience_option, output_option, socket_option, timeout_option
 from agent.cli.output import Data, Format, show
 from agent.cli.store import to_pem, write_update
 from agent.cli.verify import parse_jwt_bundles, parse_x509_bundles, verify_jwt, verify_update
+from agent.client.workload import WorkloadClient
 from agent.clock import SystemClock
 from agent.errors import NoIdentityError, UnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from agent.api.client import ReceivedJwtSvid
     from agent.cli.verify import VerifiedUpdate, VerifiedX509Svid
+    from agent.client.workload import ReceivedJwtSvid
 
 _FIRST_RETRY_SECONDS = 0.2
 _LAST_RETRY_SECONDS = 10.0

@@ -125,7 +125,7 @@ def _find_admin_socket(ctx: click.Context, _param: click.Parameter, value: Path 
     if value is not None or config is None:
         return value or DEFAULT_ADMIN_SOCKET
     # Here, because the daemon's modules take longer to load than most commands run.
-    from agent.cli.configured import admin_socket_of  # noqa: PLC0415
+    from agent.cli.config_file import admin_socket_of  # noqa: PLC0415
 
     return admin_socket_of(config)
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from agent import keys
 from agent.errors import VouchdError
+from agent.spiffe import keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

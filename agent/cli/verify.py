@@ -11,19 +11,20 @@ from typing import TYPE_CHECKING
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_der_private_key
 
-from agent import keys
-from agent.bundle import DEFAULT_REFRESH_HINT, TrustBundle, parse_jwks
 from agent.errors import VouchdError
-from agent.spiffe import SCHEME, SpiffeId, TrustDomain
-from agent.validation import validate_jwt_svid, validate_x509_svid
+from agent.spiffe import keys
+from agent.spiffe.bundle import DEFAULT_REFRESH_HINT, TrustBundle, parse_jwks
+from agent.spiffe.ids import SCHEME, SpiffeId, TrustDomain
+from agent.spiffe.jwt_rules import validate_jwt_svid
+from agent.spiffe.x509_rules import validate_x509_svid
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from datetime import datetime
 
-    from agent.api.client import ReceivedJwtSvid, ReceivedX509Svid, X509Update
-    from agent.keys import PrivateKey
-    from agent.validation import ValidatedJwtSvid
+    from agent.client.workload import ReceivedJwtSvid, ReceivedX509Svid, X509Update
+    from agent.spiffe.jwt_rules import ValidatedJwtSvid
+    from agent.spiffe.keys import PrivateKey
 
 
 class UntrustedAnswerError(VouchdError):

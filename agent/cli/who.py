@@ -19,9 +19,9 @@ from agent.cli.options import output_option
 from agent.cli.output import Format, show, to_json, to_text
 from agent.clock import SystemClock
 from agent.errors import PeerError
-from agent.listener import Listener, SocketFile
-from agent.observation import facts_of
-from agent.peer import identify
+from agent.gate.listener import Listener, SocketFile
+from agent.kernel.caller import identify
+from agent.kernel.inspect import facts_of
 
 if TYPE_CHECKING:
     import socket

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from agent.cli import commands
+from agent.cli.main import commands
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,12 +14,11 @@ from unittest.mock import patch
 
 import click
 
-from agent.peer import identify
-from attestors import _kubelet
-from attestors._kubelet import KubeletOptions, PodLists
+from agent.kernel.caller import identify
 from attestors.api import Attestor, AttestorContext, WorkloadRef
 from attestors.docker import DockerAttestor, DockerOptions
 from attestors.k8s import K8sAttestor, K8sOptions
+from attestors.lib.kubelet import KubeletOptions, PodLists
 from attestors.systemd import SystemdAttestor, SystemdOptions
 from attestors.unix import UnixAttestor, UnixOptions
 from tests.bench.findings import OURS, Budget, Finding
@@ -108,7 +107,7 @@ async def _docker() -> list[Finding]:
 
 
 async def _k8s() -> list[Finding]:
-    with KubeletServer() as kubelet, patch.object(_kubelet, "SPACING_SECONDS", 0.0):
+    with KubeletServer() as kubelet, patch.object(kubelet, "SPACING_SECONDS", 0.0):
         kubelet.pods = [pod(f"p{i}") for i in range(PODS)] + [pod("web", UID, app=ID)]
         rows = []
         for name, options in (("k8s, kubelet off", "off"), ("k8s", kubelet.options)):

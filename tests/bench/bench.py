@@ -22,7 +22,7 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from agent.process import DESCRIPTORS_PER_CONNECTION, OWN_DESCRIPTORS
+from agent.service.process import DESCRIPTORS_PER_CONNECTION, OWN_DESCRIPTORS
 from tests.bench import (
     attesting,
     calls,

@@ -10,11 +10,11 @@ from contextlib import ExitStack, closing
 
 import structlog
 
-from agent.attestation import WorkloadAttestor
-from agent.fingerprint import ProgramPin, read_fingerprint
-from agent.frames import ClientFrames, Insertion
-from agent.peer import Caller, identify
-from agent.sender import receive, stamp_senders
+from agent.attestation.attestor import WorkloadAttestor
+from agent.kernel.caller import Caller, identify
+from agent.kernel.fingerprint import ProgramPin, read_fingerprint
+from agent.kernel.sender import receive, stamp_senders
+from agent.transport.http2 import ClientFrames, Insertion
 from attestors.api import AttestorContext
 from attestors.unix import UnixAttestor, UnixOptions
 from tests.bench.findings import OURS, Budget, Finding

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import structlog
 
-from agent.admission import Admission, Limits
-from agent.door import Door
-from agent.gate import Gate
-from agent.listener import Listener, SocketFile
+from agent.gate.admission import Admission
+from agent.gate.gate import Gate
+from agent.gate.listener import Listener, SocketFile
+from agent.limits.fair_queue import FairQueue
+from agent.limits.quotas import Limits, Quotas
 from agent.signals import UNHEARD
-from agent.turnstile import Turnstile
 from tests.bench.baseline import Answers, Bare, run, start, until_killed
 
 _PLENTY = 1_000_000
@@ -43,9 +43,9 @@ def _gate(inner: str) -> Gate:
         attestations=_PLENTY,
         attestations_per_user=_PLENTY,
     )
-    turnstile = Turnstile(loop, _PLENTY, UNHEARD)
-    door = Door(Admission(limits), turnstile, lambda _caller, _refusal: None)
-    return Gate(loop, inner, door, structlog.get_logger(), _PATIENCE_SECONDS)
+    fair_queue = FairQueue(loop, _PLENTY, UNHEARD)
+    admission = Admission(Quotas(limits), fair_queue, lambda _caller, _refusal: None)
+    return Gate(loop, inner, admission, structlog.get_logger(), _PATIENCE_SECONDS)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
-from agent.entries import Entry, EntryId, EntrySet
-from agent.spiffe import SpiffeId, TrustDomain
+from agent.entries.entry import Entry, EntryId, EntrySet
+from agent.spiffe.ids import SpiffeId, TrustDomain
 from attestors.api import Selector
 from tests.bench.findings import OURS, Budget, Finding
 

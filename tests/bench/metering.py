@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from agent.metrics import Metrics, Words
 from agent.signals import Stage, Stopwatch
+from agent.telemetry.metrics import Metrics, Words
 from tests.bench.findings import OURS, Budget, Finding
 
 TIMES = 2000

@@ -10,11 +10,11 @@ from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 
-from agent.authority import Authority, AuthorityPolicy
-from agent.keys import KeyType
-from agent.keystore import Keystore
-from agent.spiffe import TrustDomain
-from agent.svids import TICK_SECONDS, Svids
+from agent.authority.embedded import AuthorityPolicy, EmbeddedAuthority
+from agent.authority.keystore import Keystore
+from agent.spiffe.ids import TrustDomain
+from agent.spiffe.keys import KeyType
+from agent.svids.x509 import TICK_SECONDS, X509Svids
 from tests.bench.findings import OURS, Finding
 from tests.support.fakes import FakeClock, Lines, identity
 
@@ -41,9 +41,9 @@ async def _measure(size: int) -> list[Finding]:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="vouchd-"))
         keystore = Keystore(Path(folder))
         stack.callback(keystore.close)
-        authority = Authority.open(policy, keystore, clock, log)
+        authority = EmbeddedAuthority.open(policy, keystore, clock, log)
         stack.callback(authority.close)
-        svids = Svids(authority, clock, TTL, lambda: 0.0, log)
+        svids = X509Svids(authority, clock, TTL, lambda: 0.0, log)
         told = [asyncio.Event() for _ in range(size)]
         for number, event in enumerate(told):
             each = identity(f"w{number}")

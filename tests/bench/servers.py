@@ -17,8 +17,8 @@ from typing import Protocol
 
 import click
 
+from agent.kernel.credentials import read_pid
 from agent.pb import admin_pb2, workloadapi_pb2
-from agent.peer import read_pid
 from tests.bench.findings import BASELINE, GATE_ALONE, OURS, RefusedError
 from tests.bench.wire import CallFailedError, Connection, Request, connected
 from tests.support.agent import REPOSITORY, RunningAgent, entry_for_me

@@ -9,11 +9,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.bundle import TrustBundle, parse_document, parse_jwks
+from agent.spiffe.bundle import TrustBundle, parse_document, parse_jwks
 from tests.vectors.pki.forge import TD, authority, rsa_key
 
 if TYPE_CHECKING:
-    from agent.keys import PublicKey
+    from agent.spiffe.keys import PublicKey
 
 KEYS: list[PublicKey] = [
     *(ec.generate_private_key(curve).public_key() for curve in (ec.SECP256R1(), ec.SECP384R1())),

@@ -7,7 +7,7 @@ from contextlib import suppress
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attestors._cgroups import CgroupError, Engine, locate
+from attestors.lib.cgroups import CgroupError, Engine, locate
 
 OWN, VICTIM = "a" * 64, "b" * 64
 POD = "72f7f152-440c-66ac-9084-e0fc1d8a910c"

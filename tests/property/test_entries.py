@@ -8,14 +8,14 @@ from unittest.mock import patch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from agent import selector_index
-from agent.config import parse_settings
-from agent.entries import Entry, EntryId, EntrySet
-from agent.entry_yaml import parse_entries
+from agent.config.settings import parse_settings
+from agent.config.values import MAX_DURATION, format_duration, parse_duration
+from agent.config.yaml_document import Source
+from agent.entries import index as index_module
+from agent.entries.entry import Entry, EntryId, EntrySet
+from agent.entries.schema import parse_entries
 from agent.errors import ConfigError
-from agent.located import Source
-from agent.spiffe import SpiffeId, TrustDomain
-from agent.values import MAX_DURATION, format_duration, parse_duration
+from agent.spiffe.ids import SpiffeId, TrustDomain
 from attestors.api import Options, Selector
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
@@ -57,14 +57,14 @@ def test_match_equals_a_naive_scan(entries: EntrySet, caller: frozenset[Selector
 def test_the_index_leads_to_all_sets_within_and_to_no_others(
     sets: list[frozenset[Selector]], caller: frozenset[Selector], few: int, deepest: int
 ) -> None:
-    with patch.multiple(selector_index, FEW=few, DEEPEST=deepest):
-        found = selector_index.SelectorIndex(sets).within(caller)
+    with patch.multiple(index_module, FEW=few, DEEPEST=deepest):
+        found = index_module.SelectorIndex(sets).within(caller)
     assert found == [place for place, each in enumerate(sets) if each <= caller]
 
 
 def test_many_equal_sets_are_all_found() -> None:
     equal = frozenset(Selector("unix", str(number)) for number in range(500))
-    index = selector_index.SelectorIndex([equal] * 100)
+    index = index_module.SelectorIndex([equal] * 100)
     assert index.within(equal) == list(range(100))
     assert index.within(equal - {Selector("unix", "7")}) == []
 

@@ -8,7 +8,7 @@ import socket
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.relay import Relay, Side
+from agent.transport.relay import Relay, Side
 from tests.support.relays import read_from
 
 Chunks = list[bytes]

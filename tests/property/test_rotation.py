@@ -14,9 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from agent.authorities import Authority, AuthoritySet, JwtAuthority, Kind, State, X509Authority
-from agent.rotation import Event, activate, next_steps, prepare, revoke, taint, without
-from agent.x509_issuance import create_x509_authority
+from agent.authority.authority_set import (
+    Authority,
+    AuthorityKind,
+    AuthoritySet,
+    JwtAuthority,
+    State,
+    X509Authority,
+)
+from agent.authority.rotation import Event, activate, next_steps, prepare, revoke, taint, without
+from agent.authority.x509_issuer import create_x509_authority
 from tests.vectors.pki.forge import NOW, TD
 
 # In production this is only a warning of the library, and the certificate is judged all the same.
@@ -34,10 +41,10 @@ MOST_AUTHORITIES = 2 * (LONGEST_HISTORY + 2)
 STEPS_AT_ONCE = 2 * MOST_AUTHORITIES
 
 
-def make(kind: Kind, now: datetime, state: State = State.PREPARED) -> Authority:
+def make(kind: AuthorityKind, now: datetime, state: State = State.PREPARED) -> Authority:
     number = next(KIDS)
     key = KEYS[number % len(KEYS)]
-    if kind is Kind.JWT:
+    if kind is AuthorityKind.JWT:
         return JwtAuthority(
             state=state,
             since=now,
@@ -52,7 +59,7 @@ def make(kind: Kind, now: datetime, state: State = State.PREPARED) -> Authority:
 
 
 def first(now: datetime) -> AuthoritySet:
-    x509_authority, jwt_authority = (make(kind, now, State.ACTIVE) for kind in Kind)
+    x509_authority, jwt_authority = (make(kind, now, State.ACTIVE) for kind in AuthorityKind)
     assert isinstance(x509_authority, X509Authority)
     assert isinstance(jwt_authority, JwtAuthority)
     return AuthoritySet(
@@ -123,13 +130,13 @@ class Rotation(RuleBasedStateMachine):
                 self.become(without(self.set, step.authority_id, self.now))
         raise AssertionError("there is no end to the steps")
 
-    @rule(kind=st.sampled_from(Kind))
-    def prepare_now(self, kind: Kind) -> None:
+    @rule(kind=st.sampled_from(AuthorityKind))
+    def prepare_now(self, kind: AuthorityKind) -> None:
         if State.PREPARED not in [a.state for a in self.set.of(kind)]:
             self.become(prepare(self.set, make(kind, self.now)))
 
-    @rule(kind=st.sampled_from(Kind))
-    def activate_now(self, kind: Kind) -> None:
+    @rule(kind=st.sampled_from(AuthorityKind))
+    def activate_now(self, kind: AuthorityKind) -> None:
         if State.PREPARED in [a.state for a in self.set.of(kind)]:
             self.become(activate(self.set, kind, self.now))
             self.catch_up()
@@ -156,7 +163,7 @@ class Rotation(RuleBasedStateMachine):
 
     @invariant()
     def one_of_each_kind_is_active(self) -> None:
-        for kind in Kind:
+        for kind in AuthorityKind:
             states = [a.state for a in self.set.of(kind)]
             assert states.count(State.ACTIVE) == 1
             assert states.count(State.PREPARED) <= 1

@@ -11,8 +11,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from agent.jwt_issuance import JwtIssuer, JwtSvidRequest
-from agent.validation import ValidationError, validate_jwt_svid, validate_x509_svid
+from agent.authority.jwt_issuer import JwtIssuer, JwtSvidRequest
+from agent.spiffe.jwt_rules import validate_jwt_svid
+from agent.spiffe.x509_rules import ValidationError, validate_x509_svid
 from tests.vectors.pki.forge import CA_KEY, DAY, ID, NOW, TD, authority, bundle, leaf
 
 ISSUER = JwtIssuer("k", CA_KEY, NOW + DAY, TD)

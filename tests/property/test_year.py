@@ -22,16 +22,16 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from agent.authorities import AuthoritySet, Kind, State
-from agent.authority import FILE
-from agent.entries import Entry, EntryId, EntrySet, Share
+from agent.authority.authority_set import AuthorityKind, AuthoritySet, State
+from agent.authority.embedded import FILE
+from agent.entries.entry import Entry, EntryId, EntrySet, Share
+from agent.entries.identity import Identity, match
+from agent.entries.template import SpiffeIdTemplate
 from agent.errors import VouchdError
-from agent.identities import Identity, match
+from agent.kernel.caller import identify
 from agent.pb import workloadapi_pb2 as pb
-from agent.peer import identify
-from agent.spiffe import SpiffeId
-from agent.templates import SpiffeIdTemplate
-from agent.validation import validate_jwt_svid
+from agent.spiffe.ids import SpiffeId
+from agent.spiffe.jwt_rules import validate_jwt_svid
 from attestors.api import Selector
 from tests.support.fakes import FakeClock
 from tests.support.year import DAY, HOUR, LONGEST, TD, Agent, Client
@@ -114,7 +114,7 @@ class Year(RuleBasedStateMachine):
         if client.task.done():
             client.task.result()
             return True
-        streams = [s for s in self.agent.roster.streams if s.caller is client.caller]
+        streams = [s for s in self.agent.streams.streams if s.caller is client.caller]
         return bool(
             client.shown is not None
             and streams
@@ -170,15 +170,15 @@ class Year(RuleBasedStateMachine):
             assert client.messages == messages or is_touched
         self.reconnect()
 
-    @rule(kind=st.sampled_from(Kind))
-    def an_operator_rotates(self, kind: Kind) -> None:
+    @rule(kind=st.sampled_from(AuthorityKind))
+    def an_operator_rotates(self, kind: AuthorityKind) -> None:
         with suppress(VouchdError):
             self.do(self.agent.authority.prepare(kind))
         self.do(self.agent.authority.activate(kind))
         self.do(self.agent.tick())
 
-    @rule(kind=st.sampled_from(Kind), revoked=st.booleans())
-    def an_operator_taints(self, kind: Kind, revoked: bool) -> None:  # noqa: FBT001 - hypothesis
+    @rule(kind=st.sampled_from(AuthorityKind), revoked=st.booleans())
+    def an_operator_taints(self, kind: AuthorityKind, revoked: bool) -> None:  # noqa: FBT001 - hypothesis
         retired = [a for a in self.agent.authority.authorities.of(kind) if a.state is State.RETIRED]
         for each in retired:
             self.do(self.agent.authority.taint(each.id))

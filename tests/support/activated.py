@@ -6,7 +6,7 @@ import os
 import socket
 import sys
 
-from agent.sender import stamp_senders
+from agent.kernel.sender import stamp_senders
 from tests.support.agent import RunningAgent
 
 _FIRST = 3

@@ -7,7 +7,7 @@ import json
 import socket
 import sys
 
-from agent.peer import identify
+from agent.kernel.caller import identify
 from attestors.api import AttestorContext
 from attestors.systemd import SystemdAttestor, SystemdOptions
 

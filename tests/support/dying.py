@@ -15,7 +15,7 @@ import sys
 from itertools import count
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from agent.cli import main
+from agent.cli.main import main
 from tests.support.faults import cut_power
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from unittest.mock import patch
 
 from aiohttp import web
 
-from attestors import _processes
+from attestors.lib import processes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 @contextmanager
 def kernel_says(cgroup: bytes) -> Iterator[None]:
     """Every container's first process is in this cgroup."""
-    read = _processes._read
+    read = processes._read
 
     def say(directory: int, name: str) -> bytes:
         return cgroup if name == "cgroup" else read(directory, name)
 
-    with patch.object(_processes, "_read", say):
+    with patch.object(processes, "_read", say):
         yield
 
 

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import structlog
 from pydantic import BaseModel
 
-from agent.admission import Admission, Limits
-from agent.audit import Audit
-from agent.door import Door
-from agent.entries import EntryId
-from agent.identities import Identity
-from agent.plain import as_plain
+from agent.entries.entry import EntryId
+from agent.entries.identity import Identity
+from agent.gate.admission import Admission
+from agent.limits.fair_queue import FairQueue
+from agent.limits.quotas import Limits, Quotas
 from agent.signals import UNHEARD, Signals
-from agent.spiffe import SpiffeId, TrustDomain
-from agent.turnstile import Turnstile
+from agent.spiffe.ids import SpiffeId, TrustDomain
+from agent.telemetry.audit import Audit
+from agent.telemetry.plain import to_plain
 from attestors.api import AttestorContext, Findings, Options, Selector
 from tests.support import secrecy
 
@@ -42,7 +42,7 @@ def identity(name: str = "a", **fields: Any) -> Identity:
     return Identity(**{"entry_id": EntryId(name), "spiffe_id": path, **fields})
 
 
-def door(
+def admission(
     *,
     connections: int = 4000,
     per_user: int = 8000,
@@ -50,21 +50,21 @@ def door(
     signals: Signals = UNHEARD,
     lines: Lines | None = None,
     call_bytes: float = math.inf,
-) -> Door:
+) -> Admission:
     """Everybody may come in, unless the test says otherwise."""
-    turnstile = Turnstile(asyncio.get_running_loop(), rate, signals)
-    admits = admission(connections=connections, per_user=per_user)
+    fair_queue = FairQueue(asyncio.get_running_loop(), rate, signals)
+    admits = quotas(connections=connections, per_user=per_user)
     note = (lines or Lines()).audit().refused
-    return Door(admits, turnstile, note, signals=signals, call_bytes=call_bytes)
+    return Admission(admits, fair_queue, note, signals=signals, call_bytes=call_bytes)
 
 
-def admission(
+def quotas(
     *,
     connections: int = 10_000,
     streams: int = 10_000,
     attestations: int = 10_000,
     per_user: int = 20_000,
-) -> Admission:
+) -> Quotas:
     """Admits everything, unless the test says otherwise."""
     limits = Limits(
         connections=connections,
@@ -74,7 +74,7 @@ def admission(
         attestations=attestations,
         attestations_per_user=per_user,
     )
-    return Admission(limits)
+    return Quotas(limits)
 
 
 class FakeClock:
@@ -161,7 +161,7 @@ class Lines:
     def _keep(self, _logger: object, _method: str, line: Any) -> Any:
         self.lines.append(dict(line))
         said = structlog.processors.format_exc_info(_logger, _method, dict(line))
-        secrecy.hear(json.dumps(as_plain(said)))
+        secrecy.hear(json.dumps(to_plain(said)))
         raise structlog.DropEvent
 
     def of(self, event: str) -> list[dict[str, Any]]:

@@ -28,8 +28,8 @@ def values(findings: Findings) -> set[str]:
     return {selector.value for selector in findings.selectors}
 
 
-async def until(condition: Callable[[], Any]) -> None:
+async def until(readiness: Callable[[], Any]) -> None:
     """Let others work until this holds."""
     async with asyncio.timeout(10):
-        while not condition():
+        while not readiness():
             await asyncio.sleep(0.001)

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent.admission import REASONS
-from agent.gate import Gate
-from agent.metrics import Metrics, Words
-from agent.sender import stamp_senders
-from tests.support.fakes import Lines, door
+from agent.gate.gate import Gate
+from agent.kernel.sender import stamp_senders
+from agent.limits.quotas import REASONS
+from agent.telemetry.metrics import Metrics, Words
+from tests.support.fakes import Lines, admission
 from tests.support.scrape import series
 
 # Passes both ways at once: as long as a client's preface, and a whole frame of the server's.
@@ -82,7 +82,7 @@ async def guarded(
     gate = Gate(
         asyncio.get_running_loop(),
         str(tmp_path / "inner"),
-        door(**door_options, lines=lines, signals=metrics),
+        admission(**door_options, lines=lines, signals=metrics),
         lines.log,
         first_request_seconds,
         metrics,
@@ -101,8 +101,8 @@ def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-async def until(condition: object) -> None:
-    assert callable(condition)
+async def until(readiness: object) -> None:
+    assert callable(readiness)
     async with asyncio.timeout(10):
-        while not condition():
+        while not readiness():
             await asyncio.sleep(0.001)

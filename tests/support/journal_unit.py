@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from agent.config import LogSettings
-from agent.telemetry import configure_log
+from agent.telemetry.log import configure_log
 
 
 def main() -> None:
     """One event of each kind."""
-    log, writer = configure_log(LogSettings())
+    log, writer = configure_log("info", "text")
     log.warning("two lines", text="one\ntwo", names=["a", "b"])
     writer.audit("svid issued", spiffe_id="spiffe://example.org/payments", pid=4711)
     log.info("large", text="x" * 1_000_000)

@@ -27,10 +27,10 @@ import h2.config
 import h2.connection
 import h2.events
 
-from agent.entries import EntrySet
-from agent.files import load_entries
+from agent.entries.entry import EntrySet
+from agent.entries.load import load_entries
 from agent.pb import workloadapi_pb2 as pb
-from agent.spiffe import TrustDomain
+from agent.spiffe.ids import TrustDomain
 from attestors.api import Selector
 
 _UCRED = struct.Struct("=iII")

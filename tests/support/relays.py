@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 
-from agent.relay import CHUNK_BYTES
+from agent.transport.relay import CHUNK_BYTES
 
 
 def read_from(sock: socket.socket) -> Callable[[], bytes | None]:

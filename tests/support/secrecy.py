@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
-from agent import keys
+from agent.spiffe import keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from agent.keys import PrivateKey
+    from agent.spiffe.keys import PrivateKey
 
 CANARY = "canary-5e1f9c0b7d"
 """The value of an environment variable that everything has which tests start, containers too."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from agent.cli import main
-from agent.gate import Gate
-from agent.peer import Caller
+from agent.cli.main import main
+from agent.gate.gate import Gate
+from agent.kernel.caller import Caller
 
 # About what a call takes, in instructions.
 WASTED_TURNS = 4_500

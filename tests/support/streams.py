@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 from cryptography import x509
 
-from agent.api.client import WorkloadClient, X509Update
+from agent.client.workload import WorkloadClient, X509Update
 from agent.errors import VouchdError
 from tests.support.agent import PATIENCE_SECONDS
 

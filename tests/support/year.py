@@ -13,24 +13,24 @@ from cryptography import x509
 from pydantic import BaseModel
 
 from agent.api.workload import Issuers, Review, ServingPolicy, WorkloadApi
-from agent.attestation import WorkloadAttestor
-from agent.authority import Authority, AuthorityPolicy
-from agent.bundle import TrustBundle
-from agent.entitlement import Entitlements
-from agent.entries import EntrySet
-from agent.entry_yaml import LoadedEntries
+from agent.attestation.attestor import WorkloadAttestor
+from agent.authority.embedded import AuthorityPolicy, EmbeddedAuthority
+from agent.authority.keystore import Keystore
+from agent.entries.entry import EntrySet
+from agent.entries.schema import LoadedEntries
 from agent.errors import NoIdentityError
-from agent.jwt_svids import JwtSvids
-from agent.keys import KeyType
-from agent.keystore import Keystore
-from agent.metrics import Metrics
+from agent.kernel.caller import Caller
 from agent.pb import workloadapi_pb2 as pb
-from agent.peer import Caller
-from agent.reloading import Audience, EntryReloader
-from agent.roster import Roster
-from agent.spiffe import TrustDomain
-from agent.svids import Svids
-from agent.validation import validate_x509_svid
+from agent.spiffe.bundle import TrustBundle
+from agent.spiffe.ids import TrustDomain
+from agent.spiffe.keys import KeyType
+from agent.spiffe.x509_rules import validate_x509_svid
+from agent.svids.jwt import JwtSvids
+from agent.svids.x509 import X509Svids
+from agent.telemetry.metrics import Metrics
+from agent.workloads.entitlement import Entitlements
+from agent.workloads.entry_reload import Audience, EntryReloader
+from agent.workloads.streams import Streams
 from attestors.api import Findings, Options, Selector, WorkloadRef
 from tests.support.fakes import FakeClock, Lines
 
@@ -132,25 +132,25 @@ class Agent:
         self.lines = Lines()
         log = self.lines.log
         self.keystore = Keystore(data)
-        self.authority = Authority.open(POLICY, self.keystore, clock, log)
-        self.svids = Svids(self.authority, clock, LONGEST, lambda: luck.uniform(-1, 1), log)
+        self.authority = EmbeddedAuthority.open(POLICY, self.keystore, clock, log)
+        self.svids = X509Svids(self.authority, clock, LONGEST, lambda: luck.uniform(-1, 1), log)
         self.jwt_svids = JwtSvids(self.authority, clock, 2 * HOUR, log)
-        self.roster = Roster(clock)
-        self.authority.on_change(lambda kind: self.roster.wake(lambda s: s.kind is kind))
+        self.streams = Streams(clock)
+        self.authority.on_change(lambda kind: self.streams.wake(lambda s: s.kind is kind))
         attestor = WorkloadAttestor([ByDescriptor(known)], log)
         self.entitlements = Entitlements(attestor, entries, _proved, clock, log)
         self.wanted = entries
         self.reloader = EntryReloader(
             lambda: LoadedEntries(entries=self.wanted),
             self.entitlements,
-            Audience(self.roster, Metrics()),
+            Audience(self.streams, Metrics()),
             clock,
             log,
         )
         self.api = WorkloadApi(
             entitlements=self.entitlements,
             issuers=Issuers(authority=self.authority, x509=self.svids, jwt=self.jwt_svids),
-            roster=self.roster,
+            streams=self.streams,
             clock=clock,
             policy=ServingPolicy(review=Review(DAY, lambda: 0.0)),
             note_issued=lambda _caller, _svid, _evidence: None,
@@ -161,7 +161,7 @@ class Agent:
         await self.authority.catch_up()
         while self.svids.renew_due():
             pass
-        self.roster.wake_ended()
+        self.streams.wake_ended()
 
     def close(self) -> None:
         self.authority.close()

@@ -20,7 +20,7 @@ import h2.settings
 import psutil
 import pytest
 
-from agent.api.admin_client import AdminClient
+from agent.client.admin import AdminClient
 from agent.pb import workloadapi_pb2 as pb
 from tests.support import pids, raw
 from tests.support.agent import PATIENCE_SECONDS, REPOSITORY, RunningAgent

@@ -21,12 +21,12 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from agent.api.admin_client import AdminClient
-from agent.api.client import WorkloadClient, X509Update
-from agent.authority import FILE
+from agent.authority.embedded import FILE
+from agent.client.admin import AdminClient
+from agent.client.workload import WorkloadClient, X509Update
 from agent.errors import UnavailableError, VouchdError
-from agent.svid_cache import FILE as CACHE_FILE
-from agent.svid_cache import SETTLE_SECONDS
+from agent.svids.disk_cache import FILE as CACHE_FILE
+from agent.svids.disk_cache import SETTLE_SECONDS
 from tests.support import cgroups, faults
 from tests.support.agent import PATIENCE_SECONDS, REPOSITORY, RunningAgent
 

@@ -10,8 +10,10 @@ from collections.abc import Callable
 
 import pytest
 
-from agent import peer
-from agent.config import Proof
+from agent.kernel import process as process_module
+from agent.kernel.caller import Caller, Proof
+from agent.kernel.credentials import Credentials
+from agent.kernel.process import ProcessHandle
 from agent.pb import workloadapi_pb2 as pb
 from tests.support import raw
 from tests.support.agent import REPOSITORY, RunningAgent
@@ -76,10 +78,10 @@ def test_a_peer_that_was_reaped_is_gone_and_not_looked_up_by_number(
 def test_without_pidfs_there_is_no_number_that_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Below Linux 6.9 all pidfds share the device and the inode of anonymous descriptors."""
     pidfd = os.pidfd_open(os.getpid())
-    monkeypatch.setattr(peer, "_anonymous_device", lambda: os.fstat(pidfd).st_dev)
-    handle = peer.ProcessHandle(pidfd)
-    caller = peer.Caller(
-        credentials=peer.Credentials(pid=os.getpid(), uid=0, gid=0, groups=()),
+    monkeypatch.setattr(process_module, "_anonymous_device", lambda: os.fstat(pidfd).st_dev)
+    handle = ProcessHandle(pidfd)
+    caller = Caller(
+        credentials=Credentials(pid=os.getpid(), uid=0, gid=0, groups=()),
         proof=Proof.PEERPIDFD,
         process=handle,
     )

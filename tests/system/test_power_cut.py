@@ -2,7 +2,7 @@
 
 ext4 is told to stop (FS_IOC_SHUTDOWN) without writing another block, mounted with the least that it
 can promise, and mounted again as after a boot: what was not synced is gone. What another file
-system might leave is in tests/unit/test_power_cut.py.
+system might leave is in tests/unit/authority/test_power_cut.py.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from pathlib import Path
 
 import pytest
 
-from agent.api.admin_client import AdminClient
-from agent.api.client import WorkloadClient
-from agent.authority import Authority, AuthorityPolicy
+from agent.authority.embedded import AuthorityPolicy, EmbeddedAuthority
+from agent.authority.keystore import Keystore
+from agent.client.admin import AdminClient
+from agent.client.workload import WorkloadClient
 from agent.clock import SystemClock
 from agent.errors import UnavailableError
-from agent.keys import KeyType
-from agent.keystore import Keystore
-from agent.spiffe import TrustDomain
-from agent.svid_cache import cache_secret
+from agent.spiffe.ids import TrustDomain
+from agent.spiffe.keys import KeyType
+from agent.svids.disk_cache import cache_secret
 from tests.support import faults
 from tests.support.agent import PATIENCE_SECONDS, REPOSITORY, RunningAgent, entry_for_me
 from tests.support.fakes import Lines
@@ -105,7 +105,7 @@ def opens(directory: Path) -> None:
             key_type=KeyType.EC_P256,
             ttl=timedelta(hours=24),
         )
-        Authority.open(policy, keystore, clock, lines.log).close()
+        EmbeddedAuthority.open(policy, keystore, clock, lines.log).close()
         cache_secret(keystore, None)
     assert not lines.lines
 

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from agent.attestation import WorkloadAttestor
+from agent.attestation.attestor import WorkloadAttestor
 from agent.errors import PeerGoneError
-from agent.peer import identify
+from agent.kernel.caller import identify
 from attestors.api import Findings, Selector, WorkloadRef
 from tests.support import pids
 from tests.support.fakes import FakeAttestor, Lines

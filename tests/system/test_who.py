@@ -182,7 +182,7 @@ def test_what_was_read_of_one_who_died_meanwhile_is_not_told(
         kill_and_reap(pid)
         return []
 
-    monkeypatch.setattr("agent.observation._tree", die)
+    monkeypatch.setattr("agent.kernel.inspect._tree", die)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(socket_path))
         listener.listen()

@@ -7,7 +7,7 @@ from __future__ import annotations
 import grpc
 import pytest
 
-from agent.api.context import status_of
+from agent.api.guard import status_of
 from agent.errors import AttestationError, AuthorityError
 
 pytestmark = pytest.mark.of_vouchd

@@ -12,8 +12,9 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-from agent.bundle import parse_document
-from agent.validation import ValidationError, validate_jwt_svid
+from agent.spiffe.bundle import parse_document
+from agent.spiffe.jwt_rules import validate_jwt_svid
+from agent.spiffe.x509_rules import ValidationError
 from tests.conformance.documents import base64url, encode
 from tests.vectors.pki import forge
 from tests.vectors.pki.forge import ID, NOW, TD

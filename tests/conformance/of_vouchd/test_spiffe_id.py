@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 
-from agent.spiffe import SpiffeId, TrustDomain
+from agent.spiffe.ids import SpiffeId, TrustDomain
 
 pytestmark = pytest.mark.of_vouchd
 

@@ -13,8 +13,9 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from agent.spiffe import TrustDomain
-from agent.validation import ValidationError, validate_jwt_svid, validate_x509_svid
+from agent.spiffe.ids import TrustDomain
+from agent.spiffe.jwt_rules import validate_jwt_svid
+from agent.spiffe.x509_rules import ValidationError, validate_x509_svid
 from tests.conftest import AgentFactory
 from tests.support.agent import PATIENCE_SECONDS, REPOSITORY, entry_for_me
 from tests.vectors.pki import forge

@@ -13,8 +13,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from agent.bundle import TrustBundle, parse_document
-from agent.validation import ValidationError, validate_x509_svid
+from agent.spiffe.bundle import TrustBundle, parse_document
+from agent.spiffe.x509_rules import ValidationError, validate_x509_svid
 from tests.vectors.pki import forge
 from tests.vectors.pki.forge import DAY, ID, NOW, TD, authority, leaf, names, usage
 

@@ -7,8 +7,9 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from agent.attestation import Attestation, WorkloadAttestor
-from agent.peer import Caller, identify
+from agent.attestation.attestor import WorkloadAttestor
+from agent.attestation.result import Attested
+from agent.kernel.caller import Caller, identify
 from attestors.api import Selector
 from tests.support import pids
 from tests.support.fakes import FakeAttestor
@@ -17,7 +18,7 @@ ONE = Selector("fake", "one")
 TWO = Selector("other", "two")
 
 
-async def attested(attestor: WorkloadAttestor, caller: Caller) -> Attestation:
+async def attested(attestor: WorkloadAttestor, caller: Caller) -> Attested:
     async with attestor.attest(caller) as attestation:
         return attestation
 

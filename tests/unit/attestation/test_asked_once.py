@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from agent import attestation as attestation_module
-from agent.attestation import WorkloadAttestor
-from agent.config import Proof
+from agent.attestation import attestor as attestation_module
+from agent.attestation.attestor import WorkloadAttestor
 from agent.errors import NoIdentityError, PeerError
-from agent.fingerprint import read_fingerprint
-from agent.observation import observe
-from agent.peer import Caller, ProcessHandle
+from agent.kernel.caller import Caller, Proof
+from agent.kernel.fingerprint import read_fingerprint
+from agent.kernel.inspect import process_by_pid
+from agent.kernel.process import ProcessHandle
 from attestors.api import AttestorError, Findings, WorkloadRef
 from tests.support.fakes import FakeAttestor, Lines
 from tests.unit.attestation.conftest import ONE, attested, caller_of
@@ -99,7 +99,7 @@ async def test_a_program_that_was_renamed_is_called_by_its_new_name(
 async def test_nothing_is_taken_from_one_whom_the_kernel_did_not_pin(me: Caller) -> None:
     """Nor from a process that an operator had a look at, which connected to nothing."""
     attestor, asked = counting()
-    with closing(observe(os.getpid())) as looked_at:
+    with closing(process_by_pid(os.getpid())) as looked_at:
         for caller in (replace(me, proof=Proof.PIDFD_OPEN), me, looked_at):
             await attested(attestor, caller)
     assert len(asked) == 3

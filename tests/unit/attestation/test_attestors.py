@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from agent.attestation import WorkloadAttestor
-from agent.peer import Caller
+from agent.attestation.attestor import WorkloadAttestor
+from agent.kernel.caller import Caller
 from attestors.api import AttestorError, Findings, Selector, WorkloadRef
 from tests.support.fakes import FakeAttestor, Lines
 from tests.unit.attestation.conftest import ONE, TWO, OtherAttestor, attested

@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
-from agent import attestation as attestation_module
-from agent.attestation import WorkloadAttestor
+from agent.attestation import attestor as attestation_module
+from agent.attestation.attestor import WorkloadAttestor
 from agent.errors import PeerError, PeerGoneError
-from agent.fingerprint import Fingerprint, ProgramPin, read_fingerprint
-from agent.peer import Caller, ProcessHandle, ProcessView
+from agent.kernel.caller import Caller
+from agent.kernel.fingerprint import Fingerprint, ProgramPin, read_fingerprint
+from agent.kernel.process import ProcessHandle, ProcessView
 from attestors.api import Findings, Selector, WorkloadRef
 from tests.support import pids
 from tests.support.fakes import FakeAttestor, Lines

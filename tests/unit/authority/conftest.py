@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from agent import keys
-from agent.authorities import Kind
-from agent.authority import Authority, AuthorityPolicy
-from agent.jwt_issuance import JwtSvidRequest
-from agent.keys import KeyType
-from agent.keystore import Keystore
-from agent.spiffe import SpiffeId, TrustDomain
-from agent.x509_issuance import X509SvidRequest
+from agent.authority.authority_set import AuthorityKind
+from agent.authority.embedded import AuthorityPolicy, EmbeddedAuthority
+from agent.authority.jwt_issuer import JwtSvidRequest
+from agent.authority.keystore import Keystore
+from agent.authority.x509_issuer import X509SvidRequest
+from agent.spiffe import keys
+from agent.spiffe.ids import SpiffeId, TrustDomain
+from agent.spiffe.keys import KeyType
 from tests.support.fakes import FakeClock, Lines
 
 TD = TrustDomain("example.org")
@@ -39,15 +39,15 @@ def clock() -> FakeClock:
     return FakeClock()
 
 
-Open = Callable[..., Authority]
+Open = Callable[..., EmbeddedAuthority]
 
 
 @pytest.fixture
 def open_authority(keystore: Keystore, clock: FakeClock) -> Iterator[Open]:
-    opened: list[Authority] = []
+    opened: list[EmbeddedAuthority] = []
 
-    def open_one(policy: AuthorityPolicy = POLICY, lines: Lines | None = None) -> Authority:
-        opened.append(Authority.open(policy, keystore, clock, (lines or Lines()).log))
+    def open_one(policy: AuthorityPolicy = POLICY, lines: Lines | None = None) -> EmbeddedAuthority:
+        opened.append(EmbeddedAuthority.open(policy, keystore, clock, (lines or Lines()).log))
         return opened[-1]
 
     yield open_one
@@ -64,10 +64,10 @@ def jwt_request() -> JwtSvidRequest:
     return JwtSvidRequest(spiffe_id=WORKLOAD, audience=("a",), ttl=HOUR)
 
 
-def states(authority: Authority, kind: Kind) -> list[str]:
+def states(authority: EmbeddedAuthority, kind: AuthorityKind) -> list[str]:
     return [each.state for each in authority.authorities.of(kind)]
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():
+async def until(readiness: Callable[[], bool]) -> None:
+    while not readiness():
         await asyncio.sleep(0.001)

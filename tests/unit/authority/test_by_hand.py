@@ -6,18 +6,18 @@ import asyncio
 
 import pytest
 
-from agent.authorities import Kind
-from agent.authority import RotationError
+from agent.authority.authority_set import AuthorityKind
+from agent.authority.embedded import RotationError
 from tests.support.fakes import Lines
 from tests.unit.authority.conftest import Open, states
 
 
-@pytest.mark.parametrize("kind", Kind)
+@pytest.mark.parametrize("kind", AuthorityKind)
 async def test_an_operator_replaces_an_authority_whose_key_was_stolen(
-    open_authority: Open, kind: Kind
+    open_authority: Open, kind: AuthorityKind
 ) -> None:
     authority = open_authority()
-    told: list[Kind] = []
+    told: list[AuthorityKind] = []
     authority.on_change(told.append)
     [stolen] = [each.id for each in authority.authorities.of(kind)]
     successor = await authority.prepare(kind)
@@ -38,33 +38,35 @@ async def test_what_cannot_be_done_says_what_can(open_authority: Open) -> None:
     authority = open_authority()
     active = authority.authorities.active_jwt.id
     with pytest.raises(RotationError, match="prepare one first"):
-        await authority.activate(Kind.JWT)
+        await authority.activate(AuthorityKind.JWT)
     with pytest.raises(RotationError, match="prepare and activate another one first"):
         await authority.taint(active)
     with pytest.raises(RotationError, match="it still signs"):
         await authority.revoke(active)
     with pytest.raises(RotationError, match="there is no authority 'x'"):
         await authority.taint("x")
-    await authority.prepare(Kind.JWT)
+    await authority.prepare(AuthorityKind.JWT)
     with pytest.raises(RotationError, match="prepared already"):
-        await authority.prepare(Kind.JWT)
+        await authority.prepare(AuthorityKind.JWT)
 
 
 async def test_two_who_ask_at_the_same_time_do_not_both_get_it(open_authority: Open) -> None:
     authority = open_authority()
     outcomes = await asyncio.gather(
-        authority.prepare(Kind.X509), authority.prepare(Kind.X509), return_exceptions=True
+        authority.prepare(AuthorityKind.X509),
+        authority.prepare(AuthorityKind.X509),
+        return_exceptions=True,
     )
     assert {type(each) for each in outcomes} == {RotationError, str}
-    assert states(authority, Kind.X509) == ["active", "prepared"]
+    assert states(authority, AuthorityKind.X509) == ["active", "prepared"]
 
 
 async def test_every_change_is_logged(open_authority: Open) -> None:
     lines = Lines()
     authority = open_authority(lines=lines)
     former = authority.authorities.active_jwt.id
-    successor = await authority.prepare(Kind.JWT)
-    await authority.activate(Kind.JWT)
+    successor = await authority.prepare(AuthorityKind.JWT)
+    await authority.activate(AuthorityKind.JWT)
     await authority.taint(former)
     await authority.revoke(former)
     assert [(line["authority"], line["state"]) for line in lines.of("authority changed")] == [

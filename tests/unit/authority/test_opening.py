@@ -7,13 +7,14 @@ from dataclasses import replace
 
 import pytest
 
-from agent import keys
-from agent.authorities import AuthoritySet, Kind
-from agent.authority import FILE, AuthorityPolicy
-from agent.keys import KeyType
-from agent.keystore import Keystore, KeystoreError
-from agent.spiffe import TrustDomain
-from agent.validation import validate_jwt_svid, validate_x509_svid
+from agent.authority.authority_set import AuthorityKind, AuthoritySet
+from agent.authority.embedded import FILE, AuthorityPolicy
+from agent.authority.keystore import Keystore, KeystoreError
+from agent.spiffe import keys
+from agent.spiffe.ids import TrustDomain
+from agent.spiffe.jwt_rules import validate_jwt_svid
+from agent.spiffe.keys import KeyType
+from agent.spiffe.x509_rules import validate_x509_svid
 from tests.support.fakes import FakeClock
 from tests.unit.authority.conftest import DAY, POLICY, TD, WORKLOAD, Open, jwt_request, x509_request
 
@@ -100,7 +101,7 @@ async def test_another_policy_holds_for_new_authorities_and_is_remembered(
     longer = replace(POLICY, key_type=KeyType.EC_P384, ttl=6 * DAY)
     await authority.adopt(longer)
     assert authority.authorities.longest_svid == DAY
-    await authority.prepare(Kind.JWT)
+    await authority.prepare(AuthorityKind.JWT)
     prepared = authority.authorities.jwt[-1]
     assert prepared.not_after - prepared.not_before == 6 * DAY
     await authority.adopt(POLICY)

@@ -7,10 +7,11 @@ import datetime as dt
 
 import pytest
 
-from agent.authorities import Kind
-from agent.issuance import IssuanceError
-from agent.keystore import Keystore, KeystoreError
-from agent.validation import validate_jwt_svid, validate_x509_svid
+from agent.authority.authority_set import AuthorityKind
+from agent.authority.issuance import IssuanceError
+from agent.authority.keystore import Keystore, KeystoreError
+from agent.spiffe.jwt_rules import validate_jwt_svid
+from agent.spiffe.x509_rules import validate_x509_svid
 from tests.support.fakes import START, FakeClock, Lines
 from tests.unit.authority.conftest import (
     DAY,
@@ -30,16 +31,16 @@ async def test_a_successor_is_known_long_before_it_signs(
     open_authority: Open, clock: FakeClock
 ) -> None:
     authority = open_authority()
-    told: list[Kind] = []
+    told: list[AuthorityKind] = []
     authority.on_change(told.append)
     clock.set(START + 11 * HOUR)
     await authority.catch_up()
     assert not told
     clock.set(START + 12 * HOUR)
     await authority.catch_up()
-    assert sorted(told) == [Kind.JWT, Kind.X509]
+    assert sorted(told) == [AuthorityKind.JWT, AuthorityKind.X509]
     assert authority.bundle.sequence == 3, "one for each kind, each with a sequence of its own"
-    for kind in Kind:
+    for kind in AuthorityKind:
         assert states(authority, kind) == ["active", "prepared"]
     old = authority.sign_x509(x509_request())
     clock.set(START + 20 * HOUR)
@@ -48,7 +49,7 @@ async def test_a_successor_is_known_long_before_it_signs(
     new = authority.sign_x509(x509_request())
     assert new.issuer != old.issuer
     assert authority.bundle.document() == known.document()
-    assert sorted(told) == [Kind.JWT, Kind.X509], "the bundle is the same"
+    assert sorted(told) == [AuthorityKind.JWT, AuthorityKind.X509], "the bundle is the same"
     validate_x509_svid([old], known, START + 12 * HOUR + HOUR / 2)
     validate_x509_svid([new], known, clock.now())
     token = authority.sign_jwt(jwt_request()).token
@@ -65,10 +66,10 @@ async def test_the_former_one_leaves_when_nothing_it_signed_is_left(
         await authority.catch_up()
     clock.set(START + 24 * HOUR + 59 * MINUTE)
     await authority.catch_up()
-    assert states(authority, Kind.JWT) == ["retired", "active", "prepared"]
+    assert states(authority, AuthorityKind.JWT) == ["retired", "active", "prepared"]
     clock.set(START + 25 * HOUR)
     await authority.catch_up()
-    assert states(authority, Kind.JWT) == ["active", "prepared"]
+    assert states(authority, AuthorityKind.JWT) == ["active", "prepared"]
     assert len(authority.bundle.jwt_authorities) == 2
 
 
@@ -156,7 +157,7 @@ async def test_nobody_waits_for_a_step_that_can_wait(
     authority = open_authority()
     clock.set(START + 21 * HOUR)
     await authority.be_able_to_sign()
-    assert states(authority, Kind.X509) == ["active"]
+    assert states(authority, AuthorityKind.X509) == ["active"]
     clock.set(START + 24 * HOUR - dt.timedelta(seconds=1))
     await authority.be_able_to_sign()
     authority.sign_x509(x509_request())

@@ -1,7 +1,7 @@
 """Certificates made to order, also those that vouchd itself would never sign.
 
-Everything is built with `cryptography` directly, so that a fault in `agent.issuance` cannot hide
-itself in the tests of `agent.validation`.
+Everything is built with `cryptography` directly, so that a fault in
+`agent.authority.issuance` cannot hide itself in the tests of `agent.spiffe.x509_rules`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from agent.bundle import TrustBundle
-from agent.keys import PrivateKey
-from agent.spiffe import SpiffeId, TrustDomain
+from agent.spiffe.bundle import TrustBundle
+from agent.spiffe.ids import SpiffeId, TrustDomain
+from agent.spiffe.keys import PrivateKey
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 DAY = timedelta(days=1)

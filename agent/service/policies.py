@@ -1,0 +1,89 @@
+"""From settings to what the parts take: no part reads the configuration itself."""
+
+from __future__ import annotations
+
+import os
+import random
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agent.api.admin import Administrators
+from agent.api.workload import Review, ServingPolicy
+from agent.authority.embedded import AuthorityPolicy
+from agent.gate.listener import SocketFile, group_id
+from agent.kernel.caller import identify
+from agent.limits.quotas import Limits
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+    from pathlib import PurePath
+
+    from agent.config.settings import LimitSettings, Settings
+    from agent.kernel.caller import Caller
+
+ADMIN_MODE = 0o600
+ADMIN_GROUP_MODE = 0o660
+
+
+def authority_policy(settings: Settings) -> AuthorityPolicy:
+    """How the authority signs."""
+    return AuthorityPolicy(
+        trust_domain=settings.trust_domain,
+        key_type=settings.authority.key_type,
+        ttl=settings.authority.x509_ca_ttl,
+    )
+
+
+def serving_policy(settings: Settings) -> ServingPolicy:
+    """What the Workload API gives to whom, and how often it looks again."""
+    return ServingPolicy(
+        review=Review(settings.reattest_interval, spread),
+        allow_unauthenticated_verifiers=settings.allow_unauthenticated_verifiers,
+    )
+
+
+def identification(settings: Settings) -> Callable[[socket.socket], Caller]:
+    """How the kernel is asked who connected."""
+    return partial(identify, required=settings.require_proof)
+
+
+def limits(settings: LimitSettings) -> Limits:
+    """How many there may be."""
+    return Limits(
+        connections=settings.connections,
+        connections_per_user=settings.connections_per_user,
+        streams=settings.streams,
+        streams_per_user=settings.streams_per_user,
+        attestations=settings.attestations,
+        attestations_per_user=settings.attestations_per_user,
+    )
+
+
+def public_socket(settings: Settings) -> SocketFile:
+    """Where workloads connect."""
+    return SocketFile(
+        path=Path(settings.socket_path),
+        mode=settings.socket_mode,
+        owner=settings.socket_owner,
+        group=settings.socket_group,
+    )
+
+
+def admin_socket(path: PurePath, settings: Settings) -> SocketFile:
+    """Where administrators connect."""
+    group = settings.admin_socket_group
+    mode = ADMIN_MODE if group is None else ADMIN_GROUP_MODE
+    return SocketFile(path=Path(path), mode=mode, group=group)
+
+
+def administrators(settings: Settings) -> Administrators:
+    """Who may administer."""
+    group = settings.admin_socket_group
+    return Administrators(os.geteuid(), None if group is None else group_id(group))
+
+
+def spread() -> float:
+    """Where in its spread something falls, from [-1, 1)."""
+    return random.uniform(-1, 1)  # noqa: S311 - spreads load, guards nothing

@@ -1,0 +1,173 @@
+"""Validate JWT-SVIDs against a trust bundle (SPIFFE JWT-SVID, RFC 7519)."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from jwt import PyJWS
+from jwt.exceptions import PyJWTError
+
+from agent.spiffe import keys
+from agent.spiffe.ids import SpiffeId
+from agent.spiffe.x509_rules import ValidationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from agent.spiffe.bundle import TrustBundle
+    from agent.spiffe.ids import TrustDomain
+    from agent.spiffe.keys import PublicKey
+
+# For hosts whose clocks differ a little (JW-17). Within one host it is not needed at all, so it
+# stays far below the minute that is common elsewhere: an expired token must not live on.
+LEEWAY = timedelta(seconds=5)
+# A token travels in an HTTP header (JW-20), where servers stop at 8 to 16 KiB; and what we decode
+# before the signature is checked must stay small.
+MAX_TOKEN_CHARS = 16 * 1024
+
+# RFC 7515 section 3.1: three parts in base64url without padding (JW-01, JW-16).
+_COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
+_JWS = PyJWS(algorithms=keys.JWS_ALGORITHMS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidatedJwtSvid:
+    """A JWT-SVID whose signature, audience and time hold.
+
+    `claims` are all claims of the token, with `aud` always as a list.
+    """
+
+    spiffe_id: SpiffeId
+    expires_at: datetime
+    audience: tuple[str, ...]
+    claims: Mapping[str, object]
+
+
+# --- JWT -------------------------------------------------------------------------------------
+
+
+def validate_jwt_svid(
+    token: str, audience: str, bundles: Mapping[TrustDomain, TrustBundle], now: datetime
+) -> ValidatedJwtSvid:
+    """Judge a JWT-SVID for one who goes by the name `audience`.
+
+    The bundle is chosen by the token's subject (WL-53). A token without `kid` is tried against all
+    keys of its trust domain (Q-06). `iat` is not looked at: it limits nothing.
+
+    Raises:
+        ValidationError: the token is not a valid JWT-SVID for this audience at this time.
+    """
+    header, payload = _decode(token)
+    claims = _claims(payload)
+    spiffe_id = _subject(claims)
+    bundle = bundles.get(spiffe_id.trust_domain)
+    if bundle is None:
+        raise ValidationError(f"no trust bundle for trust domain {spiffe_id.trust_domain} (WL-53)")
+    _check_signature(token, header, bundle)
+    audiences = _audiences(claims)
+    if audience not in audiences or not audience:
+        raise ValidationError("the token is not meant for this audience (JW-10)")
+    return ValidatedJwtSvid(
+        spiffe_id=spiffe_id,
+        expires_at=_check_time(claims, now),
+        audience=audiences,
+        claims=MappingProxyType(claims | {"aud": list(audiences)}),
+    )
+
+
+def _decode(token: str) -> tuple[dict[str, Any], bytes]:
+    """Header and payload, not yet trusted; a header that breaks a rule gets no further (JW-14)."""
+    if len(token) > MAX_TOKEN_CHARS:
+        raise ValidationError(f"the token is longer than {MAX_TOKEN_CHARS} characters")
+    if not _COMPACT.fullmatch(token):
+        raise ValidationError("the token is not in JWS compact serialization (JW-16)")
+    try:
+        decoded = _JWS.decode_complete(token, options={"verify_signature": False})
+    except PyJWTError:
+        raise ValidationError("the token cannot be decoded") from None
+    header = decoded["header"]
+    if header.get("alg") not in keys.JWS_ALGORITHMS:
+        raise ValidationError("the token's alg is not one that a JWT-SVID may have (JW-05)")
+    if header.get("typ", "JWT") not in ("JWT", "JOSE"):
+        raise ValidationError("the token's typ is neither JWT nor JOSE (JW-07)")
+    if "crit" in header or "b64" in header:
+        raise ValidationError("the token needs extensions that JWT-SVID does not have (JW-02)")
+    return header, decoded["payload"]
+
+
+def _claims(payload: bytes) -> dict[str, Any]:
+    try:
+        claims = json.loads(payload)
+        # Python reads more than JSON has (NaN, lone surrogates); what cannot be written as JSON
+        # in UTF-8 could not be handed on either.
+        json.dumps(claims, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError):
+        raise ValidationError("the token's claims are not valid JSON") from None
+    if not isinstance(claims, dict):
+        raise ValidationError("the token's claims are not a JSON object")
+    return claims
+
+
+def _subject(claims: dict[str, Any]) -> SpiffeId:
+    subject = claims.get("sub")
+    try:
+        return SpiffeId.parse(subject if isinstance(subject, str) else "")
+    except ValueError:
+        raise ValidationError("the token's sub is not a workload's SPIFFE ID (JW-08)") from None
+
+
+def _check_signature(token: str, header: dict[str, Any], bundle: TrustBundle) -> None:
+    candidates = [
+        key
+        for kid, key in bundle.jwt_authorities.items()
+        if header.get("kid", kid) == kid and header["alg"] in keys.jws_algorithms(key)
+    ]
+    if not candidates:
+        raise ValidationError(
+            f"no JWT authority of trust domain {bundle.trust_domain} has the token's kid and alg"
+        )
+    if not any(_is_signed_by(token, key, header["alg"]) for key in candidates):
+        raise ValidationError("the token's signature is not valid")
+
+
+def _is_signed_by(token: str, key: PublicKey, algorithm: str) -> bool:
+    try:
+        _JWS.decode_complete(token, key, algorithms=[algorithm])
+    except PyJWTError:
+        return False
+    return True
+
+
+def _audiences(claims: dict[str, Any]) -> tuple[str, ...]:
+    value = claims.get("aud")
+    audiences = [value] if isinstance(value, str) else value
+    if not isinstance(audiences, list) or not all(isinstance(a, str) for a in audiences):
+        raise ValidationError("the token has no usable aud (JW-10)")
+    return tuple(audiences)
+
+
+def _check_time(claims: dict[str, Any], now: datetime) -> datetime:
+    """Return when the token expires."""
+    if "exp" not in claims:
+        raise ValidationError("the token has no exp (JW-13)")
+    expires_at = _numeric_date(claims["exp"])
+    if now - LEEWAY >= expires_at:
+        raise ValidationError("the token has expired (JW-17)")
+    if "nbf" in claims and now + LEEWAY < _numeric_date(claims["nbf"]):
+        raise ValidationError("the token is not valid yet (nbf)")
+    return expires_at
+
+
+def _numeric_date(value: object) -> datetime:
+    """RFC 7519 section 2: seconds, possibly with a fraction."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValidationError("the token's exp or nbf is not a number")
+    try:
+        return datetime.fromtimestamp(value, tz=UTC)
+    except (ValueError, OverflowError, OSError):
+        raise ValidationError("the token's exp or nbf is no date") from None

@@ -1,0 +1,39 @@
+"""Our values as plain data: what logs, JSON and messages are made of.
+
+A dataclass becomes a mapping of its fields, so that one definition serves every output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import fields, is_dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+
+def to_plain(value: object) -> Any:  # noqa: PLR0911 - a table
+    """Mappings, lists, text, numbers, truth values and None. Sets are sorted by their text.
+
+    Instants become RFC 3339 text in UTC; what is of no such kind becomes its `str`. Bytes that are
+    no UTF-8, as a process may have them in its name, are escaped.
+    """
+    match value:
+        case None | bool() | int() | float():
+            return value
+        case datetime():
+            return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+        case Mapping():
+            return {_text(key): to_plain(each) for key, each in value.items()}
+        case AbstractSet():
+            return sorted(map(_text, value))
+        case tuple() | list():
+            return [to_plain(each) for each in value]
+        case _ if is_dataclass(value):
+            return {each.name: to_plain(getattr(value, each.name)) for each in fields(value)}
+        case _:
+            return _text(value)
+
+
+def _text(value: object) -> str:
+    return str(value).encode(errors="backslashreplace").decode()

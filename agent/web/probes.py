@@ -1,0 +1,187 @@
+"""`/metrics`, `/live` and `/ready` over HTTP, for Prometheus and for probes.
+
+On a Unix socket that others cannot open, or on a loopback port, which every user of the host can
+reach. So nothing that is said here is secret, and whoever asks cannot cost the agent much: each
+connection has one short request and a few seconds, and what is more than some connections a second
+is cut as it comes. One who floods the port can make scrapes fail; the Unix socket is out of reach.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from agent.config.settings import LoopbackAddress
+from agent.errors import StartupError
+from agent.gate.listener import Listener, SocketFile
+from agent.limits.rate_limit import RateLimit
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from pathlib import PurePath
+
+    from structlog.typing import FilteringBoundLogger
+
+# A scrape every few seconds and some probes are usual. With CONNECTION_SECONDS this also bounds how
+# many connections there are: 70.
+AT_ONCE = 20
+SECONDS_EACH = 0.1
+# From connect to the last byte of the answer.
+CONNECTION_SECONDS = 5.0
+BACKLOG = 64
+PRIVATE_MODE = 0o600
+GROUP_MODE = 0o660
+# Of what strangers send nothing is worth a line, least of all a traceback each.
+_QUIET = logging.getLogger("vouchd.exposition")
+_QUIET.disabled = True
+# Prometheus sends some 300 bytes in all.
+MAX_LINE_BYTES = 2048
+MAX_HEADERS = 32
+READ_BYTES = 4096
+
+
+class Exposition:
+    """Answers on a listening socket from `start` until `close`, which closes the socket too.
+
+    `text` gives the metrics; `obstacles` what keeps the agent from serving. That there is an answer
+    at all shows that the loop turns.
+    """
+
+    def __init__(
+        self,
+        text: Callable[[], str],
+        obstacles: Callable[[], Sequence[str]],
+        log: FilteringBoundLogger,
+    ) -> None:
+        self._text = text
+        self._obstacles = obstacles
+        self._log = log
+        self._loop = asyncio.get_running_loop()
+        self._limit = RateLimit(AT_ONCE, SECONDS_EACH)
+        self._http = web.Server(self._answer)
+        self._listening: asyncio.Server | None = None
+
+    async def start(self, listener: socket.socket) -> None:
+        """Begin to answer."""
+        if listener.family is socket.AF_UNIX:
+            listening = await self._loop.create_unix_server(self._connect, sock=listener)
+        else:
+            listening = await self._loop.create_server(self._connect, sock=listener)
+        self._listening = listening
+
+    async def close(self) -> None:
+        """Cut every connection."""
+        if self._listening is not None:
+            self._listening.close()
+        await self._http.shutdown(0)
+
+    def _connect(self) -> asyncio.Protocol:
+        if self._limit.take(None, self._loop.time()) is None:
+            return _Refusal()
+        return _Connection(
+            self._http,
+            loop=self._loop,
+            logger=_QUIET,
+            max_line_size=MAX_LINE_BYTES,
+            max_field_size=MAX_LINE_BYTES,
+            max_headers=MAX_HEADERS,
+            read_bufsize=READ_BYTES,
+            lingering_time=0,
+            auto_decompress=False,
+        )
+
+    async def _answer(self, request: web.BaseRequest) -> web.Response:
+        try:
+            response = self._respond(request)
+        except Exception:  # noqa: BLE001 - whatever it is, it must not end more than this request
+            self._log.exception("telemetry broke", path=request.path)
+            response = web.Response(status=500, text="internal error; the agent's log says more\n")
+        response.force_close()
+        return response
+
+    def _respond(self, request: web.BaseRequest) -> web.Response:
+        if request.method not in {"GET", "HEAD"}:
+            return web.Response(status=405, headers={"Allow": "GET, HEAD"})
+        match request.path:
+            case "/metrics":
+                body = self._text().encode()
+                return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
+            case "/live":
+                return web.Response(text="live\n")
+            case "/ready":
+                return self._readiness()
+            case _:
+                return web.Response(status=404, text="there are /metrics, /live and /ready\n")
+
+    def _readiness(self) -> web.Response:
+        if obstacles := self._obstacles():
+            return web.Response(status=503, text="\n".join(["not ready", *obstacles, ""]))
+        return web.Response(text="ready\n")
+
+
+@asynccontextmanager
+async def expose(
+    exposition: Exposition, where: PurePath | LoopbackAddress, group: str | None
+) -> AsyncIterator[None]:
+    """Have it answer there for as long as the block lasts; a Unix socket for a group, too.
+
+    Raises:
+        StartupError: it cannot listen there.
+    """
+    with _port(where) if isinstance(where, LoopbackAddress) else _file(where, group) as listener:
+        await exposition.start(listener)
+        try:
+            yield
+        finally:
+            await exposition.close()
+
+
+@contextmanager
+def _file(path: PurePath, group: str | None) -> Iterator[socket.socket]:
+    mode = PRIVATE_MODE if group is None else GROUP_MODE
+    listener = Listener(SocketFile(path=Path(path), mode=mode, group=group))
+    try:
+        yield listener.socket
+    finally:
+        listener.close()
+
+
+@contextmanager
+def _port(address: LoopbackAddress) -> Iterator[socket.socket]:
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    try:
+        bound = socket.create_server((address.host, address.port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise StartupError(
+            f"cannot listen on {address}: {error.strerror}; give telemetry.listen an address with a"
+            " free port, or the path of a Unix socket"
+        ) from error
+    with bound:
+        yield bound
+
+
+class _Connection(web.RequestHandler):
+    """One whose time is limited."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        abort = cast("asyncio.Transport", transport).abort
+        self._deadline = self._loop.call_later(CONNECTION_SECONDS, abort)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._deadline.cancel()
+        super().connection_lost(exc)
+
+
+class _Refusal(asyncio.Protocol):
+    """One too many."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        cast("asyncio.Transport", transport).abort()

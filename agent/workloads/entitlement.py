@@ -1,0 +1,206 @@
+"""What a caller may have, right now: its selectors, and the identities they earn it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+from agent.entries.explain import explain
+from agent.entries.identity import match
+from agent.errors import AttestationError, NoIdentityError
+from agent.limits.rate_limit import RateLimit, SharedRateLimit
+from agent.signals import UNHEARD, Stage, Stopwatch
+from agent.telemetry.plain import to_plain
+from attestors.api import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from datetime import datetime
+
+    from structlog.typing import FilteringBoundLogger
+
+    from agent.attestation.attestor import WorkloadAttestor
+    from agent.attestation.result import Attested
+    from agent.clock import Clock
+    from agent.entries.entry import EntrySet
+    from agent.entries.explain import Verdict
+    from agent.entries.identity import Identity, Matches
+    from agent.kernel.caller import Caller
+    from agent.signals import Signals
+    from attestors.api import Selector
+
+# Explanations in the log, and failures of attestors: each user may cause so many at once and one
+# more every ten seconds; all explanations together are one a second, because to find the nearest of
+# 100,000 entries takes some 50 ms.
+EXPLAINED_AT_ONCE = 5
+USER_SECONDS = 10.0
+ALL_AT_ONCE = 20
+ALL_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entitlement:
+    """The identities of one caller in their order: the first is its default.
+
+    `attestation` is what they rest on; None where nothing was asked of the caller.
+    """
+
+    identities: tuple[Identity, ...]
+    attestation: Attested | None = None
+    ends_at: datetime | None = field(init=False)
+    """When the first of its entries comes to its end; None if none does."""
+
+    def __post_init__(self) -> None:
+        ends = [each.expires_at for each in self.identities if each.expires_at is not None]
+        object.__setattr__(self, "ends_at", min(ends, default=None))
+
+    @property
+    def complete(self) -> bool:
+        """False while an attestor fails: there may be more to have later."""
+        return self.attestation is None or not self.attestation.failures
+
+
+@dataclass(frozen=True, slots=True)
+class _Matched:
+    """What a caller matched, and of what that was found out."""
+
+    entries: EntrySet
+    selectors: frozenset[Selector]
+    at: datetime
+    matches: Matches
+
+    def still_holds(self, entries: EntrySet, selectors: frozenset[Selector], now: datetime) -> bool:
+        """Whether it would match just the same now; only the very same objects do."""
+        if self.entries is not entries or self.selectors is not selectors:
+            return False
+        return (
+            self.at <= now
+            and not self.matches.without_id
+            and all(
+                each.expires_at is None or now < each.expires_at for each in self.matches.identities
+            )
+        )
+
+
+class Entitlements:
+    """Attests callers and matches them against the registration entries, which may be replaced.
+
+    `prove_sender` returns when the caller itself has answered on its connection.
+    """
+
+    def __init__(
+        self,
+        attestor: WorkloadAttestor,
+        entries: EntrySet,
+        prove_sender: Callable[[Caller], Awaitable[None]],
+        clock: Clock,
+        log: FilteringBoundLogger,
+        signals: Signals = UNHEARD,
+    ) -> None:
+        self.entries = entries
+        self.log_each = False
+        """Whether everybody to whom something is released is logged, at the level debug."""
+        self._signals = signals
+        self._attestor = attestor
+        self._prove_sender = prove_sender
+        self._clock = clock
+        self._log = log
+        self._explained = SharedRateLimit(
+            RateLimit(EXPLAINED_AT_ONCE, USER_SECONDS), RateLimit(ALL_AT_ONCE, ALL_SECONDS)
+        )
+        self._failed_for = RateLimit(EXPLAINED_AT_ONCE, USER_SECONDS)
+        self._matched: WeakKeyDictionary[Caller, _Matched] = WeakKeyDictionary()
+
+    async def of(self, caller: Caller, *, releasing: bool = True) -> Entitlement:
+        """What this caller may have.
+
+        `releasing` says that it is about to get it. If that is because of the program it runs, that
+        program must then have answered for itself, while it was the one that was attested: who
+        connected could have left the connection to a child, and executed a trusted program.
+
+        Raises:
+            PeerError: its evidence does not hold.
+            AttestationError: nothing matched, but an attestor failed.
+            UnansweredError: nobody answers on the connection.
+            NoIdentityError: nothing matches.
+        """
+        async with self._attestor.attest(caller) as attestation:
+            with Stopwatch(self._signals, Stage.MATCH):
+                matches = self.matches(caller, attestation)
+            if attestation.failures:
+                self._log_failures(caller, attestation)
+            if releasing and self.log_each:  # not each time that somebody idle is looked at again
+                self._log_attested(caller, attestation, matches)
+            if releasing and matches.evidence & attestation.program:
+                await self._prove_sender(caller)
+                # The entries may be others by now.
+                matches = self.matches(caller, attestation)
+        if matches.identities:
+            return Entitlement(identities=matches.identities, attestation=attestation)
+        self._log_denied(caller, attestation, matches)
+        if attestation.failures:
+            raise AttestationError("not every attestor could answer; try again")
+        raise NoIdentityError("no registration entry matches the selectors of this process")
+
+    def matches(
+        self, caller: Caller, attestation: Attested, entries: EntrySet | None = None
+    ) -> Matches:
+        """What a caller of whom this is known would match of the entries in force, or of others."""
+        entries = self.entries if entries is None else entries
+        selectors, now = attestation.selectors, self._clock.now()
+        known = self._matched.get(caller)
+        if known is None or not known.still_holds(entries, selectors, now):
+            matches = match(entries, selectors, caller.process.name, now)
+            known = self._matched[caller] = _Matched(entries, selectors, now, matches)
+        return known.matches
+
+    def explain(self, caller: Caller, attestation: Attested) -> Verdict:
+        """Why this caller gets what it gets, and nothing else."""
+        matches = self.matches(caller, attestation)
+        return explain(self.entries, attestation.selectors, matches, self._clock.now())
+
+    def _log_attested(self, caller: Caller, attestation: Attested, matches: Matches) -> None:
+        self._log.debug(
+            "caller attested",
+            pid=caller.credentials.pid,
+            uid=caller.credentials.uid,
+            gid=caller.credentials.gid,
+            proof=str(caller.proof),
+            weaknesses=list(caller.weaknesses),
+            selectors=sorted(map(shown, attestation.selectors)),
+            entries=[identity.entry_id for identity in matches.identities],
+            notes=list(attestation.notes),
+        )
+
+    def _log_failures(self, caller: Caller, attestation: Attested) -> None:
+        uid = caller.credentials.uid
+        unsaid = self._failed_for.take(uid, asyncio.get_running_loop().time())
+        if unsaid is not None:
+            self._log.warning(
+                "attestor failed",
+                pid=caller.credentials.pid,
+                uid=uid,
+                failures=dict(attestation.failures),
+                failures_not_logged=unsaid,
+            )
+
+    def _log_denied(self, caller: Caller, attestation: Attested, matches: Matches) -> None:
+        """Why somebody got nothing is what operators ask most, and the process may be gone then."""
+        uid = caller.credentials.uid
+        left_out = self._explained.take(uid, asyncio.get_running_loop().time())
+        if left_out is None:
+            return
+        verdict = explain(self.entries, attestation.selectors, matches, self._clock.now())
+        self._log.info(
+            "no identity issued",
+            pid=caller.credentials.pid,
+            uid=uid,
+            gid=caller.credentials.gid,
+            proof=str(caller.proof),
+            weaknesses=list(caller.weaknesses),
+            notes=list(attestation.notes),
+            denials_not_logged=left_out.of_key + left_out.of_all,
+            **to_plain(verdict),
+        )

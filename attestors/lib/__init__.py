@@ -1,0 +1,1 @@
+"""Parts that several attestors share: cgroup paths, HTTP, engines, the kubelet."""

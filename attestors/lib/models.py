@@ -1,0 +1,34 @@
+"""JSON answers of engines and kubelets, of which only what matters is read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+
+class Part(BaseModel):
+    """Base of a part of an answer. Whatever else is in it is passed over."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+def first_fault(error: ValidationError) -> str:
+    """Where and why, but never the value: it may be a secret."""
+    first = error.errors(include_input=False, include_url=False, include_context=False)[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'all of it'}: {first['msg']}"
+
+
+def _absolute(path: str) -> str:
+    if path.startswith("/"):
+        return path
+    if path.startswith("unix:/"):
+        path_alone = "/" + path.removeprefix("unix:").lstrip("/")
+        raise ValueError(f"write the path alone: {path_alone}")
+    raise ValueError(f"{path!r} is not an absolute path")
+
+
+AbsolutePath = Annotated[str, AfterValidator(_absolute)]

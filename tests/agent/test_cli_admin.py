@@ -1,0 +1,378 @@
+"""The operator's commands, against a real agent."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+
+from agent.client.admin import AdminClient
+from agent.errors import RequestError
+from tests.conftest import AgentFactory
+from tests.support.agent import PATIENCE_SECONDS, REPOSITORY, RunningAgent
+from tests.support.cli import Outcome, command, vouchd
+from tests.support.streams import Stream, issuer_of
+
+UID, GID = os.getuid(), os.getgid()
+ENTRIES = f"""entries:
+  - {{id: mine, spiffe_id: /mine, selectors: ['unix:uid:{UID}']}}
+  - {{id: near, spiffe_id: /near, selectors: ['unix:uid:{UID}', 'unix:path:/usr/bin/nothing']}}
+  - {{id: far, spiffe_id: /far, selectors: ['unix:uid:4294967294']}}
+"""
+NOBODYS = "entries:\n  - {id: other, spiffe_id: /other, selectors: ['unix:uid:4294967294']}\n"
+
+
+@pytest.fixture(scope="module")
+def agent() -> Iterator[RunningAgent]:
+    running = RunningAgent(ENTRIES)
+    yield running
+    running.close()
+
+
+def ask(agent: RunningAgent, *arguments: object) -> Outcome:
+    return vouchd(*arguments, "--admin-socket", agent.admin_socket)
+
+
+def as_json(agent: RunningAgent, *arguments: object) -> Any:
+    return ask(agent, *arguments, "--output", "json").json
+
+
+# --- status --------------------------------------------------------------------------------------
+
+
+def test_status_shows_authorities_entries_and_who_is_connected(agent: RunningAgent) -> None:
+    with Stream(agent.socket) as stream:
+        stream.next()
+        found = as_json(agent, "status")
+    assert found["trust_domain"] == "example.org"
+    assert found["entries"]["loaded"] == 3
+    assert found["attestors"] == ["unix"]
+    [caller] = found["callers"]
+    assert (caller["pid"], caller["uid"]) == (os.getpid(), UID)
+    assert caller["spiffe_ids"] == ["spiffe://example.org/mine"]
+    assert caller["streams"] == ["FetchX509SVID"]
+    assert caller["since"] < caller["next_renewal"]
+    kinds = {each["kind"]: each for each in found["authority"]["authorities"]}
+    assert sorted(kinds) == ["jwt", "x509"]
+    for authority in kinds.values():
+        assert (authority["state"], authority["next_step"]) == ("active", "prepare successor")
+        assert authority["since"] < authority["next_step_at"] < authority["not_after"]
+    assert "PRIVATE" not in str(found)
+
+
+def test_status_reads_well(agent: RunningAgent) -> None:
+    outcome = vouchd("status", "-c", agent.config)
+    assert outcome.code == 0
+    assert "trust domain  example.org" in outcome.stdout
+    assert "next step     prepare successor" in outcome.stdout
+
+
+def test_watching_survives_a_restart_and_ends_quietly(agent_factory: AgentFactory) -> None:
+    agent = agent_factory(ENTRIES)
+    watch = subprocess.Popen(
+        command("status", "--watch", "--output", "json", "--admin-socket", agent.admin_socket),
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert watch.stdout is not None
+    assert watch.stderr is not None
+    with watch.stdout, watch.stderr:
+        lines = map(json.loads, watch.stdout)
+        assert next(lines)["trust_domain"] == "example.org"
+        agent.stop()
+        assert any("no_answer" in line for line in lines)
+        agent.start()
+        assert any("trust_domain" in line for line in lines)
+        watch.send_signal(signal.SIGTERM)
+        assert watch.wait(PATIENCE_SECONDS) == 0
+        assert watch.stderr.read() == ""
+
+
+def test_metrics_are_text_for_prometheus(agent: RunningAgent) -> None:
+    outcome = ask(agent, "status", "--metrics")
+    assert "vouchd_entries 3.0" in outcome.stdout
+    assert "# TYPE vouchd_entries_valid gauge" in outcome.stdout
+
+
+def test_an_agent_that_is_not_there_says_what_to_look_at(tmp_path: Path) -> None:
+    outcome = vouchd("status", "--admin-socket", tmp_path / "none.sock")
+    assert outcome.code == 1
+    assert "there is no socket at" in outcome.stderr
+    assert "admin_socket_path" in outcome.stderr
+
+
+def test_a_configuration_without_administration_is_told(tmp_path: Path) -> None:
+    config = tmp_path / "agent.yaml"
+    config.write_text("trust_domain: example.org\n")
+    outcome = vouchd("status", "-c", config)
+    assert outcome.code == 2
+    assert "sets no admin_socket_path" in outcome.stderr
+
+
+def test_the_socket_is_for_its_owner_alone(agent: RunningAgent) -> None:
+    assert stat.S_IMODE(agent.admin_socket.stat().st_mode) == 0o600
+
+
+# --- explain -------------------------------------------------------------------------------------
+
+
+def test_explain_says_what_is_matched_and_what_the_nearest_lack(agent: RunningAgent) -> None:
+    found = as_json(agent, "explain", os.getpid())
+    assert found["process"]["pid"] == os.getpid()
+    assert found["process"]["proof"] == "not connected"
+    [report] = found["attestors"]
+    assert report["attestor"] == "unix"
+    assert report["milliseconds"] > 0
+    assert f"unix:uid:{UID}" in report["selectors"]
+    assert [each["entry_id"] for each in found["verdict"]["matched"]] == ["mine"]
+    near = found["verdict"]["missed"][0]
+    assert near["entry_id"] == "near"
+    [lacking] = near["lacking"]
+    assert lacking["wanted"] == "unix:path:/usr/bin/nothing"
+    assert lacking["found"] == [f"unix:path:{Path('/proc/self/exe').readlink()}"]
+
+
+def test_explain_of_one_who_is_connected_tells_what_it_was_served(agent: RunningAgent) -> None:
+    with Stream(agent.socket) as stream:
+        stream.next()
+        found = as_json(agent, "explain", os.getpid())
+    assert found["process"]["proof"] in {"peerpidfd", "pidfd_open"}
+    assert found["attestors"][0]["remembered"] is True
+    [served] = found["served"]
+    assert served["spiffe_ids"] == ["spiffe://example.org/mine"]
+
+
+def test_explain_of_one_who_gets_nothing_fails_and_knows_its_refusals(
+    agent_factory: AgentFactory,
+) -> None:
+    agent = agent_factory(NOBODYS, config="log: {format: json}")
+    assert vouchd("fetch", "x509", "--socket", agent.socket).code == 1
+    outcome = ask(agent, "explain", os.getpid())
+    assert outcome.code == 1
+    assert "gets no identity; see why above" in outcome.stderr
+    assert "wanted  unix:uid:4294967294" in outcome.stdout
+    assert f"found   unix:uid:{UID}" in outcome.stdout
+    assert "no registration entry matches" in outcome.stdout
+    line = agent.wait_for_log("no identity issued")
+    assert f'"wanted": "unix:uid:4294967294", "found": ["unix:uid:{UID}"]' in line
+
+
+def test_denials_are_not_all_explained_in_the_log(agent_factory: AgentFactory) -> None:
+    agent = agent_factory(NOBODYS)
+    for _ in range(8):
+        assert vouchd("fetch", "x509", "--socket", agent.socket).code == 1
+    assert agent.log.count("no identity issued") <= 6
+
+
+def test_explain_of_nobody(agent: RunningAgent) -> None:
+    outcome = ask(agent, "explain", 2**22)
+    assert outcome.code == 1
+    assert "there is no process 4194304" in outcome.stderr
+    for text in ("abc", "0", "99999999999", "1.5"):
+        outcome = ask(agent, "explain", text)
+        assert (outcome.code, outcome.stdout) == (2, "")
+        assert f"'{text}' is not the PID of a process" in outcome.stderr
+
+
+def test_explain_of_a_program_whose_name_is_no_text(agent: RunningAgent, tmp_path: Path) -> None:
+    program = os.fsencode(tmp_path) + b"/\xff\xfe\n\x1b[2J"
+    shutil.copy(b"/bin/sleep", program)
+    with subprocess.Popen([program, "60"]) as process:
+        try:
+            outcome = ask(agent, "explain", process.pid)
+            found = as_json(agent, "explain", process.pid)
+        finally:
+            process.kill()
+    assert outcome.code == 0, outcome.stderr
+    assert "\x1b" not in outcome.stdout
+    assert "\\udcff" in found["process"]["executable"]
+
+
+def test_explain_of_one_of_whom_little_is_readable(agent: RunningAgent) -> None:
+    outcome = ask(agent, "explain", 1)
+    assert outcome.code in {0, 1}
+    assert "process" in outcome.stdout
+    assert "defect" not in outcome.stderr
+    assert "internal" not in outcome.stderr
+
+
+def test_another_socket_is_told_from_the_administration(agent: RunningAgent) -> None:
+    outcome = vouchd("status", "--admin-socket", agent.socket)
+    assert outcome.code == 1
+    assert f"{agent.socket} is not the administration socket of an agent" in outcome.stderr
+
+
+# --- entries -------------------------------------------------------------------------------------
+
+
+def test_match_by_pid_needs_no_agent(tmp_path: Path) -> None:
+    config = tmp_path / "agent.yaml"
+    config.write_text("trust_domain: example.org\nentries: [e.yaml]\n")
+    (tmp_path / "e.yaml").write_text(
+        ENTRIES + "  - {id: user, spiffe_id: '/user/{unix:uid}', selectors: ['unix:gid:"
+        f"{GID}']}}\n  - {{id: none, spiffe_id: '/{{unix:supplementary_gid}}', selectors: "
+        f"['unix:uid:{UID}']}}\n"
+    )
+    outcome = vouchd("entries", "match", "-c", config, "--pid", os.getpid(), "--output", "json")
+    found = outcome.json
+    ids = [each["spiffe_id"] for each in found["matched"]]
+    assert ids[:2] == ["spiffe://example.org/mine", f"spiffe://example.org/user/{UID}"]
+    assert f"unix:uid:{UID}" in found["selectors"]
+
+
+def test_match_wants_selectors_or_a_pid(agent: RunningAgent) -> None:
+    for arguments in ([], ["unix:uid:1", "--pid", "1"]):
+        outcome = vouchd("entries", "match", "-c", agent.config, *arguments)
+        assert outcome.code == 2
+        assert "either selectors" in outcome.stderr
+
+
+def test_diff_shows_who_would_gain_and_lose_what(agent: RunningAgent, tmp_path: Path) -> None:
+    new = tmp_path / "new.yaml"
+    new.write_text(
+        f"trust_domain: example.org\nentries: [e.yaml]\nadmin_socket_path: {agent.admin_socket}\n"
+    )
+    (tmp_path / "e.yaml").write_text(ENTRIES.replace("/mine", "/yours"))
+    with Stream(agent.socket) as stream:
+        stream.next()
+        found = vouchd("entries", "diff", "-c", new, "--output", "json").json
+        [changed] = found["changed"]
+        assert changed["gained"] == ["spiffe://example.org/yours"]
+        assert changed["lost"] == ["spiffe://example.org/mine"]
+        assert changed["pid"] == os.getpid()
+        same = vouchd("entries", "diff", "-c", agent.config, "--output", "json").json
+        assert (same["changed"], same["unchanged"]) == ([], 1)
+        assert stream.is_silent(), "asking changes nothing"
+
+
+def test_diff_of_files_with_mistakes_names_them(agent: RunningAgent, tmp_path: Path) -> None:
+    new = tmp_path / "new.yaml"
+    new.write_text("trust_domain: example.org\nentries: [e.yaml]\n")
+    (tmp_path / "e.yaml").write_text("entries: [{spiffe_id: x}]\n")
+    outcome = vouchd("entries", "diff", "-c", new, "--admin-socket", agent.admin_socket)
+    assert outcome.code == 2
+    assert f"{tmp_path}/e.yaml:1:11: selectors is missing" in outcome.stderr
+
+
+def test_import_writes_entries_and_names_what_it_dropped(
+    agent: RunningAgent, tmp_path: Path
+) -> None:
+    old = tmp_path / "old.json"
+    old.write_text(
+        '{"entries": [{"id": "x", "spiffe_id": {"trust_domain": "example.org", "path": "/x"},'
+        ' "selectors": [{"type": "unix", "value": "uid:7"}], "downstream": true}]}'
+    )
+    outcome = vouchd("entries", "import", "-c", agent.config, old)
+    assert outcome.code == 0
+    assert "entries: []" in outcome.stdout
+    assert outcome.stderr.startswith("vouchd: x is left out: it is for a nested server")
+
+
+# --- authority -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fresh(agent_factory: AgentFactory) -> RunningAgent:
+    return agent_factory(ENTRIES)
+
+
+def states(agent: RunningAgent, kind: str) -> list[str]:
+    found = as_json(agent, "authority", "show")["authorities"]
+    return [each["state"] for each in found if each["kind"] == kind]
+
+
+def test_a_stolen_key_is_replaced_while_streams_look_on(fresh: RunningAgent) -> None:
+    with Stream(fresh.socket) as stream:
+        first = stream.next()
+        [stolen] = [
+            each["id"]
+            for each in as_json(fresh, "authority", "show")["authorities"]
+            if each["kind"] == "x509"
+        ]
+        prepared = as_json(fresh, "authority", "prepare", "x509")
+        assert prepared["state"] == "prepared"
+        both = stream.next()
+        assert [svid.chain_der for svid in both.svids] == [svid.chain_der for svid in first.svids]
+        assert len(x509_of(both.svids[0].bundle_der)) == 2, "known before it signs"
+        assert as_json(fresh, "authority", "activate", "x509")["id"] == prepared["id"]
+        assert states(fresh, "x509") == ["retired", "active"]
+        assert stream.is_silent(), "nothing that a workload has is other than before"
+        assert as_json(fresh, "authority", "taint", stolen)["state"] == "tainted"
+        replaced = stream.next()
+        assert issuer_of(replaced) != issuer_of(first)
+        assert as_json(fresh, "authority", "revoke", stolen)["bundle_sequence"] == 3
+        last = stream.next()
+        assert len(x509_of(last.svids[0].bundle_der)) == 1
+        assert issuer_of(last) == x509_of(last.svids[0].bundle_der)[0].subject
+    line = fresh.wait_for_log("administrator's command")
+    assert f"uid={UID}" in line
+    assert "command=prepare" in line
+
+
+def x509_of(der: bytes) -> list[x509.Certificate]:
+    """Concatenated certificates, as bundles are."""
+    found = []
+    while der:
+        length = int.from_bytes(der[2:4], "big") + 4
+        found.append(x509.load_der_x509_certificate(der[:length]))
+        der = der[length:]
+    return found
+
+
+def test_tokens_of_a_tainted_key_are_not_handed_out_again(fresh: RunningAgent) -> None:
+    def token() -> str:
+        answer = vouchd("fetch", "jwt", "-a", "x", "--socket", fresh.socket, "--output", "json")
+        found: str = answer.json["svids"][0]["token"]
+        return found
+
+    first = token()
+    assert token() == first, "kept while half of its life is left"
+    [stolen] = [
+        each["id"]
+        for each in as_json(fresh, "authority", "show")["authorities"]
+        if each["kind"] == "jwt"
+    ]
+    as_json(fresh, "authority", "prepare", "jwt")
+    as_json(fresh, "authority", "activate", "jwt")
+    assert token() == first
+    as_json(fresh, "authority", "taint", stolen)
+    second = token()
+    assert second != first
+    valid = vouchd("validate", "jwt", "-a", "x", first, "--socket", fresh.socket)
+    assert valid.code == 0, "in the bundle until it is revoked"
+    as_json(fresh, "authority", "revoke", stolen)
+    assert vouchd("validate", "jwt", "-a", "x", first, "--socket", fresh.socket).code == 1
+    assert vouchd("validate", "jwt", "-a", "x", second, "--socket", fresh.socket).code == 0
+
+
+def test_what_cannot_be_done_says_what_to_do(fresh: RunningAgent) -> None:
+    outcome = ask(fresh, "authority", "activate", "jwt")
+    assert (outcome.code, outcome.stdout) == (1, "")
+    assert outcome.stderr == "vouchd: no jwt authority is prepared: prepare one first\n"
+    assert ask(fresh, "authority", "taint", "x").stderr == "vouchd: there is no authority 'x'\n"
+    assert ask(fresh, "authority", "prepare", "pgp").code == 2
+    with (
+        AdminClient(fresh.admin_socket, PATIENCE_SECONDS) as client,
+        pytest.raises(RequestError, match="'pgp' is no kind of authority"),
+    ):
+        client.prepare_authority("pgp")
+
+
+def test_a_rotation_by_hand_survives_a_restart(fresh: RunningAgent) -> None:
+    as_json(fresh, "authority", "prepare", "x509")
+    as_json(fresh, "authority", "activate", "x509")
+    before = as_json(fresh, "authority", "show")
+    fresh.kill()
+    fresh.start()
+    assert as_json(fresh, "authority", "show") == before

@@ -1,0 +1,123 @@
+"""A real agent whose limits are small, and callers who keep calls open that need no identity."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
+    ProtoReflectionDescriptorDatabase,
+)
+
+from agent.api.servers import MAX_REQUEST_BYTES
+from agent.pb import workloadapi_pb2 as pb
+from agent.transport.http2 import GO_AWAY
+from tests.conftest import AgentFactory
+from tests.support.abuse import END_HEADERS, HEADERS, PREFACE, SETTINGS, call_headers, frame
+from tests.support.agent import PATIENCE_SECONDS, RunningAgent, entry_for_me
+from tests.support.scrape import get, series
+
+# Half of it for one user in one cgroup: six calls.
+SIX_CALLS = """
+limits:
+  streams: 100
+  streams_per_user: 6
+  attestations: 100
+  attestations_per_user: 6
+"""
+
+
+def test_watches_of_health_have_an_end(agent_factory: AgentFactory) -> None:
+    agent = agent_factory(config=SIX_CALLS)
+    with grpc.insecure_channel(agent.address) as channel:
+        health: Any = health_pb2_grpc.HealthStub(channel)
+        watches = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(6)]
+        assert all(next(watch).status for watch in watches)
+        with pytest.raises(grpc.RpcError) as refused:
+            next(health.Watch(health_pb2.HealthCheckRequest()))
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert "too many calls of this user" in agent.wait_for_log("connection refused")
+    with grpc.insecure_channel(agent.address) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        assert health.Check(health_pb2.HealthCheckRequest()).status
+
+
+def test_who_only_asks_what_there_is_has_made_a_call(agent_factory: AgentFactory) -> None:
+    agent = agent_factory()
+    with grpc.insecure_channel(agent.address) as channel:
+        assert "SpiffeWorkloadAPI" in ProtoReflectionDescriptorDatabase(channel).get_services()
+    assert agent.stop() == 0
+    assert "without a call" not in agent.log
+
+
+def half_requests(path: Path, number: int) -> bool:
+    """Whether a connection with so many calls that never come to be whole is left open."""
+    with closing(socket.socket(socket.AF_UNIX)) as sock:
+        sock.settimeout(PATIENCE_SECONDS)
+        sock.connect(str(path))
+        calls = [frame(HEADERS, END_HEADERS, 2 * n + 1, call_headers()) for n in range(number)]
+        sock.sendall(PREFACE + frame(SETTINGS) + b"".join(calls) + frame(6, 0, 0, b"answered"))
+        arrived = b""
+        while b"answered" not in arrived:
+            chunk = b""
+            with suppress(ConnectionResetError):  # cut before all was read
+                chunk = sock.recv(65536)
+            if not chunk:
+                return False
+            arrived += chunk
+    assert GO_AWAY not in arrived
+    return True
+
+
+def test_calls_that_never_come_to_be_whole_have_an_end(agent_factory: AgentFactory) -> None:
+    agent = agent_factory(entry_for_me(), config=SIX_CALLS)
+    assert half_requests(agent.socket, 6)
+    agent.wait_for_log("connection ended")  # until then they count
+    assert not half_requests(agent.socket, 7)
+    assert half_requests(agent.socket, 6)
+
+
+def jwt(channel: grpc.Channel, request: bytes, *metadata: tuple[str, str]) -> grpc.StatusCode:
+    """The status of a FetchJWTSVID with this request, whatever it is."""
+    method: Any = channel.unary_unary("/SpiffeWorkloadAPI/FetchJWTSVID")
+    try:
+        method(request, metadata=(("workload.spiffe.io", "true"), *metadata), timeout=10)
+    except grpc.RpcError as error:
+        code: grpc.StatusCode = error.code()
+        return code
+    return grpc.StatusCode.OK
+
+
+def refusals(agent: RunningAgent, reason: str) -> float:
+    status, text = get(agent.directory / "t.sock", "/metrics")
+    assert status == 200
+    return series(text)[f'vouchd_refusals_total{{reason="{reason}"}}']
+
+
+def test_a_request_that_is_too_large_is_unavailable_and_told_of(
+    agent_factory: AgentFactory,
+) -> None:
+    agent = agent_factory(entry_for_me(), config="telemetry: {listen: t.sock}")
+    most = MAX_REQUEST_BYTES
+    with grpc.insecure_channel(agent.address) as channel:
+        assert jwt(channel, bytes(most)) is grpc.StatusCode.INVALID_ARGUMENT, "it came through"
+        assert jwt(channel, bytes(most + 1)) is grpc.StatusCode.UNAVAILABLE
+    assert f"a call of more than {most + 5} bytes" in agent.wait_for_log("connection refused")
+    assert refusals(agent, "size") == 1
+
+
+def test_long_metadata_is_taken_up_to_what_is_said_to_be_too_long(
+    agent_factory: AgentFactory,
+) -> None:
+    agent = agent_factory(entry_for_me(), config="telemetry: {listen: t.sock}")
+    request = pb.JWTSVIDRequest(audience=["a"]).SerializeToString()
+    with grpc.insecure_channel(agent.address) as channel:
+        assert jwt(channel, request, ("x", "~" * 12_000)) is grpc.StatusCode.OK
+        assert jwt(channel, request, ("x", "~" * 20_000)) is grpc.StatusCode.UNAVAILABLE
+    assert "headers of more than 16384 bytes" in agent.wait_for_log("connection refused")
+    assert refusals(agent, "headers") == 1

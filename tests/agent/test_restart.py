@@ -1,0 +1,81 @@
+"""A real agent is stopped and started: what its clients have then."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agent.client.workload import WorkloadClient
+from agent.svids.disk_cache import CREDENTIAL, FILE, KEY_FILE
+from tests.support.agent import PATIENCE_SECONDS, RunningAgent, entry_for_me
+
+
+def chain(agent: RunningAgent) -> bytes:
+    with WorkloadClient(agent.socket, PATIENCE_SECONDS) as client:
+        return client.fetch_x509_svids().svids[0].chain_der
+
+
+def restart(agent: RunningAgent) -> None:
+    assert agent.stop() == 0
+    agent.start()
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Iterator[RunningAgent]:
+    agent = RunningAgent(entry_for_me(), env={"CREDENTIALS_DIRECTORY": str(tmp_path)})
+    yield agent
+    agent.close()
+
+
+def test_the_same_svid_until_the_entry_says_something_else(agent: RunningAgent) -> None:
+    first = chain(agent)
+    restart(agent)
+    assert chain(agent) == first
+    agent.stop()
+    agent.entries.write_text(entry_for_me(dns_names="[new.example]"))
+    agent.start()
+    assert chain(agent) != first
+
+
+def test_switched_off_it_leaves_nothing_on_disk(agent: RunningAgent) -> None:
+    first = chain(agent)
+    agent.stop()
+    files = {each.name for each in (agent.directory / "data").iterdir()}
+    assert {FILE, KEY_FILE} <= files
+    agent.config.write_text(agent.config.read_text() + "svid_cache: false\n")
+    agent.start()
+    assert chain(agent) != first
+    agent.stop()
+    files = {each.name for each in (agent.directory / "data").iterdir()}
+    assert not {FILE, KEY_FILE} & files
+    agent.start()
+
+
+def test_a_credential_takes_the_place_of_the_key_file(agent: RunningAgent, tmp_path: Path) -> None:
+    agent.stop()
+    (agent.directory / "data" / KEY_FILE).unlink()
+    (tmp_path / CREDENTIAL).write_bytes(b"c" * 32)
+    agent.start()
+    first = chain(agent)
+    restart(agent)
+    assert chain(agent) == first
+    assert not (agent.directory / "data" / KEY_FILE).exists()
+    agent.stop()
+    (tmp_path / CREDENTIAL).write_bytes(b"d" * 32)
+    agent.start()
+    assert chain(agent) != first
+    assert agent.log.count("svid cache not used") == 1
+    assert "it is of another key or trust domain" in agent.log
+
+
+def test_a_key_that_cannot_be_used_is_no_reason_not_to_serve(agent: RunningAgent) -> None:
+    agent.stop()
+    (agent.directory / "data" / KEY_FILE).chmod(0o644)
+    agent.start()
+    assert chain(agent)
+    line = agent.wait_for_log("svid cache not used")
+    assert "svids.key is open to other users" in line
+    assert "chmod 0600" in line
+    (agent.directory / "data" / KEY_FILE).chmod(0o600)

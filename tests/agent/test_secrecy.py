@@ -1,0 +1,61 @@
+"""What looks after all logs of all tests: it finds what it should."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+
+from agent.spiffe import keys
+from agent.spiffe.keys import KeyType
+from tests.support import secrecy
+from tests.support.agent import RunningAgent, entry_for_me
+from tests.support.cli import vouchd
+
+KEY = keys.generate(KeyType.EC_P256)
+DER = keys.to_pkcs8_der(KEY)
+NUMBER = KEY.private_numbers().private_value  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        keys.to_pem(KEY).decode(),
+        DER.hex(),
+        DER.hex(":").upper(),
+        repr(DER),
+        *(base64.b64encode(b"x" * n + DER).decode() for n in range(3)),
+        base64.urlsafe_b64encode(keys.to_pkcs8_der(keys.generate(KeyType.RSA_2048))).decode(),
+        keys.to_pkcs8_der(keys.generate(KeyType.EC_P384)).hex(),
+        str(NUMBER),
+        f"{NUMBER:064x}",
+        base64.urlsafe_b64encode(NUMBER.to_bytes(32, "big")).decode(),
+        "token=eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJzcGlmZmUifQ.c2lnbmF0dXJlc2lnbmF0dXJl",
+        f"selectors=['docker:env:{secrecy.CANARY_VARIABLE}={secrecy.CANARY}']",
+    ],
+)
+def test_a_secret_is_found_in_any_form(text: str) -> None:
+    secrecy.know(KEY)
+    assert secrecy.secrets_in(f"event field={text} more")
+
+
+@pytest.mark.parametrize("before", range(32))
+def test_it_is_found_wherever_it_begins(before: int) -> None:
+    secrecy.know(KEY)
+    assert secrecy.secrets_in("#" * before + f"{NUMBER:064x}")
+    assert not secrecy.secrets_in("#" * before + f"{NUMBER:064x}"[:-1])
+
+
+def test_what_is_no_secret_is_not_found() -> None:
+    secrecy.know(KEY)
+    assert not secrecy.secrets_in("2026-01-01 svid issued serial=5815c0f692cf2c393fbcd5412eaa1107")
+
+
+def test_what_a_real_agent_says_is_heard_and_its_keys_are_known() -> None:
+    agent = RunningAgent(entry_for_me(), config="log: {level: debug}")
+    assert vouchd("fetch", "x509", "--socket", agent.socket).code == 0
+    agent.stop()
+    secrecy.know_keys_below(agent.directory)
+    assert len(secrecy._keys) == 2, "those of its two authorities"
+    assert "svid issued" in "".join(secrecy._heard)
+    agent.close()

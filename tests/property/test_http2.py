@@ -1,0 +1,206 @@
+"""PINGs go in and out between frames, however the stream is cut, and nothing else changes."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import h2.config
+import h2.connection
+import h2.events
+import hyperframe.frame as hf
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.transport.http2 import (
+    CLIENT_PREFACE_BYTES,
+    MESSAGE_HEADER_BYTES,
+    ClientFrames,
+    Insertion,
+    ping,
+)
+
+OURS = b"\x01ours\x02\x03\x04"
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+
+
+def frame(kind: int, flags: int, payload: bytes, stream: int) -> bytes:
+    header = len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big")
+    return header + payload
+
+
+payloads = st.binary(max_size=60) | st.binary(min_size=8, max_size=8) | st.just(OURS)
+# Every type there is and some that are not; those of header blocks come in blocks, below.
+plain_frames = st.builds(
+    frame,
+    st.sampled_from([0, 2, 3, 4, 6, 7, 8, 10, 200]),
+    st.integers(0, 255),
+    payloads,
+    st.integers(0, 2**31 - 1),
+).filter(lambda raw: not is_our_ack(raw))
+
+
+@st.composite
+def header_blocks(draw: st.DrawFn) -> bytes:
+    """HEADERS and its CONTINUATIONs, the last of which ends the block."""
+    parts = draw(st.lists(payloads, min_size=1, max_size=4))
+    last = len(parts) - 1
+    return b"".join(
+        frame(1 if number == 0 else 9, 4 if number == last else 0, part, 1)
+        for number, part in enumerate(parts)
+    )
+
+
+def is_our_ack(raw: bytes) -> bool:
+    return raw[3] == 6 and raw[4] & 1 == 1 and raw[9:] == OURS
+
+
+streams = st.lists(plain_frames | header_blocks(), max_size=12)
+
+
+def cut(data: bytes, cuts: list[int]) -> list[bytes]:
+    edges = [0, *sorted(number % (len(data) + 1) for number in cuts), len(data)]
+    return [data[a:b] for a, b in pairwise(edges) if a != b]
+
+
+cuts = st.lists(st.integers(0, 10_000), max_size=20)
+
+
+@given(frames=streams, position=st.integers(0, 12), acks=st.integers(0, 2), cuts=cuts)
+def test_our_answer_is_taken_out_once_and_all_else_passes(
+    frames: list[bytes], position: int, acks: int, cuts: list[int]
+) -> None:
+    walker = ClientFrames()
+    walker.expect(OURS)
+    answer = frame(6, 1, OURS, 0)
+    place = position % (len(frames) + 1)
+    sent = PREFACE + b"".join([*frames[:place], *([answer] * acks), *frames[place:]])
+    passed = b"".join(walker.feed(chunk) for chunk in cut(sent, cuts))
+    # A second answer is none of ours: it was expected once.
+    extra = [answer] * max(acks - 1, 0)
+    assert passed == PREFACE + b"".join([*frames[:place], *extra, *frames[place:]])
+    assert walker.answered() == ([OURS] if acks else [])
+    assert walker.answered() == []
+
+
+@given(frames=streams, cuts=cuts)
+def test_without_a_question_every_answer_passes(frames: list[bytes], cuts: list[int]) -> None:
+    walker = ClientFrames()
+    sent = PREFACE + b"".join([*frames, frame(6, 1, OURS, 0)])
+    assert b"".join(walker.feed(chunk) for chunk in cut(sent, cuts)) == sent
+    assert walker.answered() == []
+
+
+@given(garbage=st.binary(max_size=400), cuts=cuts)
+def test_garbage_passes_but_for_the_beginning_of_a_frame(garbage: bytes, cuts: list[int]) -> None:
+    for walker in (ClientFrames(), Insertion()):
+        passed = b"".join(walker.feed(chunk) for chunk in cut(garbage, cuts))
+        assert garbage.startswith(passed)
+        assert len(garbage) - len(passed) < len(ping(OURS))
+
+
+@given(frames=streams, moments=st.lists(st.integers(0, 20), max_size=3), cuts=cuts)
+def test_a_question_goes_between_frames_only(
+    frames: list[bytes], moments: list[int], cuts: list[int]
+) -> None:
+    walker = Insertion()
+    settings = frame(4, 0, b"", 0)
+    chunks = cut(b"".join([settings, *frames]), cuts)
+    received = b""
+    for number, chunk in enumerate(chunks):
+        for _ in range(moments.count(number)):
+            received += walker.insert(ping(OURS))
+        received += walker.feed(chunk)
+    for _ in range(sum(moment >= len(chunks) for moment in moments)):
+        received += walker.insert(ping(OURS))
+    expected = [settings, *frames]
+    assert received.startswith(settings), "the server's first frame is SETTINGS"
+    found = 0
+    for unit in split(received):
+        if expected and unit == expected[0]:
+            expected.pop(0)
+        else:
+            assert unit == ping(OURS)
+            found += 1
+    assert expected == []
+    assert found == len(moments), "each question was asked"
+
+
+def split(stream: bytes) -> list[bytes]:
+    """Frames, those of one header block in one piece."""
+    units, block = [], b""
+    while stream:
+        length = int.from_bytes(stream[:3], "big")
+        unit, stream = stream[: 9 + length], stream[9 + length :]
+        block += unit
+        if unit[3] not in {1, 5, 9} or unit[4] & 4:
+            units.append(block)
+            block = b""
+    return units
+
+
+def test_before_the_servers_first_frame_it_waits() -> None:
+    walker = Insertion()
+    assert walker.insert(ping(OURS)) == b""
+    settings = frame(4, 0, b"", 0)
+    assert walker.feed(settings[:5]) == b""
+    assert walker.feed(settings[5:]) == settings + ping(OURS)
+
+
+def test_a_real_stack_answers_and_nobody_else_is_asked() -> None:
+    client = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
+    server = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
+    insertion, answers = Insertion(), ClientFrames()
+    client.initiate_connection()
+    server.initiate_connection()
+    answers.expect(OURS)
+    client.receive_data(insertion.feed(server.data_to_send()) + insertion.insert(ping(OURS)))
+    client.ping(b"theirown")
+    events = server.receive_data(answers.feed(client.data_to_send()))
+    assert answers.answered() == [OURS]
+    assert not [event for event in events if isinstance(event, h2.events.PingAckReceived)]
+    assert [e.ping_data for e in events if isinstance(e, h2.events.PingReceived)] == [b"theirown"]
+
+
+def test_the_frame_is_what_the_standard_says() -> None:
+    assert ping(OURS) == hf.PingFrame(stream_id=0, opaque_data=OURS).serialize()
+    assert len(PREFACE) == CLIENT_PREFACE_BYTES
+    with pytest.raises(ValueError, match="carries 8 bytes, not 7"):
+        ping(OURS[:-1])
+
+
+@st.composite
+def calls(draw: st.DrawFn) -> tuple[bytes, list[int]]:
+    """Calls one after another, other frames between theirs, and where each can be begun with.
+
+    That is with a message, however it is cut into frames, or at the end of what the client sends.
+    """
+    sent, beginnings = PREFACE, []
+    others = st.lists(plain_frames.filter(lambda raw: raw[3] not in {0, 3}), max_size=2).map(
+        b"".join
+    )
+    for stream in range(1, 2 * draw(st.integers(0, 5)), 2):
+        data = draw(st.lists(st.binary(max_size=9), max_size=4))
+        ends = draw(st.booleans())
+        frames = [(1, b"x" * draw(st.integers(0, 30))), *((0, payload) for payload in data)]
+        begins, received = None, 0
+        for number, (kind, payload) in enumerate(frames):
+            is_end = ends and number == len(frames) - 1
+            sent += draw(others) + frame(kind, 4 | is_end, payload, stream)
+            received += len(payload) * (kind == 0)
+            if begins is None and (is_end or received >= MESSAGE_HEADER_BYTES):
+                begins = len(sent)
+        beginnings += [] if begins is None else [begins]
+    return sent + draw(others), beginnings
+
+
+@given(call=calls(), cuts=cuts)
+def test_a_request_is_complete_with_its_message_and_not_before(
+    call: tuple[bytes, list[int]], cuts: list[int]
+) -> None:
+    sent, beginnings = call
+    walker, passed = ClientFrames(), 0
+    for chunk in cut(sent, cuts):
+        passed += len(walker.feed(chunk))
+        assert walker.complete == sum(begins <= passed for begins in beginnings)
+    assert walker.complete == len(beginnings)

@@ -1,0 +1,181 @@
+"""What a caller is handed, or told instead, by one call."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from typing import Any, cast
+
+import jwt
+import pytest
+from cryptography import x509
+
+from agent.entries.identity import Identity
+from agent.errors import AuthorityError, NoIdentityError, RequestError, VouchdError
+from agent.pb import workloadapi_pb2 as pb
+from agent.telemetry.audit import selectors_sha256
+from agent.telemetry.plain import to_plain
+from attestors.api import Selector
+from tests.support.fakes import identity
+from tests.unit.api.workload.conftest import CALLER, HOUR, Site, first_x509, jwt_request
+
+
+def hinted(name: str, hint: str = "") -> Identity:
+    return identity(name, hint=hint)
+
+
+async def test_all_who_have_the_same_svids_get_one_response_which_goes_with_its_keys(
+    site: Site,
+) -> None:
+    first = await first_x509(site)
+    assert await first_x509(site) is first
+    await site.clock.advance(HOUR)
+    renewed = await first_x509(site)
+    assert renewed.svids[0].x509_svid_key != first.svids[0].x509_svid_key
+    gc.collect()
+    assert sys.getrefcount(first) == 2, "ours, and that of the call"
+
+
+async def test_all_identities_in_the_order_of_the_entries(site: Site) -> None:
+    site.identities = (identity("c"), identity("a"), identity("b"))
+    ids = ["spiffe://example.org/c", "spiffe://example.org/a", "spiffe://example.org/b"]
+    assert [svid.spiffe_id for svid in (await first_x509(site)).svids] == ids
+    tokens = await site.api.fetch_jwt_svid(CALLER, jwt_request())
+    assert [svid.spiffe_id for svid in tokens.svids] == ids
+
+
+async def test_of_several_with_one_hint_the_first_keeps_it(site: Site) -> None:
+    site.identities = (
+        hinted("a", "x"),
+        hinted("b", "x"),
+        hinted("c", "y"),
+        identity("d"),
+        identity("e"),
+    )
+    hints = ["x", "", "y", "", ""]
+    assert [svid.hint for svid in (await first_x509(site)).svids] == hints
+    tokens = await site.api.fetch_jwt_svid(CALLER, jwt_request())
+    assert [svid.hint for svid in tokens.svids] == hints
+
+
+async def test_one_identity_by_name(site: Site) -> None:
+    site.identities = (identity("a"), identity("b"))
+    request = jwt_request(spiffe_id="spiffe://example.org/b")
+    [svid] = (await site.api.fetch_jwt_svid(CALLER, request)).svids
+    assert svid.spiffe_id == "spiffe://example.org/b"
+
+
+async def test_one_who_asks_for_the_identity_of_another_gets_none(site: Site) -> None:
+    with pytest.raises(NoIdentityError):
+        await site.api.fetch_jwt_svid(CALLER, jwt_request(spiffe_id="spiffe://example.org/z"))
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        pb.JWTSVIDRequest(),
+        jwt_request(""),
+        jwt_request("a", " "),
+        jwt_request(*map(str, range(33))),
+        jwt_request("x" * 4097),
+        jwt_request(spiffe_id="http://example.org/b"),
+        jwt_request(spiffe_id="spiffe://example.org"),
+    ],
+)
+async def test_what_is_malformed_is_said_before_anybody_is_attested(
+    site: Site, request_: pb.JWTSVIDRequest
+) -> None:
+    site.identities = AssertionError("attested")  # type: ignore[assignment]
+    with pytest.raises(RequestError):
+        await site.api.fetch_jwt_svid(CALLER, request_)
+
+
+async def test_an_entry_that_cannot_be_served_does_not_hold_up_the_others(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.identities = (identity("a"), identity("b"))
+    sign = site.authority.sign_x509
+
+    def sign_some(request: Any) -> Any:
+        if request.spiffe_id.path == "/a":
+            raise AuthorityError("not this one")
+        return sign(request)
+
+    monkeypatch.setattr(site.authority, "sign_x509", sign_some)
+    for _ in range(20):
+        [svid] = (await first_x509(site)).svids
+        assert svid.spiffe_id == "spiffe://example.org/b"
+    assert site.lines.of("svid not made")[0]["entry"] == "a"
+    assert len(site.lines.of("svid not made")) < 10
+    site.identities = (identity("a"),)
+    with pytest.raises(AuthorityError, match="not this one"):
+        await first_x509(site)
+
+
+async def test_every_svid_of_every_message_is_audited(site: Site) -> None:
+    site.identities = (identity("a"), identity("b"))
+    stream = site.api.fetch_x509_svid(CALLER, pb.X509SVIDRequest())
+    first = cast("pb.X509SVIDResponse", await anext(stream))
+    site.identities = (identity("b"), identity("c"))
+    second = cast("pb.X509SVIDResponse", await anext(stream))
+    await stream.aclose()
+    tokens = (await site.api.fetch_jwt_svid(CALLER, jwt_request("x", "y"))).svids
+    handed_out = [
+        x509.load_der_x509_certificate(svid.x509_svid)
+        for response in (first, second)
+        for svid in response.svids
+    ]
+    lines = site.lines.of("svid issued")
+    assert [(line["serial"], line["expires_at"]) for line in lines[:4]] == [
+        (f"{leaf.serial_number:x}", to_plain(leaf.not_valid_after_utc)) for leaf in handed_out
+    ]
+    assert [line["entry_id"] for line in lines] == ["a", "b", "b", "c", "b", "c"]
+    assert [(line["kid"], line["audience"]) for line in lines[4:]] == [
+        (jwt.get_unverified_header(token.svid)["kid"], ["x", "y"]) for token in tokens
+    ]
+    assert {line["kind"] for line in lines[4:]} == {"jwt-svid"}
+
+
+async def test_an_svid_is_audited_with_what_it_rests_on(site: Site) -> None:
+    """Another call of the same connection may be about to find out something else by then."""
+    site.selectors = frozenset({Selector("unix", "uid:1001")})
+    await first_x509(site)
+    await site.api.fetch_jwt_svid(CALLER, jwt_request())
+    digests = [line.get("selectors_sha256") for line in site.lines.of("svid issued")]
+    assert digests == [selectors_sha256(site.selectors)] * 2
+
+
+async def test_what_could_not_be_made_is_not_said_to_be_issued(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.identities = (identity("a"), identity("b"))
+    sign = site.authority.sign_x509
+
+    def sign_some(request: Any) -> Any:
+        if request.spiffe_id.path == "/a":
+            raise AuthorityError("not this one")
+        return sign(request)
+
+    monkeypatch.setattr(site.authority, "sign_x509", sign_some)
+    await first_x509(site)
+    assert [line["entry_id"] for line in site.lines.of("svid issued")] == ["b"]
+    [served] = site.streams.served(CALLER)
+    assert [each.entry_id for each in served.identities] == ["b"]
+
+
+async def test_wit_is_not_served(site: Site) -> None:
+    with pytest.raises(VouchdError, match="WIT"):
+        site.api.fetch_wit(CALLER, pb.WITSVIDRequest())
+
+
+async def test_after_a_suspend_past_everything_the_first_answer_is_valid(site: Site) -> None:
+    stream = site.api.fetch_x509_svid(CALLER, pb.X509SVIDRequest())
+    await anext(stream)
+    await stream.aclose()
+    site.clock.set(site.clock.now() + 100 * HOUR)
+    [svid] = (await first_x509(site)).svids
+    leaf = x509.load_der_x509_certificate(svid.x509_svid)
+    assert leaf.not_valid_before_utc <= site.clock.now() < leaf.not_valid_after_utc
+    token = (await site.api.fetch_jwt_svid(CALLER, jwt_request())).svids[0].svid
+    request = pb.ValidateJWTSVIDRequest(audience="a", svid=token)
+    assert (await site.api.validate_jwt_svid(CALLER, request)).spiffe_id

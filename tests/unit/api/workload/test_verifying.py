@@ -1,0 +1,76 @@
+"""Bundles and the validation of tokens: for whom, and what they tell."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any, cast
+
+import pytest
+
+from agent.authority.keystore import Keystore
+from agent.errors import NoIdentityError, RequestError
+from agent.pb import workloadapi_pb2 as pb
+from tests.unit.api.workload.conftest import (
+    CALLER,
+    HOUR,
+    Site,
+    bundle_streams,
+    first_x509,
+    jwt_request,
+)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [pb.ValidateJWTSVIDRequest(audience="a"), pb.ValidateJWTSVIDRequest(svid="x.y.z")],
+)
+async def test_validation_wants_both_fields(
+    site: Site, request_: pb.ValidateJWTSVIDRequest
+) -> None:
+    with pytest.raises(RequestError, match="must be specified"):
+        await site.api.validate_jwt_svid(CALLER, request_)
+
+
+async def test_an_own_token_is_valid_and_its_claims_are_told(site: Site) -> None:
+    token = (await site.api.fetch_jwt_svid(CALLER, jwt_request("a", "b"))).svids[0].svid
+    request = pb.ValidateJWTSVIDRequest(audience="b", svid=token)
+    valid = await site.api.validate_jwt_svid(CALLER, request)
+    assert valid.spiffe_id == "spiffe://example.org/a"
+    assert list(cast("Any", valid.claims["aud"])) == ["a", "b"]
+    assert valid.claims["sub"] == "spiffe://example.org/a"
+    assert valid.claims["exp"] == int((site.clock.now() + HOUR).timestamp())
+
+
+async def test_an_expired_token_is_not(site: Site) -> None:
+    token = (await site.api.fetch_jwt_svid(CALLER, jwt_request())).svids[0].svid
+    site.clock.set(site.clock.now() + HOUR + dt.timedelta(minutes=1))
+    with pytest.raises(RequestError, match="expired"):
+        await site.api.validate_jwt_svid(
+            CALLER, pb.ValidateJWTSVIDRequest(audience="a", svid=token)
+        )
+
+
+async def test_bundles_are_for_those_with_an_identity(site: Site) -> None:
+    site.identities = NoIdentityError("none")
+    for stream in bundle_streams(site):
+        with pytest.raises(NoIdentityError):
+            await anext(stream)
+    with pytest.raises(NoIdentityError):
+        await site.api.validate_jwt_svid(
+            CALLER, pb.ValidateJWTSVIDRequest(audience="a", svid="x.y.z")
+        )
+
+
+async def test_unless_the_operator_lets_everybody_verify(keystore: Keystore) -> None:
+    site = Site(keystore, open_verifiers=True)
+    token = (await site.api.fetch_jwt_svid(CALLER, jwt_request())).svids[0].svid
+    site.identities = NoIdentityError("none")
+    for stream in bundle_streams(site):
+        response = await anext(stream)
+        assert list(response.bundles) == ["spiffe://example.org"]
+        await stream.aclose()
+    request = pb.ValidateJWTSVIDRequest(audience="a", svid=token)
+    assert (await site.api.validate_jwt_svid(CALLER, request)).spiffe_id
+    with pytest.raises(NoIdentityError):
+        await first_x509(site)
+    site.authority.close()

@@ -1,0 +1,343 @@
+"""The commands that need no agent, and what all commands have in common."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import click
+import pytest
+
+from agent.cli import main as cli
+from agent.cli.options import parse_endpoint
+from agent.cli.output import Data, printable, relative, to_json, to_text
+from tests.support.agent import REPOSITORY
+from tests.support.cli import command, vouchd
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+ENTRIES = """\
+entries:
+  - {id: web, spiffe_id: /web, selectors: [unix:uid:1000, unix:path:/usr/bin/web]}
+  - {id: job, spiffe_id: /job, selectors: [unix:uid:1000, unix:gid:7, unix:path:/usr/bin/job]}
+  - {id: old, spiffe_id: /old, selectors: [unix:uid:2000], expires_at: 2020-01-01T00:00:00Z}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    (tmp_path / "entries.yaml").write_text(ENTRIES)
+    path = tmp_path / "agent.yaml"
+    path.write_text("trust_domain: example.org\ndata_dir: data\nentries: [entries.yaml]\n")
+    return path
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = cli.execute([*map(str, arguments)])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+# --- all commands --------------------------------------------------------------------------------
+
+
+def test_a_defect_is_one_sentence_and_no_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, config: Path
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("of the test")
+
+    monkeypatch.setattr("agent.cli.config_file.load_settings", broken)
+    code, out, err = run(capsys, "check", "-c", config)
+    assert (code, out) == (1, "")
+    assert err.startswith("vouchd: this is a defect of vouchd (ZeroDivisionError: of the test);")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (MemoryError(), "Out of memory: allow the agent more memory (MemoryMax="),
+        (OSError(24, "Too many open files"), "Too many open files: allow the agent more"),
+    ],
+)
+def test_a_host_that_has_no_more_to_give_is_no_defect(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    config: Path,
+    error: Exception,
+    told: str,
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("agent.cli.config_file.load_settings", fail)
+    code, out, err = run(capsys, "check", "-c", config)
+    assert (code, out) == (1, "")
+    assert err.startswith(f"vouchd: {told}")
+    assert err.count("\n") == 1
+
+
+def test_ctrl_c_is_quiet_and_has_the_code_of_shells(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, config: Path
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("agent.cli.config_file.load_settings", interrupted)
+    code, out, err = run(capsys, "check", "-c", config)
+    assert (code, out.strip(), err.strip()) == (130, "", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["fetch", "x59"], "no such command 'x59'. Did you mean 'x509'?"),
+        (["helth"], "no such command 'helth'"),
+        (["fetch", "jwt"], "missing option '-a' / '--audience'"),
+        (["run"], "missing option '-c' / '--config'"),
+        (
+            ["health", "--timeout", "soon"],
+            "invalid value for '--timeout': 'soon' is not a duration such as 5s or 2m",
+        ),
+        (
+            ["health", "--timeout", "-1s"],
+            "invalid value for '--timeout': '-1s' is not a duration such as 5s or 2m",
+        ),
+    ],
+)
+def test_wrong_usage_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str
+) -> None:
+    code, out, err = run(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert re.fullmatch(rf"vouchd: {re.escape(sentence)} \(see vouchd[a-z ]* --help\)\n", err)
+
+
+def test_without_a_command_there_is_help(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys)
+    assert (code, out) == (2, "")
+    assert all(
+        f"\n  {name} " in err for name in cli.commands.list_commands(click.Context(cli.commands))
+    )
+
+
+def test_a_reader_that_goes_away_causes_no_complaint(config: Path) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    process = subprocess.run(
+        command("entries", "list", "-c", config),
+        cwd=REPOSITORY,
+        stdout=write_end,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    os.close(write_end)
+    assert process.stderr == b""
+    assert process.returncode == 1
+
+
+def test_importing_the_command_line_loads_neither_grpc_nor_pydantic() -> None:
+    script = "import agent.cli, sys; print({'grpc', 'pydantic'} & set(sys.modules))"
+    process = subprocess.run(
+        [sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert process.stdout == "set()\n"
+
+
+# --- where the socket is -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["unix:///run/a.sock", "unix:/run/a.sock", "unix:///run/%61.sock"])
+def test_an_endpoint_is_a_uri_with_an_absolute_path(text: str) -> None:
+    assert parse_endpoint(text) == Path("/run/a.sock")
+
+
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [
+        ("/run/a.sock", "write unix:///run/a.sock"),
+        ("unix:run/a.sock", "write three slashes, unix:///run/a.sock"),
+        ("unix://run/a.sock", "write three slashes, unix:///run/a.sock"),
+        ("unix:///run/a.sock?x=1", "something behind its path"),
+        ("unix:///run/a.sock#x", "something behind its path"),
+        ("tcp://127.0.0.1:8000", "is not of the form unix:///"),
+        ("", "is not of the form unix:///"),
+    ],
+)
+def test_a_wrong_endpoint_says_how_it_is_written(text: str, advice: str) -> None:
+    with pytest.raises(ValueError, match=advice):
+        parse_endpoint(text)
+
+
+def test_a_wrong_variable_is_wrong_usage_that_names_the_variable() -> None:
+    outcome = vouchd("health", SPIFFE_ENDPOINT_SOCKET="/run/a.sock")
+    assert outcome.code == 2
+    assert outcome.stderr == (
+        "vouchd: SPIFFE_ENDPOINT_SOCKET: '/run/a.sock' is a path where a URI is wanted: write"
+        " unix:///run/a.sock (see vouchd health --help)\n"
+    )
+
+
+def test_the_option_wins_over_the_variable() -> None:
+    outcome = vouchd("health", "--socket", "/nowhere/x", SPIFFE_ENDPOINT_SOCKET="unix:///other")
+    assert "there is no socket at /nowhere/x" in outcome.stderr
+
+
+# --- check ---------------------------------------------------------------------------------------
+
+
+def test_check_counts_what_is_valid_and_passes_with_warnings(
+    capsys: pytest.CaptureFixture[str], config: Path
+) -> None:
+    code, out, err = run(capsys, "check", "-c", config)
+    entries = config.with_name("entries.yaml")
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [
+        f"{entries}:4:72: warning: expired at 2020-01-01T00:00:00+00:00: it matches nothing",
+        "3 entries in 1 file are valid",
+    ]
+
+
+def test_check_reports_every_problem_with_its_place(
+    capsys: pytest.CaptureFixture[str], config: Path
+) -> None:
+    entries = config.with_name("entries.yaml")
+    entries.write_text("entries:\n  - {spiffe_id: x, selectors: []}\n  - {spiffe_id: /y}\n")
+    code, out, _err = run(capsys, "check", "-c", config)
+    assert code == 2
+    places = [line.split(": ")[0] for line in out.splitlines()]
+    assert places == [f"{entries}:2:17", f"{entries}:2:31", f"{entries}:3:5"]
+
+
+def test_check_gives_programs_a_list(capsys: pytest.CaptureFixture[str], config: Path) -> None:
+    config.write_text("trust_domain: Example.org\nlogg: {}\n")
+    code, out, _err = run(capsys, "check", "-c", config, "--output", "json")
+    assert code == 2
+    problems = json.loads(out)
+    assert [(each["line"], each["column"], each["severity"]) for each in problems] == [
+        (1, 15, "error"),
+        (2, 1, "error"),
+    ]
+    assert all(each["file"] == str(config) and each["message"] for each in problems)
+
+
+def test_run_refuses_wrong_files_with_every_problem_on_stderr(config: Path) -> None:
+    config.write_text("trust_domain: Example.org\nlogg: {}\n")
+    outcome = vouchd("run", "-c", config)
+    assert (outcome.code, outcome.stdout) == (2, "")
+    assert [line.rpartition(": ")[0].split(": ")[0] for line in outcome.stderr.splitlines()] == [
+        f"{config}:1:15",
+        f"{config}:2:1",
+    ]
+
+
+# --- entries -------------------------------------------------------------------------------------
+
+
+def test_entries_are_listed_in_their_order(
+    capsys: pytest.CaptureFixture[str], config: Path
+) -> None:
+    code, out, _err = run(capsys, "entries", "list", "-c", config, "--output", "json")
+    assert code == 0
+    listed = json.loads(out)["entries"]
+    assert [entry["id"] for entry in listed] == ["web", "job", "old"]
+    assert listed[0]["spiffe_id"] == "spiffe://example.org/web"
+    assert listed[0]["selectors"] == ["unix:path:/usr/bin/web", "unix:uid:1000"]
+    assert listed[0]["origin"] == f"{config.with_name('entries.yaml')}:2"
+    assert listed[2]["expires_at"] == "2020-01-01T00:00:00Z"
+
+
+def test_match_shows_what_would_match(capsys: pytest.CaptureFixture[str], config: Path) -> None:
+    selectors = ["unix:uid:1000", "unix:path:/usr/bin/web", "unix:user:web"]
+    code, out, _err = run(capsys, "entries", "match", "-c", config, *selectors, "--output", "json")
+    assert code == 0
+    answer = json.loads(out)
+    assert [entry["id"] for entry in answer["matched"]] == ["web"]
+    assert answer["nearest"][0]["missing_selectors"] == ["unix:gid:7", "unix:path:/usr/bin/job"]
+
+
+def test_match_says_what_the_nearest_entries_lack(
+    capsys: pytest.CaptureFixture[str], config: Path
+) -> None:
+    code, out, err = run(capsys, "entries", "match", "-c", config, "unix:uid:1000", "unix:gid:7")
+    assert code == 1
+    assert err == "vouchd: no entry matches these selectors; see what is missing above\n"
+    assert "missing selectors  unix:path:/usr/bin/web" in out
+    assert "missing selectors  unix:path:/usr/bin/job" in out
+    assert "/old" not in out  # nothing of it holds
+
+
+def test_match_says_that_an_entry_has_expired(
+    capsys: pytest.CaptureFixture[str], config: Path
+) -> None:
+    code, out, _err = run(capsys, "entries", "match", "-c", config, "unix:uid:2000")
+    assert code == 1
+    assert "expired at  2020-01-01 00:00:00 UTC" in out
+
+
+def test_match_refuses_what_is_no_selector(
+    capsys: pytest.CaptureFixture[str], config: Path
+) -> None:
+    code, _out, err = run(capsys, "entries", "match", "-c", config, "1000")
+    assert code == 2
+    assert "selector '1000' is not of the form type:value, such as unix:uid:1000" in err
+
+
+# --- output --------------------------------------------------------------------------------------
+
+
+def test_text_has_the_members_with_blanks_and_leaves_out_what_is_empty() -> None:
+    data: Data = {
+        "spiffe_id": "spiffe://td/x",
+        "hint": "",
+        "serving": True,
+        "inner": {"n": 1},
+        "many": [{"a": 1, "bc": "x"}, {}],
+    }
+    assert to_text(data, NOW).plain.splitlines() == [
+        "spiffe id  spiffe://td/x",
+        "serving    yes",
+        "inner",
+        "  n  1",
+        "many",
+        "  - a   1",
+        "    bc  x",
+        "  - ",
+    ]
+
+
+def test_short_lists_share_a_line_and_long_ones_do_not() -> None:
+    assert to_text({"x": [1, 2]}, NOW).plain == "x  1, 2"
+    long = ["a" * 60, "b" * 60]
+    assert to_text({"x": long}, NOW).plain.splitlines() == [f"x  {long[0]}", f"   {long[1]}"]
+
+
+def test_a_name_cannot_send_commands_to_the_terminal() -> None:
+    assert printable("a\x1b[2J\nb\udcff") == "a\\x1b[2J\\nb\\udcff"
+    assert "\x1b" not in to_text({"x": "\x1b[2J"}, NOW).plain
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0, "in 0 seconds"),
+        (1, "in 1 second"),
+        (-59, "59 seconds ago"),
+        (3599, "in 59 minutes"),
+        (-7200, "2 hours ago"),
+        (86400 * 3, "in 3 days"),
+    ],
+)
+def test_instants_are_told_by_their_distance(seconds: int, words: str) -> None:
+    assert relative(NOW + timedelta(seconds=seconds), NOW) == words
+
+
+def test_json_is_one_line_with_instants_in_utc() -> None:
+    east = NOW.astimezone(tz=None)
+    assert to_json({"at": east, "x": "a\nb"}) == '{"at": "2026-01-02T03:04:05Z", "x": "a\\nb"}'

@@ -1,0 +1,205 @@
+"""The gate: who is let in, who is found again, what is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from agent.errors import PeerError, PeerGoneError
+from agent.gate import admission as door_module
+from agent.gate import disconnects
+from agent.kernel.caller import Caller
+from tests.support.gate_site import Site, descriptors, guarded, until
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[Site]:
+    async with guarded(tmp_path) as site:
+        yield site
+
+
+async def test_the_caller_is_found_by_the_name_of_its_inner_connection(site: Site) -> None:
+    _reader, writer, name = await site.connected()
+    caller = site.gate.caller(name)
+    assert caller.credentials.pid == os.getpid()
+    assert caller.credentials.uid == os.getuid()
+    assert caller.process.is_alive()
+    writer.close()
+
+
+async def test_each_connection_has_a_name_of_its_own(site: Site) -> None:
+    _, first, name = await site.connected()
+    _, second, other = await site.connected()
+    assert name != other
+    assert len(name.removeprefix("unix-abstract:")) == 32
+    first.close()
+    second.close()
+
+
+async def test_a_name_dies_with_its_connection(site: Site) -> None:
+    _, writer, name = await site.connected()
+    caller = site.gate.caller(name)
+    writer.close()
+    await until(lambda: len(site.gate) == 0)
+    with pytest.raises(PeerError, match="did not come through the public socket"):
+        site.gate.caller(name)
+    assert not caller.process.is_alive(), "a closed handle counts as dead"
+
+
+@pytest.mark.parametrize("name", ["", "unix:", "unix-abstract:", "unix-abstract:" + "0" * 32])
+async def test_an_unknown_name_is_nobody(site: Site, name: str) -> None:
+    with pytest.raises(PeerError):
+        site.gate.caller(name)
+
+
+async def test_a_direct_connection_to_the_inner_server_is_nobody(
+    site: Site, tmp_path: Path
+) -> None:
+    reader, writer = await asyncio.open_unix_connection(tmp_path / "inner")
+    writer.write(b"x")
+    await reader.readexactly(1)
+    with pytest.raises(PeerError):
+        site.gate.caller(site.names[-1])
+    writer.close()
+
+
+async def test_one_who_cannot_be_named_and_asks_nothing_is_refused_all_the_same(
+    site: Site,
+) -> None:
+    def refuse(_sock: socket.socket) -> Caller:
+        raise PeerError("cannot be named")
+
+    site.gate.admission.identify_peer = refuse
+    _, writer = await site.connect()
+    writer.close()
+    await until(lambda: bool(site.lines.lines) and len(site.gate) == 0)
+    [line] = site.lines.of("connection refused")
+    assert line["reason"] == "cannot be named"
+    assert "pid" not in line
+
+
+async def test_a_peer_that_is_gone_is_dropped_at_once(site: Site) -> None:
+    def gone(_sock: socket.socket) -> Caller:
+        raise PeerGoneError("exited")
+
+    site.gate.admission.identify_peer = gone
+    reader, writer = await site.connect()
+    assert await reader.read() == b""
+    assert site.lines.of("connection refused")[0]["reason"] == "exited"
+    assert site.refusals() == {'vouchd_refusals_total{reason="gone"}': 1}
+    writer.close()
+
+
+async def test_one_connection_too_many_is_closed_and_the_log_says_whose(tmp_path: Path) -> None:
+    async with guarded(tmp_path, per_user=4) as site:
+        kept = [await site.connected() for _ in range(2)]
+        before = descriptors()
+        for _ in range(50):
+            reader, writer = await site.connect()
+            assert await reader.read() == b""
+            writer.close()
+            await writer.wait_closed()
+        reason = "connections_of_user_in_cgroup"
+        assert site.refusals() == {f'vouchd_refusals_total{{reason="{reason}"}}': 50}
+        line = site.lines.of("connection refused")[0]
+        assert line["uid"] == os.getuid()
+        assert "cgroup" in line
+        assert line["reason"].startswith("too many connections of this user in this cgroup")
+        await until(lambda: descriptors() == before)
+        kept.pop()[1].close()
+        await until(lambda: len(site.gate) == 1)
+        # Not within the moment in which the same process is refused unseen.
+        await asyncio.sleep(door_module.REFUSED_SECONDS)
+        kept.append(await site.connected())
+        for _, writer, _ in kept:
+            writer.close()
+
+
+async def test_connections_that_come_to_nothing_do_not_fill_the_log(site: Site) -> None:
+    for _ in range(disconnects.UNASKED_AT_ONCE + 20):
+        _, writer, _ = await site.connected()
+        writer.close()
+    await until(lambda: not len(site.gate))
+    lines = site.lines.of("connection ended without a call")
+    assert len(lines) == disconnects.UNASKED_AT_ONCE
+
+
+async def test_a_thousand_at_once(site: Site) -> None:
+    before = descriptors()
+
+    async def visit() -> None:
+        _, writer, _ = await site.connected()
+        writer.close()
+        await writer.wait_closed()
+
+    await asyncio.gather(*(visit() for _ in range(1000)))
+    await until(lambda: len(site.gate) == 0)
+    await until(lambda: descriptors() <= before)
+    assert len(set(site.names)) == 1000
+
+
+async def test_ten_thousand_come_and_go_and_no_descriptor_stays(site: Site) -> None:
+    _, writer, _ = await site.connected()
+    writer.close()
+    await until(lambda: len(site.gate) == 0)
+    before = descriptors()
+    for _ in range(10_000):
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.setblocking(False)
+        while sock.connect_ex(str(site.path)) != 0:
+            await asyncio.sleep(0)
+        sock.close()
+    await until(lambda: len(site.gate) == 0)
+    await until(lambda: descriptors() <= before)
+
+
+async def test_several_connections_of_a_process_are_one_process(site: Site) -> None:
+    kept = [await site.connected() for _ in range(3)]
+    assert len(site.gate) == 3
+    assert site.gate.processes() == 1
+    for _, writer, _ in kept:
+        writer.close()
+
+
+async def test_one_who_cannot_be_watched_is_cut_and_forgotten(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = asyncio.get_running_loop()
+    watch = loop.add_reader
+
+    def fail_once(*_call: object) -> None:
+        monkeypatch.setattr(loop, "add_reader", watch)
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(os.fspath(site.path))
+        monkeypatch.setattr(loop, "add_reader", fail_once)
+        await until(lambda: site.lines.of("cannot accept connections"))
+        assert client.recv(1) == b""
+    assert len(site.gate) == 0
+    _, served, _ = await site.connected()
+    served.close()
+
+
+async def test_close_cuts_everything(site: Site) -> None:
+    reader, writer, _ = await site.connected()
+    site.gate.close()
+    assert await reader.read() == b""
+    assert len(site.gate) == 0
+    writer.close()
+
+
+async def test_drain_waits_for_connections_to_end(site: Site) -> None:
+    _, writer, _ = await site.connected()
+    async with asyncio.TaskGroup() as tasks:
+        drained = tasks.create_task(site.gate.drain(30))
+        await asyncio.sleep(0)
+        assert not drained.done()
+        writer.close()
+    assert len(site.gate) == 0

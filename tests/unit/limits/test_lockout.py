@@ -1,0 +1,223 @@
+"""Users are locked out of a real socket file, and let in again; the operator's list stays."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import re
+import shutil
+import socket
+import stat
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.limits import lockout as lockout_module
+from agent.limits.lockout import HANG_UPS_AT_ONCE, MOST_USERS, Lockout
+from agent.signals import UNHEARD
+from tests.support.fakes import Lines
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("getfacl") is None, reason="getfacl and setfacl are not installed (Debian: acl)"
+)
+
+SOMEBODY, OTHER, THIRD = 2001, 2002, 2003
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Iterator[Path]:
+    with closing(socket.socket(socket.AF_UNIX)) as sock:
+        sock.bind(os.fspath(tmp_path / "s"))
+        (tmp_path / "s").chmod(0o660)
+        yield tmp_path / "s"
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lockout_module, "LOCKED_SECONDS", 0.02)
+
+
+def lockout(path: Path, lines: Lines | None = None) -> Lockout:
+    log = (lines or Lines()).log
+    return Lockout(asyncio.get_running_loop(), os.fspath(path), log, UNHEARD)
+
+
+def acl(path: Path) -> list[str]:
+    """As others read it."""
+    command = [
+        "getfacl",
+        "--omit-header",
+        "--no-effective",
+        "--numeric",
+        "--absolute-names",
+        os.fspath(path),
+    ]
+    listed = subprocess.run(command, check=True, capture_output=True, text=True)
+    return str(listed.stdout).split()
+
+
+def locked(path: Path) -> list[str]:
+    return [entry for entry in acl(path) if re.fullmatch(r"user:\d+:--x", entry)]
+
+
+def flood(of: Lockout, uid: int = SOMEBODY) -> None:
+    of.hung_up(uid, HANG_UPS_AT_ONCE + 1)
+
+
+async def until_open(path: Path) -> None:
+    async with asyncio.timeout(5):
+        while locked(path):
+            await asyncio.sleep(0.005)
+
+
+async def test_one_who_floods_is_locked_out_and_nobody_else_and_for_a_while(path: Path) -> None:
+    before, mode = acl(path), path.stat().st_mode
+    lines = Lines()
+    locks = lockout(path, lines)
+    locks.hung_up(OTHER, 100)
+    flood(locks)
+    assert f"user:{SOMEBODY}:--x" in acl(path)
+    assert not [entry for entry in acl(path) if entry.startswith(f"user:{OTHER}")]
+    assert {"user::rw-", "group::rw-", "mask::rw-", "other::---"} < set(acl(path))
+    [line] = lines.of("user locked out")
+    assert line["uid"] == SOMEBODY
+    await until_open(path)
+    assert acl(path) == before
+    assert path.stat().st_mode == mode
+    locks.close()
+
+
+async def test_what_the_operator_has_put_there_stays(path: Path) -> None:
+    """Whom he keeps out, too, and whom he lets in who floods."""
+    rules = f"u:3000:rw,u:3002:---,u:{SOMEBODY}:rw,g:3001:r,m::rw"
+    subprocess.run(["setfacl", "-m", rules, path], check=True)
+    before = acl(path)
+    locks = lockout(path)
+    assert acl(path) == before
+    flood(locks)
+    assert set(acl(path)) == {*before, f"user:{SOMEBODY}:--x"}
+    await until_open(path)
+    assert acl(path) == before
+    locks.close()
+
+
+async def test_what_is_taken_from_the_group_meanwhile_is_not_given_back(path: Path) -> None:
+    locks = lockout(path)
+    flood(locks)
+    path.chmod(0o600)
+    await until_open(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert acl(path) == ["user::rw-", "group::---", "other::---"]
+    locks.close()
+
+
+def fill_up(patch: pytest.MonkeyPatch) -> asyncio.Queue[None]:
+    """No list can be changed any more; each try is put into the queue, and fails."""
+    tries: asyncio.Queue[None] = asyncio.Queue()
+
+    def fail(*_arguments: object, **_options: object) -> None:
+        tries.put_nowait(None)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    patch.setattr(os, "setxattr", fail)
+    return tries
+
+
+async def two_of(tries: asyncio.Queue[None]) -> None:
+    async with asyncio.timeout(5):
+        for _ in range(2):
+            await tries.get()
+
+
+async def test_one_failure_keeps_nobody_locked_out(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = Lines()
+    locks = lockout(path, lines)
+    flood(locks)
+    with monkeypatch.context() as patch:
+        tries = fill_up(patch)
+        flood(locks, OTHER)
+        await two_of(tries)  # OTHER cannot be locked out, nor SOMEBODY be let in
+        assert locked(path) == [f"user:{SOMEBODY}:--x"]
+        assert lines.of("cannot change who is locked out of the socket")
+    await until_open(path)
+    locks.close()
+
+
+async def test_after_the_end_nothing_is_tried_any_more(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever has the path next has its own list."""
+    timers: list[asyncio.TimerHandle] = []
+    loop = asyncio.get_running_loop()
+    call_later = loop.call_later
+
+    def note(delay: float, callback: Callable[..., object], *args: Any) -> asyncio.TimerHandle:
+        timers.append(call_later(delay, callback, *args))
+        return timers[-1]
+
+    monkeypatch.setattr(loop, "call_later", note)
+    locks = lockout(path)
+    for uid in (SOMEBODY, OTHER):
+        flood(locks, uid)
+    with monkeypatch.context() as patch:
+        await two_of(fill_up(patch))  # neither of them can be let in
+    flood(locks, THIRD)
+    locks.close()
+    assert not locks.users
+    assert not locked(path)
+    to_come = timers[2:]  # the two whose time is over have each left a retry
+    assert len(to_come) == 3
+    assert all(timer.cancelled() for timer in to_come)
+
+
+async def test_root_and_the_owner_of_the_file_are_spared(path: Path) -> None:
+    if os.geteuid() == 0:  # else the owner is not root anyway
+        os.chown(path, SOMEBODY, -1)
+    locks = lockout(path)
+    for uid in (0, path.stat().st_uid, OTHER):
+        flood(locks, uid)
+    assert locked(path) == [f"user:{OTHER}:--x"]
+    locks.close()
+
+
+async def test_one_who_has_stopped_is_free_however_much_it_was(path: Path) -> None:
+    locks = lockout(path)
+    for _ in range(1000):
+        flood(locks)
+    bucket = locks._buckets.of(SOMEBODY)
+    assert bucket.seconds_until(0, asyncio.get_running_loop().time()) <= 1.0
+    locks.close()
+
+
+async def test_what_a_former_agent_left_behind_goes_at_the_start(path: Path) -> None:
+    before = acl(path)
+    flood(lockout(path))
+    assert acl(path) != before
+    lockout(path).close()
+    assert acl(path) == before
+
+
+async def test_many_who_flood_do_not_make_the_list_endless(path: Path) -> None:
+    locks = lockout(path)
+    for uid in range(3000, 3000 + 2 * MOST_USERS):
+        flood(locks, uid)
+    assert len(locked(path)) == MOST_USERS
+    locks.close()
+
+
+async def test_where_the_list_cannot_be_changed_it_is_said_with_the_way_out(tmp_path: Path) -> None:
+    lines = Lines()
+    locks = lockout(tmp_path / "gone", lines)
+    flood(locks)
+    flood(locks, OTHER)
+    [line] = lines.of("cannot change who is locked out of the socket")
+    assert "SocketUser=" in line["advice"]
+    assert not lines.of("user locked out")
+    locks.close()

@@ -1,0 +1,173 @@
+"""The audit trail: everything about an SVID and its holder, and no flood of refusals."""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from agent.entries.entry import EntryId
+from agent.kernel.caller import Caller
+from agent.telemetry import audit as audit_module
+from agent.telemetry.audit import Audit, Evidence, IssuedX509, RefusedCall, selectors_sha256
+from attestors.api import Selector
+from tests.support.fakes import START, Lines
+
+REFUSAL = RefusedCall(reason="nothing matches", status="PERMISSION_DENIED", request="X")
+SVID = IssuedX509(
+    spiffe_id="spiffe://example.org/a", entry_id=EntryId("a"), serial="1f", expires_at=START
+)
+SELECTORS = frozenset({Selector("unix", "uid:1001"), Selector("docker", "env:PASSWORD=hunter2")})
+EVIDENCE: Any = SimpleNamespace(executable="/usr/bin/a", selectors=SELECTORS)
+SHOWN = b"docker:env:PASSWORD=<hidden>\nunix:uid:1001\n"
+
+
+def caller(uid: int = 1001, inode: int | None = 77) -> Caller:
+    return cast(
+        "Caller",
+        SimpleNamespace(
+            credentials=SimpleNamespace(pid=4711, uid=uid), process=SimpleNamespace(inode=inode)
+        ),
+    )
+
+
+class Site:
+    """An audit trail whose clock the test sets."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.evidence: Any = EVIDENCE
+        self.lines = Lines()
+        self.audit = Audit(
+            self.lines.log.info, "boot", lambda _: cast("Evidence", self.evidence), lambda: self.now
+        )
+
+    def refused(self) -> list[dict[str, Any]]:
+        return self.lines.of("call refused")
+
+
+@pytest.fixture
+def site() -> Site:
+    return Site()
+
+
+def test_a_line_says_who_got_what(site: Site) -> None:
+    site.audit.issued(caller(), SVID, EVIDENCE)
+    assert site.lines.lines == [
+        {
+            "event": "svid issued",
+            "level": "info",
+            "kind": "x509-svid",
+            "spiffe_id": "spiffe://example.org/a",
+            "entry_id": "a",
+            "serial": "1f",
+            "expires_at": "2026-01-01T12:00:00Z",
+            "pid": 4711,
+            "uid": 1001,
+            "executable": "/usr/bin/a",
+            "selectors_sha256": hashlib.sha256(SHOWN).hexdigest(),
+            "process": "boot/77",
+        }
+    ]
+
+
+@pytest.mark.parametrize(
+    ("evidence", "inode", "missing"),
+    [
+        (None, 77, {"executable", "selectors_sha256"}),
+        (SimpleNamespace(executable=None, selectors=SELECTORS), 77, {"executable"}),
+        (SimpleNamespace(executable="/a", selectors=SELECTORS), None, {"process"}),
+    ],
+)
+def test_what_is_not_known_is_left_out(
+    site: Site, evidence: Any, inode: int | None, missing: set[str]
+) -> None:
+    site.evidence = evidence
+    site.audit.refused(caller(inode=inode), REFUSAL)
+    [line] = site.refused()
+    assert {"executable", "selectors_sha256", "process"} - set(line) == missing
+
+
+def test_the_digest_cannot_be_used_to_guess_an_environment_variable() -> None:
+    other = frozenset({Selector("unix", "uid:1001"), Selector("docker", "env:PASSWORD=guess")})
+    assert selectors_sha256(SELECTORS) == selectors_sha256(other)
+    assert selectors_sha256(SELECTORS) != selectors_sha256(frozenset())
+
+
+def test_a_path_that_is_no_utf8_has_a_digest() -> None:
+    assert selectors_sha256(frozenset({Selector("unix", "path:/x\udcff")}))
+
+
+def test_a_flood_of_refusals_is_a_few_lines_which_say_how_many_there_were(site: Site) -> None:
+    for _ in range(10_000):
+        site.audit.refused(caller(), REFUSAL)
+    assert len(site.refused()) == audit_module.REFUSALS_AT_ONCE
+    site.audit.refused(caller(uid=2), REFUSAL)
+    assert len(site.refused()) == audit_module.REFUSALS_AT_ONCE + 1, "others have their own"
+    site.now += audit_module.USER_SECONDS
+    site.audit.refused(caller(), REFUSAL)
+    assert site.refused()[-1]["left_out_of_user"] == 10_000 - audit_module.REFUSALS_AT_ONCE
+    assert "left_out_of_user" not in site.refused()[-2]
+
+
+def test_a_flood_of_one_user_costs_it_no_svid_line(site: Site) -> None:
+    for _ in range(1000):
+        site.audit.refused(caller(), REFUSAL)
+        site.audit.issued(caller(), SVID, EVIDENCE)
+    assert len(site.lines.of("svid issued")) == 1000
+
+
+def test_a_flood_of_many_users_is_bounded_too_and_every_one_is_counted(site: Site) -> None:
+    for uid in range(3000):
+        site.audit.refused(caller(uid), REFUSAL)
+    assert len(site.refused()) == audit_module.ALL_AT_ONCE
+    for _ in range(audit_module.REFUSALS_AT_ONCE + 10):
+        site.audit.refused(caller(uid=5000), REFUSAL)
+    site.now += audit_module.USER_SECONDS
+    site.audit.refused(caller(uid=5000), REFUSAL)
+    line = site.refused()[-1]
+    said = line["left_out_of_user"] + line["left_out_of_all"]
+    assert len(site.refused()) + said == 3000 + audit_module.REFUSALS_AT_ONCE + 11
+
+
+def test_counts_of_a_line_that_was_left_out_are_not_lost(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit_module, "REFUSALS_AT_ONCE", 1)
+    monkeypatch.setattr(audit_module, "ALL_AT_ONCE", 1)
+    monkeypatch.setattr(audit_module, "ALL_SECONDS", 1000.0)
+    site = Site()
+    for _ in range(5):
+        site.audit.refused(caller(), REFUSAL)
+    site.now += audit_module.USER_SECONDS
+    site.audit.refused(caller(), REFUSAL)
+    assert len(site.refused()) == 1
+    site.now += 1000
+    site.audit.refused(caller(), REFUSAL)
+    assert site.refused()[-1]["left_out_of_all"] == 5
+
+
+def test_those_who_cannot_be_named_share_their_lines(site: Site) -> None:
+    for _ in range(100):
+        site.audit.refused(None, REFUSAL)
+    assert len(site.refused()) == audit_module.REFUSALS_AT_ONCE
+    assert "pid" not in site.refused()[0]
+
+
+def test_it_can_be_switched_off(site: Site) -> None:
+    site.audit.enabled = False
+    site.audit.issued(caller(), SVID, EVIDENCE)
+    site.audit.refused(caller(), REFUSAL)
+    assert not site.lines.lines
+
+
+def test_an_end_is_said_in_utc(site: Site) -> None:
+    east = dt.timezone(dt.timedelta(hours=2))
+    svid = IssuedX509(
+        spiffe_id="x", entry_id=EntryId("a"), serial="1", expires_at=START.astimezone(east)
+    )
+    site.audit.issued(caller(), svid, EVIDENCE)
+    assert site.lines.lines[0]["expires_at"] == "2026-01-01T12:00:00Z"
