@@ -29,6 +29,8 @@ import time
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+from cachetools import LRUCache
+
 from agent.attestation.panel import _Panel
 from agent.attestation.result import (
     Attested,
@@ -48,7 +50,6 @@ from agent.kernel.fingerprint import (
     own_user_namespace,
     read_fingerprint,
 )
-from agent.lru import LruDict
 from agent.signals import UNHEARD, Stage
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class WorkloadAttestor:
         self._panel = _Panel(attestors, log, signals)
         self._signals = signals
         self._known: WeakKeyDictionary[Caller, _Known] = WeakKeyDictionary()
-        self._processes: LruDict[str, _KnownProcess] = LruDict(_KnownProcess, KNOWN_PROCESSES)
+        self._processes: LRUCache[str, _KnownProcess] = LRUCache(KNOWN_PROCESSES)
 
     def attest(self, caller: Caller) -> AbstractAsyncContextManager[Attested]:
         """What is true of the caller's process, from before a block to after it.
@@ -99,7 +100,11 @@ class WorkloadAttestor:
         # without a pidfs inode, or for a process read by PID (agent.kernel.inspect), it did not.
         if caller.process.inode is None or caller.proof is not Proof.PEERPIDFD:
             return _KnownProcess()
-        return self._processes.of(caller.process.name)
+        name = caller.process.name
+        known = self._processes.get(name)
+        if known is None:
+            known = self._processes[name] = _KnownProcess()
+        return known
 
     def latest(self, caller: Caller) -> Attested | None:
         """What was found out when this caller was last attested; None if that did not hold."""

@@ -16,9 +16,10 @@ from collections import deque
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
+from cachetools import LRUCache
+
 from agent.kernel.account import Scope
-from agent.limits.rate_limit import Bucket
-from agent.lru import LruDict
+from agent.limits.rate_limit import KEYS, Bucket
 
 if TYPE_CHECKING:
     import asyncio
@@ -188,10 +189,9 @@ class _Shares:
     """What users and cgroups have left of their rate. Who is here now is never forgotten."""
 
     def __init__(self, rate: float) -> None:
-        self._recent = {
-            Scope.USER_IN_CGROUP: _buckets(rate / 2),
-            Scope.USER: _buckets(rate),
-            Scope.CGROUP: _buckets(rate),
+        self._rates = {Scope.USER_IN_CGROUP: rate / 2, Scope.USER: rate, Scope.CGROUP: rate}
+        self._recent: dict[Scope, LRUCache[Key, Bucket]] = {
+            scope: LRUCache(KEYS) for scope in self._rates
         }
         self._held: WeakValueDictionary[Key, Bucket] = WeakValueDictionary()
 
@@ -200,11 +200,9 @@ class _Shares:
         return tuple(self._bucket(key) for key in account.keys)
 
     def _bucket(self, key: Key) -> Bucket:
-        bucket = self._held.get(key)
+        recent, rate = self._recent[key[0]], self._rates[key[0]]
+        bucket = self._held.get(key) or recent.get(key)
         if bucket is None:
-            bucket = self._held[key] = self._recent[key[0]].of(key)
+            bucket = recent[key] = Bucket(burst=max(1.0, BURST_SECONDS * rate), rate=rate)
+        self._held[key] = bucket
         return bucket
-
-
-def _buckets(rate: float) -> LruDict[Key, Bucket]:
-    return LruDict(lambda: Bucket(burst=max(1.0, BURST_SECONDS * rate), rate=rate))

@@ -18,8 +18,9 @@ import os
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
-from agent.limits.rate_limit import Bucket, RateLimit, SharedRateLimit
-from agent.lru import LruDict
+from cachetools import LRUCache
+
+from agent.limits.rate_limit import KEYS, Bucket, RateLimit, SharedRateLimit
 from agent.signals import Refused
 
 if TYPE_CHECKING:
@@ -73,9 +74,7 @@ class Lockout:
         self._path = path
         self._log = log
         self._signals = signals
-        self._buckets: LruDict[int, Bucket] = LruDict(
-            lambda: Bucket(burst=HANG_UPS_AT_ONCE, rate=HANG_UPS_PER_SECOND)
-        )
+        self._buckets: LRUCache[int, Bucket] = LRUCache(KEYS)
         self._lines = SharedRateLimit(RateLimit(1, LINE_SECONDS), RateLimit(LINES_AT_ONCE, 1))
         self._failed = RateLimit(1, LINE_SECONDS)
         self._timers: dict[int, asyncio.TimerHandle] = {}
@@ -89,7 +88,11 @@ class Lockout:
 
     def hung_up(self, uid: int, times: int) -> None:
         """So many connections of this user came to nothing."""
-        bucket, now = self._buckets.of(uid), self._loop.time()
+        now = self._loop.time()
+        bucket = self._buckets.get(uid)
+        if bucket is None:
+            bucket = Bucket(burst=HANG_UPS_AT_ONCE, rate=HANG_UPS_PER_SECOND)
+            self._buckets[uid] = bucket
         # At most a second's debt: who goes on is locked out again at once, who has stopped is free.
         owed = bucket.tokens(now) + HANG_UPS_PER_SECOND * LOCKED_SECONDS
         bucket.charge(min(times, max(0.0, owed)), now)

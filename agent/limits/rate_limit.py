@@ -7,7 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from agent.lru import LruDict
+from cachetools import LRUCache
+
+# Keys that are remembered; one that was forgotten begins anew. Whoever can have so many users or
+# cgroups that they push each other out is bounded by what all together may have.
+KEYS = 4096
 
 
 @dataclass(slots=True, kw_only=True, eq=False, weakref_slot=True)
@@ -41,9 +45,9 @@ class RateLimit:
     """`burst` at once for each key, and one more every `seconds`."""
 
     def __init__(self, burst: int, seconds: float) -> None:
-        self._allowances: LruDict[object, _Allowance] = LruDict(
-            lambda: _Allowance(Bucket(burst=burst, rate=1 / seconds))
-        )
+        self._burst = burst
+        self._rate = 1 / seconds
+        self._allowances: LRUCache[object, _Allowance] = LRUCache(KEYS)
 
     def take(self, key: object, now: float) -> int | None:
         """Ask whether it may happen now.
@@ -51,7 +55,10 @@ class RateLimit:
         Returns:
             None if it may not; else how often it was refused since it last happened.
         """
-        allowance = self._allowances.of(key)
+        allowance = self._allowances.get(key)
+        if allowance is None:
+            allowance = _Allowance(Bucket(burst=self._burst, rate=self._rate))
+            self._allowances[key] = allowance
         if allowance.bucket.tokens(now) < 1:
             allowance.refused += 1
             return None

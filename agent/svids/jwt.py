@@ -7,8 +7,9 @@ key that signed it, and none of a tainted key is handed out.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import TYPE_CHECKING, TypeAlias
+
+from cachetools import LRUCache
 
 from agent.authority.jwt_issuer import JwtSvidRequest
 from agent.errors import AuthorityError
@@ -43,13 +44,14 @@ class JwtSvids:
         default_ttl: timedelta,
         log: FilteringBoundLogger,
         signals: Signals = UNHEARD,
+        cache_size: int = CACHE_SIZE,
     ) -> None:
         self.default_ttl = default_ttl
         self._signer = signer
         self._clock = clock
         self._throttled = ThrottledLog(log)
         self._signals = signals
-        self._made: OrderedDict[_Key, JwtSvid] = OrderedDict()
+        self._made: LRUCache[_Key, JwtSvid] = LRUCache(cache_size)
 
     def __len__(self) -> int:
         """How many are kept."""
@@ -66,7 +68,6 @@ class JwtSvids:
         now = self._clock.now()
         svid = self._made.get(key)
         if svid is not None and self._is_fresh(svid, now):
-            self._made.move_to_end(key)
             return svid
         try:
             with Stopwatch(self._signals, Stage.MINT_JWT):
@@ -87,9 +88,6 @@ class JwtSvids:
                 not_after_limit=identity.expires_at,
             )
         )
-        self._made.move_to_end(key)
-        if len(self._made) > CACHE_SIZE:
-            self._made.popitem(last=False)
         return svid
 
     def _is_valid(self, svid: JwtSvid, now: datetime) -> bool:

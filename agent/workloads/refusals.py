@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from cachetools import FIFOCache
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -33,7 +35,7 @@ class Refusals:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._by_uid: OrderedDict[int, deque[Refusal]] = OrderedDict()
+        self._by_uid: FIFOCache[int, deque[Refusal]] = FIFOCache(USERS)
 
     def note(self, credentials: Credentials, request: str, status: str, reason: str) -> None:
         """Remember one, and forget the oldest of the same user, or of the user longest silent."""
@@ -46,10 +48,9 @@ class Refusals:
             status=status,
             reason=reason,
         )
-        self._by_uid.setdefault(uid, deque(maxlen=PER_USER)).append(refusal)
-        self._by_uid.move_to_end(uid)
-        if len(self._by_uid) > USERS:
-            self._by_uid.popitem(last=False)
+        of_user = self._by_uid.get(uid, deque(maxlen=PER_USER))
+        of_user.append(refusal)
+        self._by_uid[uid] = of_user
 
     def of(self, pid: int, uid: int) -> tuple[Refusal, ...]:
         """Those of this process or this user, the latest first.

@@ -12,10 +12,11 @@ stream broke is still good; once it is back it is asked anew.
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from cachetools import LRUCache
 
 from attestors.api import AttestorError
 from attestors.lib.engine import ANSWER_SECONDS
@@ -60,6 +61,14 @@ class _Kept:
     """Which opening of the stream of events reports its changes."""
 
 
+class _KeptContainers(LRUCache[str, _Kept]):
+    """Closes the pidfd of each container that it drops."""
+
+    def __delitem__(self, container_id: str) -> None:
+        self[container_id].init.close()
+        super().__delitem__(container_id)
+
+
 class Containers:
     """The containers of one engine. It owns the client, what is kept, and its tasks.
 
@@ -70,7 +79,7 @@ class Containers:
         self._client = client
         self._own_cgroup = own_cgroup
         self._follow = follow
-        self._kept: OrderedDict[str, _Kept] = OrderedDict()
+        self._kept = _KeptContainers(KEPT)
         self._unchanged: set[str] = set()
         self._asking: SharedWork[str, Described | None] = SharedWork()
         self._following: SharedWork[None, None] = SharedWork()
@@ -102,8 +111,8 @@ class Containers:
         await self._following.close()
         await self._asking.close()
         await self._client.close()
-        for container_id in list(self._kept):
-            self._forget(container_id)
+        while self._kept:
+            self._kept.popitem()
 
     async def _describe(self, container_id: str) -> Described | None:
         kept = self._recall(container_id)
@@ -163,19 +172,14 @@ class Containers:
         if not kept.init.is_alive:
             self._forget(container_id)
             return None
-        self._kept.move_to_end(container_id)
         return kept
 
     def _keep(self, container_id: str, kept: _Kept) -> None:
         self._forget(container_id)
         self._kept[container_id] = kept
-        if len(self._kept) > KEPT:
-            self._forget(next(iter(self._kept)))
 
     def _forget(self, container_id: str) -> None:
-        kept = self._kept.pop(container_id, None)
-        if kept is not None:
-            kept.init.close()
+        self._kept.pop(container_id, None)
 
     # --- the engine's stream of events ----------------------------------------------------------
 

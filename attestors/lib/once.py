@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from cachetools import LRUCache
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Hashable
@@ -64,9 +65,8 @@ class SlowLookup(Generic[K, V]):
 
     def __init__(self, threads: Executor, *, size: int, seconds: float = float("inf")) -> None:
         self._threads = threads
-        self._size = size
         self._seconds = seconds
-        self._kept: OrderedDict[K, tuple[float, V]] = OrderedDict()
+        self._kept: LRUCache[K, tuple[float, V]] = LRUCache(size)
         self._searching: dict[K, asyncio.Future[V]] = {}
 
     async def get(
@@ -83,7 +83,6 @@ class SlowLookup(Generic[K, V]):
         """
         kept = self._kept.get(key)
         if kept is not None and kept[0] > time.monotonic():
-            self._kept.move_to_end(key)
             return kept[1]
         search = self._searching.get(key)
         if search is None:
@@ -103,6 +102,3 @@ class SlowLookup(Generic[K, V]):
         if search.cancelled() or search.exception() is not None or not keep:
             return
         self._kept[key] = (time.monotonic() + self._seconds, search.result())
-        self._kept.move_to_end(key)
-        if len(self._kept) > self._size:
-            self._kept.popitem(last=False)

@@ -191,7 +191,7 @@ async def test_one_who_has_stopped_is_free_however_much_it_was(path: Path) -> No
     locks = lockout(path)
     for _ in range(1000):
         flood(locks)
-    bucket = locks._buckets.of(SOMEBODY)
+    bucket = locks._buckets[SOMEBODY]
     assert bucket.seconds_until(0, asyncio.get_running_loop().time()) <= 1.0
     locks.close()
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from agent.limits.rate_limit import LeftOut, RateLimit, SharedRateLimit
-from agent.lru import LruDict
+from agent.limits.rate_limit import KEYS, LeftOut, RateLimit, SharedRateLimit
 
 
 def test_a_burst_and_then_one_each_time() -> None:
@@ -29,13 +28,13 @@ def test_silence_does_not_save_up_more_than_a_burst() -> None:
 
 
 def test_many_keys_take_no_more_room() -> None:
-    recent: LruDict[int, list[int]] = LruDict(list, keys=3)
-    for key in (1, 2, 3):
-        recent.of(key).append(key)
-    assert recent.of(1) == [1]
-    recent.of(4)
-    assert recent.of(1) == [1], "it was used since"
-    assert recent.of(2) == [], "it was forgotten"
+    limit = RateLimit(burst=1, seconds=10)
+    for key in range(KEYS):
+        limit.take(key, 0.0)
+    assert limit.take(0, 0.0) is None
+    limit.take("one more", 0.0)
+    assert limit.take(0, 0.0) is None, "it was used since"
+    assert limit.take(1, 0.0) == 0, "it was forgotten"
 
 
 def test_all_keys_together_have_a_limit_too_and_no_count_is_lost() -> None:

@@ -12,7 +12,6 @@ from agent.errors import AuthorityError
 from agent.spiffe import keys
 from agent.spiffe.ids import TrustDomain
 from agent.spiffe.keys import KeyType
-from agent.svids import jwt as jwt_svids
 from agent.svids.jwt import JwtSvids
 from tests.support.fakes import START, FakeClock, Lines, identity
 
@@ -44,11 +43,11 @@ class Signer:
 
 
 class World:
-    def __init__(self) -> None:
+    def __init__(self, cache_size: int = 100) -> None:
         self.clock = FakeClock()
         self.signer = Signer(self.clock)
         self.lines = Lines()
-        self.svids = JwtSvids(self.signer, self.clock, TTL, self.lines.log)
+        self.svids = JwtSvids(self.signer, self.clock, TTL, self.lines.log, cache_size=cache_size)
 
 
 @pytest.fixture
@@ -118,8 +117,8 @@ def test_a_clock_that_is_set_back_makes_a_new_one(world: World) -> None:
     assert world.svids.get(identity(), ("a",)) is not first
 
 
-def test_callers_cannot_fill_the_memory(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jwt_svids, "CACHE_SIZE", 3)
+def test_callers_cannot_fill_the_memory() -> None:
+    world = World(cache_size=3)
     first = world.svids.get(identity(), ("a",))
     for audience in "bcd":
         assert world.svids.get(identity(), ("a",)) is first, "it is in use, and stays"
