@@ -17,6 +17,7 @@ from agent.config.yaml_document import Source
 from agent.errors import PeerError, PeerGoneError, RequestError, StartupError, UnavailableError
 from agent.pb import admin_pb2 as pb
 from agent.telemetry.plain import to_plain
+from agent.telemetry.throttled_log import ThrottledLog
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -61,6 +62,7 @@ class AdminApi:
         self._administrators = administrators
         self._callers = callers
         self._log = log
+        self._throttled = ThrottledLog(log)
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """All methods of proto/admin.proto."""
@@ -149,9 +151,9 @@ class AdminApi:
     async def _fail(self, context: ServicerContext, name: str, error: Exception) -> NoReturn:
         code = _status_of(error)
         if code is grpc.StatusCode.PERMISSION_DENIED:
-            self._log.warning("administration refused", call=name, reason=str(error))
+            self._throttled.warning("admin call refused", name, method=name, reason=str(error))
         if code is grpc.StatusCode.INTERNAL:
-            self._log.exception("administration broke", call=name)
+            self._throttled.exception("internal error", name, where="admin call", method=name)
             await context.abort(code, "internal error; the agent's log says more")
         await context.abort(code, str(error))
         raise AssertionError("abort returned")

@@ -29,6 +29,7 @@ from agent.errors import (
 from agent.limits.quotas import OverLimitError
 from agent.signals import UNHEARD, Refused, Stage, Stopwatch
 from agent.telemetry.audit import RefusedCall
+from agent.telemetry.throttled_log import ThrottledLog
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -98,7 +99,7 @@ class Guard:
         self._callers = callers
         self._quotas = quotas
         self._note_refusal = note_refusal
-        self._log = log
+        self._throttled = ThrottledLog(log)
 
     def unary(
         self, request_type: type[RequestT], answer: Callable[[Caller, RequestT], Awaitable[Message]]
@@ -223,7 +224,7 @@ class Guard:
         name = "unknown" if request_type is None else request_type.DESCRIPTOR.name
         reason = str(error)
         if not isinstance(error, VouchdError):
-            self._log.exception("call broke", request=name)
+            self._throttled.exception("internal error", name, where="call", method=name)
             reason = f"internal error ({type(error).__name__})"
         self._note_refusal(caller, RefusedCall(request=name, status=code.name, reason=reason))
 

@@ -332,7 +332,10 @@ class WorkloadApi:
                 made.append((identity, make(identity)))
             except AuthorityError as error:
                 failure = error
-                self._throttled.warn("svid not made", identity.entry_id, error)
+                entry_id = identity.entry_id
+                self._throttled.warning(
+                    "svid not issued", entry_id, entry_id=entry_id, reason=str(error)
+                )
         if failure is not None and not made:
             raise failure
         return made

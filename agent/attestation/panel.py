@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from agent.attestation.result import Report, _Memory
 from agent.errors import PeerGoneError
+from agent.telemetry.throttled_log import ThrottledLog
 from attestors.api import AttestorError, Findings
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class _Panel:
         self, attestors: Sequence[Attestor], log: FilteringBoundLogger, signals: Signals
     ) -> None:
         self._attestors = tuple(attestors)
-        self._log = log
+        self._throttled = ThrottledLog(log)
         self._signals = signals
         self._across = {
             each.name for each in attestors if getattr(each, "reuse_across_connections", False)
@@ -90,13 +91,15 @@ class _Panel:
         except AttestorError as error:
             return Findings(), str(error)
         except Exception as error:  # noqa: BLE001 - a plug-in may raise anything, and must not end the call
-            self._log.exception("attestor broke", attestor=name)
+            self._throttled.exception("internal error", name, where="attestor", attestor=name)
             return Findings(), f"broke: {type(error).__name__}"
         return self._own_selectors_only(name, findings)
 
     def _own_selectors_only(self, name: str, findings: Findings) -> tuple[Findings, str | None]:
         foreign = sorted({found.type for found in findings.selectors if found.type != name})
         if foreign:
-            self._log.warning("attestor claimed foreign selectors", attestor=name, types=foreign)
+            self._throttled.warning(
+                "attestor returned foreign selectors", name, attestor=name, types=foreign
+            )
             return Findings(), f"claimed selectors of other types: {', '.join(foreign)}"
         return findings, "; ".join(findings.pending) or None

@@ -16,8 +16,8 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from agent.kernel.credentials import read_user
-from agent.limits.rate_limit import RateLimit
 from agent.signals import UNHEARD, Refused
+from agent.telemetry.throttled_log import Rate, ThrottledLog
 
 if TYPE_CHECKING:
     import asyncio
@@ -33,8 +33,8 @@ BATCH = 16
 BATCHES_PER_TURN = 4
 # When descriptors run out, accept fails at once, each time; wait for connections to end instead.
 DESCRIPTORS_PAUSE = 0.1
-# That it fails is said this often.
-FAILED_SECONDS = 10.0
+# Log lines of each errno of accept(2).
+LINES_PER_ERRNO = Rate(1, 10.0)
 
 
 class Acceptor:
@@ -55,12 +55,11 @@ class Acceptor:
         self._loop = loop
         self._admit = admit
         self._open_connections = open_connections
-        self._log = log
         self._signals = signals
         self._listener: socket.socket | None = None
         self._hung_up: Callable[[int, int], None] = lambda _uid, _times: None
         self._arrived: deque[socket.socket] = deque()
-        self._failed = RateLimit(1, FAILED_SECONDS)
+        self._throttled = ThrottledLog(log, LINES_PER_ERRNO, seconds=loop.time)
         self._sample = 0
 
     @property
@@ -118,14 +117,12 @@ class Acceptor:
         self._hung_up(uid, len(gone))
 
     def _pause(self, listener: socket.socket, error: OSError) -> None:
-        unsaid = self._failed.take(error.errno, self._loop.time())
-        if unsaid is not None:
-            self._log.warning(
-                "cannot accept connections",
-                reason=error.strerror,
-                open_connections=self._open_connections(),
-                tries_not_logged=unsaid,
-            )
+        self._throttled.warning(
+            "cannot accept connections",
+            error.errno,
+            reason=error.strerror,
+            connections=self._open_connections(),
+        )
         self._loop.remove_reader(listener)
         self._loop.call_later(DESCRIPTORS_PAUSE, self._resume)
 

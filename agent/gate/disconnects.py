@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from agent.errors import PeerError
 from agent.kernel.sender import ForeignSenderError
-from agent.limits.rate_limit import RateLimit
 from agent.signals import Refused
 from agent.telemetry.audit import RefusedConnection, RefusedSender
+from agent.telemetry.throttled_log import Rate, ThrottledLog
 from agent.transport.connection import SilentError, TooManyCallsError
 from agent.transport.http2 import HeaderBlockError, RequestSizeError
 
@@ -24,10 +24,9 @@ if TYPE_CHECKING:
     from agent.signals import Signals
     from agent.transport.connection import Connection
 
-# Lines of connections without a call: each user may cause so many at once, and one more every ten
-# seconds.
-UNASKED_AT_ONCE = 50
-UNASKED_SECONDS = 10.0
+# Log lines about connections without a call, of each user and of all users together.
+LINES_PER_USER = Rate(50, 10.0)
+LINES_IN_ALL = Rate(1000, 1.0)
 
 
 class DisconnectLog:
@@ -44,10 +43,8 @@ class DisconnectLog:
         seconds: Callable[[], float],
     ) -> None:
         self._note_refusal = note_refusal
-        self._log = log
         self._signals = signals
-        self._seconds = seconds
-        self._unasked = RateLimit(UNASKED_AT_ONCE, UNASKED_SECONDS)
+        self._throttled = ThrottledLog(log, LINES_PER_USER, LINES_IN_ALL, seconds)
 
     def note(self, connection: Connection, reason: str | PeerError) -> None:
         """A connection has ended."""
@@ -68,12 +65,9 @@ class DisconnectLog:
 
     def _log_unasked(self, caller: Caller, reason: str) -> None:
         pid, uid = caller.credentials.pid, caller.credentials.uid
-        left_out = self._unasked.take(uid, self._seconds())
-        if left_out is not None:
-            more = {"left_out_of_user": left_out} if left_out else {}
-            self._log.info(
-                "connection ended without a call", reason=reason, pid=pid, uid=uid, **more
-            )
+        self._throttled.info(
+            "connection ended without a call", uid, reason=reason, pid=pid, uid=uid
+        )
 
 
 def _word(reason: str | PeerError) -> str:

@@ -1,5 +1,5 @@
 """Bounds on what one user or one cgroup may use.
 
-`quotas` count, `rate_limit` counts over time, `fair_queue` orders requests, `lockout` closes the
-socket to a user. This room imports `agent.kernel` alone.
+`quotas` count, `fair_queue` orders requests, `lockout` closes the socket to a user. This room
+imports `agent.kernel` and `agent.telemetry`.
 """

@@ -19,7 +19,7 @@ from weakref import WeakValueDictionary
 from cachetools import LRUCache
 
 from agent.kernel.account import Scope
-from agent.limits.rate_limit import KEYS, Bucket
+from agent.rate_limit import KEYS, Bucket
 
 if TYPE_CHECKING:
     import asyncio

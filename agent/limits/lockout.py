@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cachetools import LRUCache
 
-from agent.limits.rate_limit import KEYS, Bucket, RateLimit, SharedRateLimit
+from agent.rate_limit import KEYS, Bucket
 from agent.signals import Refused
+from agent.telemetry.throttled_log import Rate, ThrottledLog
 
 if TYPE_CHECKING:
     import asyncio
@@ -39,9 +40,9 @@ HANG_UPS_PER_SECOND = 1000.0
 LOCKED_SECONDS = 1.0
 # As many at a time. A list may be longer, but takes longer then.
 MOST_USERS = 64
-# Lines: each user may cause one in so many seconds, all together ten at once and one a second.
-LINE_SECONDS = 10.0
-LINES_AT_ONCE = 10
+# Log lines of each user, and of all users together.
+LINES_PER_USER = Rate(1, 10.0)
+LINES_IN_ALL = Rate(10, 1.0)
 
 # include/uapi/linux/posix_acl_xattr.h, posix_acl.h
 _ATTRIBUTE = "system.posix_acl_access"
@@ -72,11 +73,9 @@ class Lockout:
     ) -> None:
         self._loop = loop
         self._path = path
-        self._log = log
         self._signals = signals
         self._buckets: LRUCache[int, Bucket] = LRUCache(KEYS)
-        self._lines = SharedRateLimit(RateLimit(1, LINE_SECONDS), RateLimit(LINES_AT_ONCE, 1))
-        self._failed = RateLimit(1, LINE_SECONDS)
+        self._throttled = ThrottledLog(log, LINES_PER_USER, LINES_IN_ALL, loop.time)
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._retry: asyncio.TimerHandle | None = None
         self._change(())
@@ -97,7 +96,7 @@ class Lockout:
         owed = bucket.tokens(now) + HANG_UPS_PER_SECOND * LOCKED_SECONDS
         bucket.charge(min(times, max(0.0, owed)), now)
         if bucket.tokens(now) < 0 and uid not in self._timers and len(self._timers) < MOST_USERS:
-            self._lock(uid, now)
+            self._lock(uid)
 
     def close(self) -> None:
         """Let everybody in again."""
@@ -108,20 +107,18 @@ class Lockout:
         if pending:
             self._change(())
 
-    def _lock(self, uid: int, now: float) -> None:
+    def _lock(self, uid: int) -> None:
         if uid in {0, self._owner()} or not self._change((*self._timers, uid)):
             return
         self._timers[uid] = self._loop.call_later(LOCKED_SECONDS, self._unlock, uid)
         self._signals.refused(Refused.LOCKED_OUT)
-        left_out = self._lines.take(uid, now)
-        if left_out is not None:
-            self._log.warning(
-                "user locked out",
-                reason="its processes connect and hang up again and again",
-                uid=uid,
-                seconds=LOCKED_SECONDS,
-                times_not_logged=left_out.of_key + left_out.of_all,
-            )
+        self._throttled.warning(
+            "user locked out",
+            uid,
+            reason="its processes connect and hang up again and again",
+            uid=uid,
+            duration_seconds=LOCKED_SECONDS,
+        )
 
     def _unlock(self, uid: int) -> None:
         del self._timers[uid]
@@ -147,13 +144,13 @@ class Lockout:
             entries = sorted(_locked(_read(self._path), users))
             os.setxattr(self._path, _ATTRIBUTE, _encode(entries), follow_symlinks=False)
         except OSError as error:
-            if self._failed.take(None, self._loop.time()) is not None:
-                self._log.warning(
-                    "cannot change who is locked out of the socket",
-                    reason=error.strerror,
-                    socket=self._path,
-                    advice="let its file belong to the agent (SocketUser= of its unit)",
-                )
+            self._throttled.warning(
+                "lockout failed",
+                None,
+                reason=error.strerror,
+                socket=self._path,
+                advice="make the agent's user the owner of the file (SocketUser= of its unit)",
+            )
             return False
         return True
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from agent.config.watch import RETRY_SECONDS
 from agent.errors import ConfigError, VouchdError
+from agent.telemetry.throttled_log import ThrottledLog
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -123,11 +124,12 @@ async def follow(
 async def _watch(
     watch: FileWatch, reload_entries: Callable[[], Awaitable[None]], log: FilteringBoundLogger
 ) -> None:
+    throttled = ThrottledLog(log)
     while True:
         try:
             async with aclosing(watch.changes()) as changes:
                 async for _ in changes:
                     await reload_entries()
-        except Exception:  # one defect must not end what is served meanwhile
-            log.exception("following the entry files broke")
+        except Exception:  # noqa: BLE001 - a defect here must not end the agent
+            throttled.exception("internal error", None, where="entry watch")
             await asyncio.sleep(RETRY_SECONDS)

@@ -75,7 +75,12 @@ class JwtSvids:
         except AuthorityError as error:
             if svid is None or not self._is_valid(svid, now):
                 raise
-            self._throttled.warn("svid not renewed", identity.entry_id, error)
+            self._throttled.warning(
+                "svid not renewed",
+                identity.entry_id,
+                entry_id=identity.entry_id,
+                reason=str(error),
+            )
             return svid
 
     def _make(self, key: _Key, audience: tuple[str, ...]) -> JwtSvid:

@@ -122,7 +122,6 @@ class X509Svids:
         self._signer = signer
         self._clock = clock
         self._spread = spread
-        self._log = log
         self._throttled = ThrottledLog(log)
         self._signals = signals
         self._minted: dict[Identity, X509Svid] = {}
@@ -152,7 +151,7 @@ class X509Svids:
             if svid is None or not self._is_valid(svid, now):
                 self._schedule(now + RETRY, identity)
                 raise
-            self._throttled.warn("svid not renewed", identity.entry_id, error)
+            self._log_not_renewed(identity, error)
             return svid
 
     @property
@@ -178,7 +177,7 @@ class X509Svids:
                 while self.renew_due():  # noqa: ASYNC110 - others have their turn in between
                     await asyncio.sleep(0)
             except Exception:  # noqa: BLE001 - one defect must not end the renewal of all
-                self._log.exception("renewal broke")
+                self._throttled.exception("internal error", None, where="renewal")
 
     def renew_due(self) -> bool:
         """Renew some of what is due now and watched; forget what is due and not watched.
@@ -221,10 +220,18 @@ class X509Svids:
             else:
                 self._forget(identity)
         except AuthorityError as error:
-            self._throttled.warn("svid not renewed", identity.entry_id, error)
+            self._log_not_renewed(identity, error)
             self._schedule(now + RETRY, identity)
         for changed in self._watchers[identity]:
             changed.set()
+
+    def _log_not_renewed(self, identity: Identity, error: AuthorityError) -> None:
+        self._throttled.warning(
+            "svid not renewed",
+            identity.entry_id,
+            entry_id=identity.entry_id,
+            reason=str(error),
+        )
 
     def _take_up(self, identity: Identity, now: datetime) -> X509Svid | None:
         """The SVID from before a restart, if it is as good as a new one."""

@@ -1,5 +1,6 @@
 """Log, audit trail and metrics.
 
 `log` writes events from a thread of its own, `audit` has one event for each SVID and refusal,
-`metrics` has the Prometheus metrics. This room knows no entries and no callers' calls.
+`metrics` has the Prometheus metrics. `throttled_log` limits
+lines that a caller can cause at will. This room knows no entries and no gRPC.
 """

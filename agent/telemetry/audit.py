@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar, Protocol, TypeAlias
 
-from agent.limits.rate_limit import RateLimit, SharedRateLimit
 from agent.telemetry.plain import to_plain
+from agent.telemetry.throttled_log import Rate, Throttle
 from attestors.api import shown
 
 if TYPE_CHECKING:
@@ -23,15 +23,11 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from agent.kernel.caller import Caller
-    from agent.limits.rate_limit import LeftOut
     from attestors.api import Selector
 
-# Refusals: each user may cause so many lines at once and one more every ten seconds, all together
-# one a second, which are some 40 MB a day.
-REFUSALS_AT_ONCE = 50
-USER_SECONDS = 10.0
-ALL_AT_ONCE = 1000
-ALL_SECONDS = 1.0
+# Lines about refusals, of each user and of all users together: at most some 40 MB a day.
+LINES_PER_USER = Rate(50, 10.0)
+LINES_IN_ALL = Rate(1000, 1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,15 +120,14 @@ class Audit:
         boot_id: str,
         evidence_of: Callable[[Caller], Evidence | None],
         seconds: Callable[[], float],
+        lines_per_user: Rate = LINES_PER_USER,
+        lines_in_all: Rate = LINES_IN_ALL,
     ) -> None:
         self.enabled = True
         self._write = write
         self._boot_id = boot_id
         self._evidence_of = evidence_of
-        self._seconds = seconds
-        self._limit = SharedRateLimit(
-            RateLimit(REFUSALS_AT_ONCE, USER_SECONDS), RateLimit(ALL_AT_ONCE, ALL_SECONDS)
-        )
+        self._throttle = Throttle(lines_per_user, lines_in_all, seconds)
 
     def issued(self, caller: Caller, svid: Issued, evidence: Evidence | None) -> None:
         """Write that a caller is about to get this SVID, on this evidence."""
@@ -145,11 +140,11 @@ class Audit:
         if not self.enabled:
             return
         uid = None if caller is None else caller.credentials.uid
-        left_out = self._limit.take(uid, self._seconds())
-        if left_out is not None:
+        suppressed = self._throttle.admit(uid)
+        if suppressed is not None:
             why = {k: v for k, v in to_plain(refusal).items() if v is not None}
             who = {} if caller is None else self._who(caller, self._evidence_of(caller))
-            self._write(refusal.event, **why, **who, **_counts(left_out))
+            self._write(refusal.event, **why, **who, **suppressed)
 
     def _who(self, caller: Caller, evidence: Evidence | None) -> dict[str, object]:
         who: dict[str, object] = {"pid": caller.credentials.pid, "uid": caller.credentials.uid}
@@ -160,11 +155,6 @@ class Audit:
         if caller.process.inode is not None:
             who["process"] = f"{self._boot_id}/{caller.process.inode}"
         return who
-
-
-def _counts(left_out: LeftOut) -> dict[str, int]:
-    counts = {"left_out_of_user": left_out.of_key, "left_out_of_all": left_out.of_all}
-    return {name: count for name, count in counts.items() if count}
 
 
 # These two are asked for the same again and again: who comes back has the same SVIDs.

@@ -21,7 +21,8 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from agent.config.settings import LoopbackAddress
 from agent.errors import StartupError
 from agent.gate.listener import Listener, SocketFile
-from agent.limits.rate_limit import RateLimit
+from agent.rate_limit import RateLimit
+from agent.telemetry.throttled_log import ThrottledLog
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -62,7 +63,7 @@ class Exposition:
     ) -> None:
         self._text = text
         self._obstacles = obstacles
-        self._log = log
+        self._throttled = ThrottledLog(log)
         self._loop = asyncio.get_running_loop()
         self._limit = RateLimit(AT_ONCE, SECONDS_EACH)
         self._http = web.Server(self._answer)
@@ -101,7 +102,9 @@ class Exposition:
         try:
             response = self._respond(request)
         except Exception:  # noqa: BLE001 - whatever it is, it must not end more than this request
-            self._log.exception("telemetry broke", path=request.path)
+            self._throttled.exception(
+                "internal error", None, where="telemetry request", path=request.path
+            )
             response = web.Response(status=500, text="internal error; the agent's log says more\n")
         response.force_close()
         return response

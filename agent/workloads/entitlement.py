@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -10,9 +9,9 @@ from weakref import WeakKeyDictionary
 from agent.entries.explain import explain
 from agent.entries.identity import match
 from agent.errors import AttestationError, NoIdentityError
-from agent.limits.rate_limit import RateLimit, SharedRateLimit
 from agent.signals import UNHEARD, Stage, Stopwatch
 from agent.telemetry.plain import to_plain
+from agent.telemetry.throttled_log import PER_KEY, Rate, Throttle, ThrottledLog
 from attestors.api import shown
 
 if TYPE_CHECKING:
@@ -30,14 +29,6 @@ if TYPE_CHECKING:
     from agent.kernel.caller import Caller
     from agent.signals import Signals
     from attestors.api import Selector
-
-# Explanations in the log, and failures of attestors: each user may cause so many at once and one
-# more every ten seconds; all explanations together are one a second, because to find the nearest of
-# 100,000 entries takes some 50 ms.
-EXPLAINED_AT_ONCE = 5
-USER_SECONDS = 10.0
-ALL_AT_ONCE = 20
-ALL_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +89,7 @@ class Entitlements:
         clock: Clock,
         log: FilteringBoundLogger,
         signals: Signals = UNHEARD,
+        lines_per_user: Rate = PER_KEY,
     ) -> None:
         self.entries = entries
         self.log_each = False
@@ -107,10 +99,8 @@ class Entitlements:
         self._prove_sender = prove_sender
         self._clock = clock
         self._log = log
-        self._explained = SharedRateLimit(
-            RateLimit(EXPLAINED_AT_ONCE, USER_SECONDS), RateLimit(ALL_AT_ONCE, ALL_SECONDS)
-        )
-        self._failed_for = RateLimit(EXPLAINED_AT_ONCE, USER_SECONDS)
+        self._throttled = ThrottledLog(log, lines_per_user)
+        self._explained = Throttle(lines_per_user)
         self._matched: WeakKeyDictionary[Caller, _Matched] = WeakKeyDictionary()
 
     async def of(self, caller: Caller, *, releasing: bool = True) -> Entitlement:
@@ -176,21 +166,20 @@ class Entitlements:
 
     def _log_failures(self, caller: Caller, attestation: Attested) -> None:
         uid = caller.credentials.uid
-        unsaid = self._failed_for.take(uid, asyncio.get_running_loop().time())
-        if unsaid is not None:
-            self._log.warning(
-                "attestor failed",
-                pid=caller.credentials.pid,
-                uid=uid,
-                failures=dict(attestation.failures),
-                failures_not_logged=unsaid,
-            )
+        self._throttled.warning(
+            "attestor failed",
+            uid,
+            pid=caller.credentials.pid,
+            uid=uid,
+            failures=dict(attestation.failures),
+        )
 
     def _log_denied(self, caller: Caller, attestation: Attested, matches: Matches) -> None:
-        """Why somebody got nothing is what operators ask most, and the process may be gone then."""
+        """Log why nothing matched; the process may be gone when an operator asks."""
         uid = caller.credentials.uid
-        left_out = self._explained.take(uid, asyncio.get_running_loop().time())
-        if left_out is None:
+        # Before the explanation: to find the nearest of 100,000 entries takes some 50 ms.
+        suppressed = self._explained.admit(uid)
+        if suppressed is None:
             return
         verdict = explain(self.entries, attestation.selectors, matches, self._clock.now())
         self._log.info(
@@ -201,6 +190,6 @@ class Entitlements:
             proof=str(caller.proof),
             weaknesses=list(caller.weaknesses),
             notes=list(attestation.notes),
-            denials_not_logged=left_out.of_key + left_out.of_all,
             **to_plain(verdict),
+            **suppressed,
         )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agent.errors import ConfigError
+from agent.telemetry.throttled_log import ThrottledLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,6 +65,7 @@ class EntryReloader:
         self._metrics = audience.metrics
         self._clock = clock
         self._log = log
+        self._throttled = ThrottledLog(log)
         self._reloading = asyncio.Lock()
         count = len(entitlements.entries.entries)
         self.status = ReloadStatus(entries=count, loaded_at=clock.now(), tried_at=clock.now())
@@ -77,7 +79,7 @@ class EntryReloader:
             except ConfigError as error:
                 self._refuse(error.problems)
             except Exception:  # noqa: BLE001 - one defect must not end what follows the files
-                self._log.exception("reload broke")
+                self._throttled.exception("internal error", None, where="reload")
                 self._metrics.reloads.labels("broke").inc()
             else:
                 self._replace(loaded)

@@ -62,7 +62,7 @@ def test_a_mode_that_was_opened_by_mistake_opens_nothing(agent_factory: AgentFac
     agent = agent_factory()
     agent.admin_socket.chmod(0o666)
     assert ask_as(agent, lambda: pids.become(1001)) == PERMISSION_DENIED
-    assert "user 1001 may not administer" in agent.wait_for_log("administration refused")
+    assert "user 1001 may not administer" in agent.wait_for_log("admin call refused")
 
 
 def test_the_workloads_socket_does_not_administer(agent_factory: AgentFactory) -> None:

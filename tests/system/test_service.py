@@ -209,5 +209,5 @@ def test_stopped_it_leaves_no_socket_and_the_journal_no_surprise(service: Servic
     assert (service.show("Result"), service.show("ExecMainStatus")) == ("success", "0")
     assert not Path(f"/proc/{service.machine.init}/root{SOCKET}").exists()
     assert not Path(f"/proc/{pid}").exists()
-    for sign in ("Traceback", "defect", "Unknown key", "attestor failed", "call broke"):
+    for sign in ("Traceback", "defect", "Unknown key", "attestor failed", "internal error"):
         assert sign not in service.journal.text

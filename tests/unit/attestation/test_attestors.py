@@ -77,7 +77,7 @@ async def test_a_failed_attestor_costs_its_own_selectors_only(
 async def test_what_a_plug_in_breaks_on_is_logged_for_its_author(me: Caller) -> None:
     lines = Lines()
     await attested(WorkloadAttestor([FakeAttestor(broken)], lines.log), me)
-    [line] = lines.of("attestor broke")
+    [line] = lines.of("internal error")
     assert line["exc_info"]
 
 

@@ -147,7 +147,7 @@ async def test_nobody_is_lost_while_the_agent_is_out_of_descriptors(hall: Hall) 
     (line,) = lines.lines
     assert line["event"] == "cannot accept connections"
     assert line["reason"] == "Too many open files"
-    assert line["open_connections"] == 7
+    assert line["connections"] == 7
     acceptor.stop()
     for each in visitors:
         each.close()

@@ -122,12 +122,12 @@ async def test_one_connection_too_many_is_closed_and_the_log_says_whose(tmp_path
 
 
 async def test_connections_that_come_to_nothing_do_not_fill_the_log(site: Site) -> None:
-    for _ in range(disconnects.UNASKED_AT_ONCE + 20):
+    for _ in range(disconnects.LINES_PER_USER.at_once + 20):
         _, writer, _ = await site.connected()
         writer.close()
     await until(lambda: not len(site.gate))
     lines = site.lines.of("connection ended without a call")
-    assert len(lines) == disconnects.UNASKED_AT_ONCE
+    assert len(lines) == disconnects.LINES_PER_USER.at_once
 
 
 async def test_a_thousand_at_once(site: Site) -> None:

@@ -22,7 +22,7 @@ from agent.limits.fair_queue import (
     FairQueue,
     Lane,
 )
-from agent.limits.rate_limit import KEYS
+from agent.rate_limit import KEYS
 from agent.signals import UNHEARD, Signals, Unheard
 
 ALICE = Account(1001, "a.service")

@@ -40,4 +40,4 @@ async def test_a_defect_of_the_watch_is_logged_and_the_files_are_followed_on(
         task = tasks.create_task(follow(asyncio.Event(), watches, reload, reload, lines.log))
         await reloaded.wait()
         task.cancel()
-    assert len(lines.of("following the entry files broke")) == 1
+    assert len(lines.of("internal error")) == 1

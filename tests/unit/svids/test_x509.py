@@ -184,7 +184,7 @@ async def test_a_defect_in_one_renewal_does_not_end_the_loop(
         await world.clock.advance(dt.timedelta(seconds=3))
         assert not running.done()
         running.cancel()
-    assert len(world.lines.of("renewal broke")) == 3
+    assert len(world.lines.of("internal error")) == 3
 
 
 async def test_while_signing_fails_the_old_one_is_served_until_it_expires(world: World) -> None:

@@ -11,8 +11,16 @@ import pytest
 
 from agent.entries.entry import EntryId
 from agent.kernel.caller import Caller
-from agent.telemetry import audit as audit_module
-from agent.telemetry.audit import Audit, Evidence, IssuedX509, RefusedCall, selectors_sha256
+from agent.telemetry.audit import (
+    LINES_IN_ALL,
+    LINES_PER_USER,
+    Audit,
+    Evidence,
+    IssuedX509,
+    RefusedCall,
+    selectors_sha256,
+)
+from agent.telemetry.throttled_log import Rate
 from attestors.api import Selector
 from tests.support.fakes import START, Lines
 
@@ -37,12 +45,17 @@ def caller(uid: int = 1001, inode: int | None = 77) -> Caller:
 class Site:
     """An audit trail whose clock the test sets."""
 
-    def __init__(self) -> None:
+    def __init__(self, per_user: Rate = LINES_PER_USER, in_all: Rate = LINES_IN_ALL) -> None:
         self.now = 0.0
         self.evidence: Any = EVIDENCE
         self.lines = Lines()
         self.audit = Audit(
-            self.lines.log.info, "boot", lambda _: cast("Evidence", self.evidence), lambda: self.now
+            self.lines.log.info,
+            "boot",
+            lambda _: cast("Evidence", self.evidence),
+            lambda: self.now,
+            lines_per_user=per_user,
+            lines_in_all=in_all,
         )
 
     def refused(self) -> list[dict[str, Any]]:
@@ -104,13 +117,13 @@ def test_a_path_that_is_no_utf8_has_a_digest() -> None:
 def test_a_flood_of_refusals_is_a_few_lines_which_say_how_many_there_were(site: Site) -> None:
     for _ in range(10_000):
         site.audit.refused(caller(), REFUSAL)
-    assert len(site.refused()) == audit_module.REFUSALS_AT_ONCE
+    assert len(site.refused()) == LINES_PER_USER.at_once
     site.audit.refused(caller(uid=2), REFUSAL)
-    assert len(site.refused()) == audit_module.REFUSALS_AT_ONCE + 1, "others have their own"
-    site.now += audit_module.USER_SECONDS
+    assert len(site.refused()) == LINES_PER_USER.at_once + 1, "others have their own"
+    site.now += LINES_PER_USER.seconds
     site.audit.refused(caller(), REFUSAL)
-    assert site.refused()[-1]["left_out_of_user"] == 10_000 - audit_module.REFUSALS_AT_ONCE
-    assert "left_out_of_user" not in site.refused()[-2]
+    assert site.refused()[-1]["suppressed"] == 10_000 - LINES_PER_USER.at_once
+    assert "suppressed" not in site.refused()[-2]
 
 
 def test_a_flood_of_one_user_costs_it_no_svid_line(site: Site) -> None:
@@ -123,37 +136,32 @@ def test_a_flood_of_one_user_costs_it_no_svid_line(site: Site) -> None:
 def test_a_flood_of_many_users_is_bounded_too_and_every_one_is_counted(site: Site) -> None:
     for uid in range(3000):
         site.audit.refused(caller(uid), REFUSAL)
-    assert len(site.refused()) == audit_module.ALL_AT_ONCE
-    for _ in range(audit_module.REFUSALS_AT_ONCE + 10):
+    assert len(site.refused()) == LINES_IN_ALL.at_once
+    for _ in range(LINES_PER_USER.at_once + 10):
         site.audit.refused(caller(uid=5000), REFUSAL)
-    site.now += audit_module.USER_SECONDS
+    site.now += LINES_PER_USER.seconds
     site.audit.refused(caller(uid=5000), REFUSAL)
     line = site.refused()[-1]
-    said = line["left_out_of_user"] + line["left_out_of_all"]
-    assert len(site.refused()) + said == 3000 + audit_module.REFUSALS_AT_ONCE + 11
+    said = line["suppressed"] + line["suppressed_in_all"]
+    assert len(site.refused()) + said == 3000 + LINES_PER_USER.at_once + 11
 
 
-def test_counts_of_a_line_that_was_left_out_are_not_lost(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(audit_module, "REFUSALS_AT_ONCE", 1)
-    monkeypatch.setattr(audit_module, "ALL_AT_ONCE", 1)
-    monkeypatch.setattr(audit_module, "ALL_SECONDS", 1000.0)
-    site = Site()
+def test_counts_of_a_line_that_was_left_out_are_not_lost() -> None:
+    site = Site(per_user=Rate(1, 10.0), in_all=Rate(1, 1000.0))
     for _ in range(5):
         site.audit.refused(caller(), REFUSAL)
-    site.now += audit_module.USER_SECONDS
+    site.now += 10
     site.audit.refused(caller(), REFUSAL)
     assert len(site.refused()) == 1
     site.now += 1000
     site.audit.refused(caller(), REFUSAL)
-    assert site.refused()[-1]["left_out_of_all"] == 5
+    assert site.refused()[-1]["suppressed_in_all"] == 5
 
 
 def test_those_who_cannot_be_named_share_their_lines(site: Site) -> None:
     for _ in range(100):
         site.audit.refused(None, REFUSAL)
-    assert len(site.refused()) == audit_module.REFUSALS_AT_ONCE
+    assert len(site.refused()) == LINES_PER_USER.at_once
     assert "pid" not in site.refused()[0]
 
 

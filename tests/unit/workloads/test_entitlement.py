@@ -14,8 +14,8 @@ from agent.entries.template import SpiffeIdTemplate
 from agent.errors import AttestationError, NoIdentityError, UnansweredError
 from agent.kernel.caller import Caller
 from agent.spiffe.ids import SpiffeId, TrustDomain
-from agent.workloads import entitlement as entitlement_module
-from agent.workloads.entitlement import EXPLAINED_AT_ONCE, Entitlements
+from agent.telemetry.throttled_log import PER_KEY, Rate
+from agent.workloads.entitlement import Entitlements
 from attestors.api import AttestorError, Findings, Selector, WorkloadRef
 from tests.support.fakes import FakeAttestor, FakeClock, Lines
 
@@ -29,7 +29,7 @@ async def find(_workload: WorkloadRef) -> Findings:
 class Site:
     """Entries of one selector each, and who was asked to prove that it speaks."""
 
-    def __init__(self, *selectors: Selector) -> None:
+    def __init__(self, *selectors: Selector, lines_per_user: Rate = PER_KEY) -> None:
         self.lines = Lines()
         self.proved: list[Caller] = []
         self.error: Exception | None = None
@@ -49,6 +49,7 @@ class Site:
             self._prove,
             FakeClock(),
             self.lines.log,
+            lines_per_user=lines_per_user,
         )
 
     async def _prove(self, caller: Caller) -> None:
@@ -115,7 +116,7 @@ async def test_a_failing_attestor_does_not_fill_the_log(me: Caller) -> None:
     for _ in range(20):
         with pytest.raises(AttestationError):
             await site.entitlements.of(me)
-    assert len(site.lines.of("attestor failed")) == EXPLAINED_AT_ONCE
+    assert len(site.lines.of("attestor failed")) == PER_KEY.at_once
 
 
 async def test_what_is_found_out_is_kept_with_what_it_earns(me: Caller) -> None:
@@ -131,25 +132,21 @@ async def test_a_denial_says_why_in_the_log_but_not_without_end(me: Caller) -> N
         with pytest.raises(NoIdentityError):
             await site.entitlements.of(me)
     lines = site.lines.of("no identity issued")
-    assert len(lines) == EXPLAINED_AT_ONCE
+    assert len(lines) == PER_KEY.at_once
     [missed] = lines[0]["missed"]
     assert missed["lacking"] == [{"wanted": "fake:other", "found": []}]
     assert lines[0]["pid"] == me.credentials.pid
 
 
-async def test_how_many_denials_had_no_line_is_said_with_the_next_that_has_one(
-    me: Caller, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(entitlement_module, "EXPLAINED_AT_ONCE", 1)
-    monkeypatch.setattr(entitlement_module, "USER_SECONDS", 0.02)
-    site = Site(Selector("fake", "other"))
+async def test_a_denial_line_counts_the_suppressed_ones_before_it(me: Caller) -> None:
+    site = Site(Selector("fake", "other"), lines_per_user=Rate(1, 0.02))
     denied = 0
     while len(site.lines.of("no identity issued")) < 3:
         with pytest.raises(NoIdentityError):
             await site.entitlements.of(me)
         denied += 1
     lines = site.lines.of("no identity issued")
-    assert sum(line["denials_not_logged"] for line in lines) == denied - 3
+    assert sum(line.get("suppressed", 0) for line in lines) == denied - 3
     assert denied > 3
 
 

@@ -105,8 +105,8 @@ async def test_an_entry_that_cannot_be_served_does_not_hold_up_the_others(
     for _ in range(20):
         [svid] = (await first_x509(site)).svids
         assert svid.spiffe_id == "spiffe://example.org/b"
-    assert site.lines.of("svid not made")[0]["entry"] == "a"
-    assert len(site.lines.of("svid not made")) < 10
+    assert site.lines.of("svid not issued")[0]["entry_id"] == "a"
+    assert len(site.lines.of("svid not issued")) < 10
     site.identities = (identity("a"),)
     with pytest.raises(AuthorityError, match="not this one"):
         await first_x509(site)

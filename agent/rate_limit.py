@@ -1,6 +1,6 @@
-"""How often something may happen: buckets of tokens, refilled as time passes.
+"""Token buckets, and rate limits per key made of them.
 
-Time is in seconds of any clock that only goes forward.
+Times are in seconds of a clock that only goes forward.
 """
 
 from __future__ import annotations
@@ -9,29 +9,29 @@ from dataclasses import dataclass, field
 
 from cachetools import LRUCache
 
-# Keys that are remembered; one that was forgotten begins anew. Whoever can have so many users or
-# cgroups that they push each other out is bounded by what all together may have.
+# Keys that are remembered; a forgotten key starts with a full bucket. More users or cgroups than
+# this push each other out: the limit of all keys together bounds them.
 KEYS = 4096
 
 
 @dataclass(slots=True, kw_only=True, eq=False, weakref_slot=True)
 class Bucket:
-    """`burst` tokens at once, and `rate` more a second. It may get into debt."""
+    """A token bucket: holds at most `burst` tokens, gains `rate` per second, may go into debt."""
 
     burst: float
     rate: float
     _full_at: float = field(init=False, default=float("-inf"))
 
     def tokens(self, now: float) -> float:
-        """What is in it."""
+        """Return the number of tokens; negative while the bucket is in debt."""
         return self.burst - max(0.0, self._full_at - now) * self.rate
 
     def charge(self, cost: float, now: float) -> None:
-        """Take so many out, whether they are there or not."""
+        """Take `cost` tokens, into debt if necessary."""
         self._full_at = max(self._full_at, now) + cost / self.rate
 
     def seconds_until(self, tokens: float, now: float) -> float:
-        """How long until there are so many; 0 if there are."""
+        """Return the seconds until the bucket holds `tokens`; 0 if it does now."""
         return max(0.0, self._full_at - now - (self.burst - tokens) / self.rate)
 
 
@@ -42,7 +42,7 @@ class _Allowance:
 
 
 class RateLimit:
-    """`burst` at once for each key, and one more every `seconds`."""
+    """A limit per key: `burst` at once, then one more every `seconds`."""
 
     def __init__(self, burst: int, seconds: float) -> None:
         self._burst = burst
@@ -50,10 +50,10 @@ class RateLimit:
         self._allowances: LRUCache[object, _Allowance] = LRUCache(KEYS)
 
     def take(self, key: object, now: float) -> int | None:
-        """Ask whether it may happen now.
+        """Take one for this key.
 
         Returns:
-            None if it may not; else how often it was refused since it last happened.
+            None if the limit is reached; else the number of refusals since the last success.
         """
         allowance = self._allowances.get(key)
         if allowance is None:
@@ -68,31 +68,33 @@ class RateLimit:
 
 
 @dataclass(frozen=True, slots=True)
-class LeftOut:
-    """How often something was refused since it last happened."""
+class Suppressed:
+    """The number of refusals since the last success."""
 
     of_key: int
-    of_all: int
-    """For want of what all keys together may have."""
+    """Refused by the limit of this key."""
+    in_all: int
+    """Refused by the limit of all keys together, whichever key asked."""
 
 
 class SharedRateLimit:
-    """A limit of each key, within one of all keys together."""
+    """A limit per key below a limit of all keys together."""
 
-    def __init__(self, of_key: RateLimit, of_all: RateLimit) -> None:
+    def __init__(self, of_key: RateLimit, in_all: RateLimit) -> None:
         self._of_key = of_key
-        self._of_all = of_all
-        self._lost = 0
+        self._in_all = in_all
+        self._carried = 0
+        """Refusals of keys that the limit of all refused too; the next success reports them."""
 
-    def take(self, key: object, now: float) -> LeftOut | None:
-        """Ask whether it may happen now; None if it may not."""
+    def take(self, key: object, now: float) -> Suppressed | None:
+        """Take one for this key, and one of all; None if either limit is reached."""
         of_key = self._of_key.take(key, now)
         if of_key is None:
             return None
-        of_all = self._of_all.take(None, now)
-        if of_all is None:
-            self._lost += of_key
+        in_all = self._in_all.take(None, now)
+        if in_all is None:
+            self._carried += of_key
             return None
-        of_all += self._lost
-        self._lost = 0
-        return LeftOut(of_key, of_all)
+        in_all += self._carried
+        self._carried = 0
+        return Suppressed(of_key, in_all)
