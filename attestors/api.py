@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 ENTRY_POINT_GROUP = "vouchd.attestors"
 
 _TYPE = re.compile(r"[A-Za-z0-9_-]{1,64}")
+# The first part of a value names its kind: `uid:1001`. podman-rootless puts the user before it:
+# `1000:label:NAME:VALUE`.
+_KIND = re.compile(r"(?:[0-9]+:)?[^:]*")
+# An environment variable, `env:NAME=VALUE` or `1000:env:NAME=VALUE`: its value may be a secret.
+_VARIABLE = re.compile(r"(?:[0-9]+:)?env:[^=]*")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -63,6 +68,18 @@ class Selector:
 
     def __str__(self) -> str:
         return f"{self.type}:{self.value}"
+
+    @property
+    def kind(self) -> str:
+        """The part of the value that names its kind: `uid`, `1000:label`, `env:TOKEN`."""
+        match = _VARIABLE.match(self.value) or _KIND.match(self.value)
+        return match[0] if match else self.value
+
+    def redacted(self) -> str:
+        """The text for logs and people, without the value of an environment variable."""
+        if _VARIABLE.match(self.value):
+            return f"{self.type}:{self.kind}=<hidden>"
+        return str(self)
 
 
 class AttestorError(Exception):
@@ -143,7 +160,7 @@ class Findings:
 
     def __post_init__(self) -> None:
         if not self.program <= self.selectors:
-            raise ValueError("selectors of the program are selectors too: name them in both")
+            raise ValueError("a selector in `program` is not among the selectors")
 
 
 class Options(BaseModel):
@@ -202,14 +219,3 @@ class Attestor(Protocol):
     async def close(self) -> None:
         """Release what was opened. Called once, at stop."""
         ...
-
-
-# An environment variable's: docker:env:NAME=VALUE, and podman-rootless:1000:env:NAME=VALUE.
-_SECRET = re.compile(r"(?P<name>(?:[0-9]+:)?env:[^=]*).*", re.DOTALL)
-_HIDDEN = "<hidden>"
-
-
-def shown(selector: Selector) -> str:
-    """The selector as people may see it: without what may be a secret."""
-    match = _SECRET.fullmatch(selector.value)
-    return f"{selector.type}:{match['name']}={_HIDDEN}" if match else str(selector)

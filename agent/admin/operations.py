@@ -25,7 +25,6 @@ from agent.authority.authority_set import AuthorityKind, State
 from agent.authority.rotation import Event
 from agent.errors import ConfigError, PeerError, RequestError
 from agent.kernel.inspect import facts_of, process_by_pid
-from attestors.api import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -301,7 +300,7 @@ def _report(report: Report) -> AttestorReport:
         attestor=report.attestor,
         milliseconds=round(report.seconds * 1000, 3),
         remembered=report.remembered,
-        selectors=tuple(sorted(map(shown, report.findings.selectors))),
+        selectors=tuple(sorted(each.redacted() for each in report.findings.selectors)),
         notes=report.findings.notes,
         failure=report.failure or "",
     )

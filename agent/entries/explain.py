@@ -7,11 +7,8 @@ entry came. Values that may be secrets, those of environment variables, are neve
 from __future__ import annotations
 
 import heapq
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-from attestors.api import _SECRET, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -23,8 +20,6 @@ if TYPE_CHECKING:
 
 # Whoever asks why nothing matches wants the likeliest entries, not all of them.
 NEAREST = 3
-# The part of a value that says what it is about, which may be a user's own: 1000:label:…
-_KIND = re.compile(r"(?P<name>(?:[0-9]+:)?[^:]*)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +68,7 @@ def explain(
     """Explain what `agent.entries.identity.match` said of these selectors."""
     by_id = {entry.id: entry for entry in entries.match(selectors, now)}
     return Verdict(
-        selectors=tuple(sorted(map(shown, selectors))),
+        selectors=tuple(sorted(each.redacted() for each in selectors)),
         matched=tuple(
             Matched(
                 entry_id=each.entry_id,
@@ -121,11 +116,6 @@ def _missed(entry: Entry, selectors: frozenset[Selector], now: datetime) -> Miss
 
 
 def _lacking(wanted: Selector, selectors: frozenset[Selector]) -> Lacking:
-    alike = [each for each in selectors if _kind(each) == _kind(wanted)]
-    return Lacking(wanted=shown(wanted), found=tuple(sorted(map(shown, alike))))
-
-
-def _kind(selector: Selector) -> tuple[str, str]:
-    """`unix:uid` of `unix:uid:1001`; of an environment variable its name too."""
-    match = _SECRET.fullmatch(selector.value) or _KIND.match(selector.value)
-    return selector.type, match["name"] if match else selector.value
+    kind = wanted.type, wanted.kind
+    alike = [each.redacted() for each in selectors if (each.type, each.kind) == kind]
+    return Lacking(wanted=wanted.redacted(), found=tuple(sorted(alike)))

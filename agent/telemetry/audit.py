@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, TypeAlias
 
 from agent.telemetry.plain import to_plain
 from agent.telemetry.throttled_log import Rate, Throttle
-from attestors.api import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -169,5 +168,5 @@ def selectors_sha256(selectors: frozenset[Selector]) -> str:
 
     Values of environment variables are hidden first, so that nobody can guess them by the digest.
     """
-    text = "".join(f"{each}\n" for each in sorted(map(shown, selectors)))
+    text = "".join(f"{each}\n" for each in sorted(each.redacted() for each in selectors))
     return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()

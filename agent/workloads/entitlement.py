@@ -12,7 +12,6 @@ from agent.errors import AttestationError, NoIdentityError
 from agent.signals import UNHEARD, Stage, Stopwatch
 from agent.telemetry.plain import to_plain
 from agent.telemetry.throttled_log import PER_KEY, Rate, Throttle, ThrottledLog
-from attestors.api import shown
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -159,7 +158,7 @@ class Entitlements:
             gid=caller.credentials.gid,
             proof=str(caller.proof),
             weaknesses=list(caller.weaknesses),
-            selectors=sorted(map(shown, attestation.selectors)),
+            selectors=sorted(each.redacted() for each in attestation.selectors),
             entries=[identity.entry_id for identity in matches.identities],
             notes=list(attestation.notes),
         )

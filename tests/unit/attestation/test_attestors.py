@@ -93,8 +93,3 @@ async def test_close_closes_them_all() -> None:
     attestors = [FakeAttestor(), OtherAttestor()]
     await WorkloadAttestor(attestors, Lines().log).close()
     assert all(attestor.closed for attestor in attestors)
-
-
-def test_a_selector_of_the_program_is_a_selector() -> None:
-    with pytest.raises(ValueError, match="name them in both"):
-        Findings(frozenset({ONE}), program=frozenset({TWO}))
