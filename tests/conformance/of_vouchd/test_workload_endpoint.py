@@ -18,7 +18,7 @@ import h2.connection
 import h2.events
 import pytest
 
-from agent.cli.options import parse_endpoint
+from agent.client.endpoint import parse_endpoint
 from tests.support.agent import REPOSITORY
 
 if TYPE_CHECKING:
