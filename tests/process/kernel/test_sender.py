@@ -1,4 +1,4 @@
-"""Whose bytes these are: the kernel's stamp on each chunk, with real processes."""
+"""The kernel's credentials on each chunk, with real processes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support import pids
 
 @contextmanager
 def connection(*, stamped: bool = True) -> Iterator[tuple[socket.socket, socket.socket, Caller]]:
-    """Our own connection to ourselves: the client's end, the agent's, and who we are."""
+    """A connection of this process to itself: the client's end, the agent's end, the caller."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind("")
         if stamped:
@@ -39,7 +39,7 @@ def from_child(send: Callable[[], object]) -> int:
     return pid
 
 
-def test_the_callers_own_bytes_pass() -> None:
+def test_bytes_of_the_caller_pass() -> None:
     with connection() as (client, server, caller):
         client.sendall(b"mine")
         assert receive(server, 100, caller) == b"mine"
@@ -47,7 +47,7 @@ def test_the_callers_own_bytes_pass() -> None:
         assert receive(server, 100, caller) == b""
 
 
-def test_a_childs_do_not() -> None:
+def test_bytes_of_a_child_that_inherited_the_socket_are_refused() -> None:
     with connection() as (client, server, caller):
         child = from_child(lambda: client.sendall(b"its"))
         with pytest.raises(ForeignSenderError) as refused:
@@ -70,8 +70,8 @@ def test_chunks_of_two_senders_never_come_as_one() -> None:
             receive(server, 100, caller)
 
 
-def test_what_the_dead_sent_is_of_nobody() -> None:
-    """Its PID could have been given to another before these bytes were read."""
+def test_bytes_of_a_caller_that_exited_before_the_read_are_refused() -> None:
+    """Its PID could belong to another process when these bytes are read."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind("")
         stamp_senders(listener)
@@ -93,7 +93,7 @@ def test_what_the_dead_sent_is_of_nobody() -> None:
             caller.close()
 
 
-def test_bytes_without_a_stamp_are_refused() -> None:
+def test_bytes_without_credentials_are_refused() -> None:
     with connection(stamped=False) as (client, server, caller):
         client.sendall(b"x")
         with pytest.raises(ForeignSenderError) as refused:
