@@ -1,16 +1,14 @@
-"""X509-SVID: the certificates that are issued, and those that are to be trusted."""
-# The ids keep the form they have in requirements.md.
-# ruff: noqa: N802
+"""X509-SVID: issued leaves and signing certificates."""
 
 from __future__ import annotations
 
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from tests.conformance.documents import X509Svid, extension, is_ca, trust_domain, uris, usages
+from .documents import X509Svid, extension, is_ca, trust_domain, uris, usages
 
 Certificates = list[x509.Certificate]
-# What only the key of a leaf may do.
+# Usages that only a leaf's key may have.
 _USAGES_OF_LEAVES = {"digital_signature", "key_agreement", "key_encipherment"}
 
 
@@ -42,7 +40,7 @@ def test_X5_08_the_id_of_a_signing_certificate_has_no_path(authorities: Certific
     assert all(uri.count("/") == 2 for authority in authorities for uri in uris(authority))
 
 
-def test_X5_09_a_signing_certificate_is_of_the_trust_domain_of_its_leaves(
+def test_X5_09_a_signing_certificate_belongs_to_the_trust_domain_of_its_leaves(
     x509_svids: list[X509Svid],
 ) -> None:
     for svid in x509_svids:

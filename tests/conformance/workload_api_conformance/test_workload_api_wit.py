@@ -1,6 +1,4 @@
 """Workload API: WIT-SVIDs and their bundles."""
-# The ids keep the form they have in requirements.md.
-# ruff: noqa: N802
 
 from __future__ import annotations
 
@@ -8,11 +6,11 @@ import json
 
 import pytest
 
-from agent.pb import workloadapi_pb2 as pb
-from tests.conformance import wire
-from tests.conformance.conftest import NOT_MINE
-from tests.conformance.documents import Token, hints_of, json_object
-from tests.conformance.wire import PERMISSION_DENIED, UNIMPLEMENTED, CallError, Endpoint
+from . import wire
+from .documents import Token, hints_of, json_object
+from .expectations import FOREIGN_ID
+from .pb import workload_pb2 as pb
+from .wire import PERMISSION_DENIED, UNIMPLEMENTED, CallError, Endpoint
 
 
 @pytest.fixture
@@ -22,7 +20,7 @@ def wit_response(endpoint: Endpoint) -> pb.WITSVIDResponse:
     except CallError as error:
         if error.code != UNIMPLEMENTED:
             raise
-        pytest.skip("the WIT profile is not served here")
+        pytest.skip("the server has no WIT profile")
 
 
 @pytest.fixture
@@ -64,11 +62,11 @@ def test_WL_63_no_two_wit_svids_share_a_hint(wit_response: pb.WITSVIDResponse) -
     assert len(set(hints)) == len(hints)
 
 
-def test_WL_64_a_wit_svid_for_an_id_of_somebody_else_is_denied(
+def test_WL_64_a_wit_svid_for_an_id_that_is_not_the_callers_is_denied(
     endpoint: Endpoint, wit_response: pb.WITSVIDResponse, own_domain: str
 ) -> None:
     assert wit_response.svids
-    request = pb.WITSVIDRequest(spiffe_id=NOT_MINE.format(own_domain))
+    request = pb.WITSVIDRequest(spiffe_id=FOREIGN_ID.format(own_domain))
     assert endpoint.status(wire.WIT_SVID, request) == PERMISSION_DENIED
 
 

@@ -1,7 +1,4 @@
-"""What came over the wire, taken apart: certificates, keys, tokens, key sets.
-
-Nothing here is lenient, and nothing is of the agent: a document that cannot be read fails the test.
-"""
+"""Strict parsers for certificates, keys, tokens and key sets; a malformed one fails the test."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ import jwt
 from cryptography import x509
 from cryptography.x509.verification import PolicyBuilder, Store
 
-from agent.pb import workloadapi_pb2 as pb
+from .pb import workload_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,15 +33,15 @@ ExtensionT = TypeVar("ExtensionT", bound=x509.ExtensionType)
 
 
 def hints_of(svids: Any) -> list[str]:
-    """The hints of those that have one."""
+    """Return the hints that are not empty."""
     return [svid.hint for svid in svids if svid.hint]
 
 
 def certificates(der: bytes) -> list[x509.Certificate]:
-    """Concatenated DER certificates, to the last byte."""
+    """Parse concatenated DER certificates, to the last byte."""
     found = []
     while der:
-        assert der[0] == _SEQUENCE, "this is not DER"
+        assert der[0] == _SEQUENCE, "the bytes are not DER"
         length = _der_length(der)
         assert length <= len(der), "the last certificate is cut off"
         found.append(x509.load_der_x509_certificate(der[:length]))
@@ -53,7 +50,7 @@ def certificates(der: bytes) -> list[x509.Certificate]:
 
 
 def _der_length(der: bytes) -> int:
-    """The length of the first element with its head (X.690 section 8.1.3)."""
+    """Return the length of the first element with its head (X.690 section 8.1.3)."""
     first = der[1]
     if first < 0x80:  # the short form
         return 2 + first
@@ -63,41 +60,45 @@ def _der_length(der: bytes) -> int:
 
 @dataclass(frozen=True, slots=True)
 class X509Svid:
-    """An X509-SVID of a response."""
+    """One X509-SVID of a response."""
 
     message: pb.X509SVID
 
     @property
     def leaf(self) -> x509.Certificate:
-        """The workload's certificate."""
+        """Return the workload's certificate."""
         return certificates(self.message.x509_svid)[0]
 
     @property
     def authorities(self) -> list[x509.Certificate]:
-        """The CA certificates of its trust domain."""
+        """Return the CA certificates of the SVID's trust domain."""
         return certificates(self.message.bundle)
 
     @property
     def trust_domain(self) -> str:
-        """The name of its trust domain."""
+        """Return the name of the SVID's trust domain."""
         return trust_domain(self.message.spiffe_id)
 
     def verify(self) -> None:
-        """Find a path from the leaf to an authority."""
+        """Verify that a path leads from the leaf to an authority.
+
+        Raises:
+            VerificationError: there is none.
+        """
         leaf, *intermediates = certificates(self.message.x509_svid)
         policy = PolicyBuilder().store(Store(self.authorities))
         policy.build_client_verifier().verify(leaf, intermediates)
 
 
 def trust_domain(spiffe_id: str) -> str:
-    """The name of the trust domain in a SPIFFE ID."""
+    """Return the name of the trust domain in a SPIFFE ID."""
     return spiffe_id.split("/")[2]
 
 
 def extension(
     certificate: x509.Certificate, kind: type[ExtensionT]
 ) -> x509.Extension[ExtensionT] | None:
-    """An extension, if the certificate has it."""
+    """Return an extension of a certificate, or None."""
     try:
         return certificate.extensions.get_extension_for_class(kind)
     except x509.ExtensionNotFound:
@@ -105,20 +106,20 @@ def extension(
 
 
 def uris(certificate: x509.Certificate) -> list[str]:
-    """All URI names of a certificate."""
+    """Return all URI names of a certificate."""
     san = extension(certificate, x509.SubjectAlternativeName)
     return san.value.get_values_for_type(x509.UniformResourceIdentifier) if san else []
 
 
 def usages(certificate: x509.Certificate) -> set[str]:
-    """What the key of a certificate may be used for, by its own word."""
+    """Return the names of the bits that a certificate's key usage sets."""
     usage = extension(certificate, x509.KeyUsage)
     assert usage is not None, "there is no key usage extension"
     return {name for name in _USAGES if getattr(usage.value, name)}
 
 
 def is_ca(certificate: x509.Certificate) -> bool:
-    """Whether a certificate says that it is one of a CA."""
+    """Tell whether a certificate's basic constraints say CA."""
     constraints = extension(certificate, x509.BasicConstraints)
     assert constraints is not None, "there is no basic constraints extension"
     return constraints.value.ca
@@ -126,33 +127,33 @@ def is_ca(certificate: x509.Certificate) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A signed token in compact serialization; only `verify` says something about its signature."""
+    """A token in compact serialization. Only `verify` checks its signature."""
 
     text: str
 
     @property
     def parts(self) -> list[str]:
-        """The parts between the dots."""
+        """Return the parts between the dots."""
         return self.text.split(".")
 
     @property
     def header(self) -> dict[str, Any]:
-        """The JOSE header."""
+        """Return the JOSE header."""
         return _json_object(self.parts[0])
 
     @property
     def claims(self) -> dict[str, Any]:
-        """The claims."""
+        """Return the claims."""
         return _json_object(self.parts[1])
 
     @property
     def audience(self) -> list[str]:
-        """The audience, which may be a text or a list."""
+        """Return the audience as a list; the claim may be one text (RFC 7519 section 4.1.3)."""
         value = self.claims["aud"]
         return [value] if isinstance(value, str) else value
 
     def verify(self, keys: Mapping[str, Any]) -> None:
-        """Check the signature and the expiry with the key of a JWK Set that it names."""
+        """Verify signature and expiry with the key of a JWK Set that `kid` names."""
         header = self.header
         (jwk,) = [key for key in keys["keys"] if key["kid"] == header["kid"]]
         key = jwt.PyJWK(jwk, algorithm=header["alg"])
@@ -162,7 +163,7 @@ class Token:
     def altered(
         self, header: dict[str, Any] | None = None, claims: dict[str, Any] | None = None
     ) -> str:
-        """The token with members exchanged, under the signature it had."""
+        """Return the token with other members and the old signature."""
         return ".".join(
             [
                 encode(self.header | header) if header else self.parts[0],
@@ -173,19 +174,19 @@ class Token:
 
 
 def encode(members: Mapping[str, Any]) -> str:
-    """A JSON object as part of a token."""
+    """Encode a JSON object as a part of a token."""
     return base64url(json.dumps(members).encode())
 
 
 def base64url(data: bytes) -> str:
-    """RFC 7515 section 2: without padding."""
+    """Encode without padding (RFC 7515 section 2)."""
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
 def json_object(text: str | bytes) -> dict[str, Any]:
-    """A JSON object."""
+    """Parse a JSON object."""
     value = json.loads(text)
-    assert isinstance(value, dict), "this is not a JSON object"
+    assert isinstance(value, dict), "the text is not a JSON object"
     return value
 
 

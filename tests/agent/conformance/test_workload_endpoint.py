@@ -1,6 +1,4 @@
 """Workload Endpoint: vouchd's command line as a client."""
-# The ids keep the form they have in requirements.md.
-# ruff: noqa: N802
 
 from __future__ import annotations
 
@@ -19,14 +17,11 @@ import h2.events
 import pytest
 
 from agent.client.endpoint import parse_endpoint
+from tests.conftest import AgentFactory
 from tests.support.agent import REPOSITORY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from tests.conformance.wire import Endpoint
-
-pytestmark = pytest.mark.of_vouchd
 
 REQUESTS = (
     ("fetch", "x509"),
@@ -52,7 +47,7 @@ def _vouchd(*arguments: str, endpoint: str) -> subprocess.CompletedProcess[str]:
 
 
 class _Refuser:
-    """A server that answers every call with UNAVAILABLE, and remembers the headers."""
+    """A server that answers every call with UNAVAILABLE and records the headers."""
 
     def __init__(self, listener: socket.socket) -> None:
         self.requests: list[list[tuple[str, str]]] = []
@@ -64,7 +59,7 @@ class _Refuser:
                 connection, _ = self._listener.accept()
             except OSError:
                 return  # shut down
-            # The client has its answer, or probed only whether somebody listens.
+            # The client may close after its answer, or connect only to probe the socket.
             with connection, suppress(ConnectionError):
                 self._serve_connection(connection)
 
@@ -120,8 +115,10 @@ def test_WE_06_each_request_carries_the_security_header(
         assert sent == ["true"], dict(headers)[":path"]
 
 
-def test_WE_10_the_endpoint_is_taken_from_the_environment(given: Endpoint, tmp_path: Path) -> None:
-    good = _vouchd("fetch", "x509", endpoint=f"unix://{given.address}")
+def test_WE_10_the_client_reads_the_endpoint_from_the_environment(
+    agent_factory: AgentFactory, tmp_path: Path
+) -> None:
+    good = _vouchd("fetch", "x509", endpoint=agent_factory().address)
     assert good.returncode == 0, good.stderr
     assert "spiffe://" in good.stdout
     nowhere = _vouchd("fetch", "x509", endpoint=f"unix://{tmp_path}/nowhere.sock")
@@ -131,7 +128,7 @@ def test_WE_10_the_endpoint_is_taken_from_the_environment(given: Endpoint, tmp_p
 
 def _refuses(*endpoints: str) -> None:
     for endpoint in endpoints:
-        with pytest.raises(ValueError):  # noqa: PT011 - that it is refused, not how
+        with pytest.raises(ValueError):  # noqa: PT011 - the test is about refusal, not its text
             parse_endpoint(endpoint)
 
 
@@ -151,5 +148,5 @@ def test_WE_12_unix_takes_an_absolute_path_and_nothing_else() -> None:
 def test_WE_13_tcp_takes_an_ip_address_and_a_port_and_nothing_else() -> None:
     _refuses("tcp://127.0.0.1", "tcp://127.0.0.1:8000/foo", "tcp://localhost:8000", "tcp://:8000")
     _refuses("tcp://127.0.0.1:8000?a", "tcp://127.0.0.1:8000#a", "tcp://me@127.0.0.1:8000")
-    # vouchd serves no TCP, so its client has no use for a good address; it must not be a path.
+    # vouchd has no TCP client: a valid address is refused too, and never taken for a path.
     _refuses("tcp://127.0.0.1:8000")

@@ -1,7 +1,8 @@
-"""gRPC over a socket, written from its description and from nothing of the agent.
+"""A raw gRPC client over HTTP/2, one call per connection.
 
-One call a connection, synchronous, every header the test's own choice: a suite that has to send
-what no well-behaved client would, and see what a client library would smooth over, cannot use one.
+A gRPC library always sends correct headers and hides the status and trailers of a call. The tests
+need both: requests that no library sends, and answers as they came. Sources: RFC 9113 and
+PROTOCOL-HTTP2.md of grpc/grpc.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import h2.config
 import h2.connection
 import h2.events
 
-from agent.pb import workloadapi_pb2 as pb
+from .pb import workload_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -35,18 +36,18 @@ UNAVAILABLE = 14
 Metadata = tuple[tuple[str, str], ...]
 SECURITY_HEADER: Metadata = (("workload.spiffe.io", "true"),)
 SERVICE = "SpiffeWorkloadAPI"
-# A Workload API answers from memory; the rest is for a machine under load.
-PATIENCE_SECONDS = 10.0
+# Long enough for a server on a busy machine that renews an SVID every few seconds.
+TIMEOUT_SECONDS = 10.0
 _HTTP2_HEAD_BYTES = 9
 _GOAWAY = 7
-_FRAME_HEAD = struct.Struct(">BI")
+_MESSAGE_HEAD = struct.Struct(">BI")
 
 ResponseT = TypeVar("ResponseT", bound="Message")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
-    """One method of the Workload API."""
+    """One method of the Workload API, with a request that a server can answer."""
 
     name: str
     request: Message
@@ -54,11 +55,10 @@ class Method:
 
     @property
     def path(self) -> str:
-        """Its HTTP/2 path."""
+        """Return the method's `:path`."""
         return f"/{SERVICE}/{self.name}"
 
 
-# Requests that are in order as far as can be known without a token.
 X509_SVID = Method(name="FetchX509SVID", request=pb.X509SVIDRequest(), response=pb.X509SVIDResponse)
 X509_BUNDLES = Method(
     name="FetchX509Bundles", request=pb.X509BundlesRequest(), response=pb.X509BundlesResponse
@@ -71,6 +71,7 @@ JWT_SVID = Method(
 JWT_BUNDLES = Method(
     name="FetchJWTBundles", request=pb.JWTBundlesRequest(), response=pb.JWTBundlesResponse
 )
+# The token has the right form and no valid signature.
 VALIDATE = Method(
     name="ValidateJWTSVID",
     request=pb.ValidateJWTSVIDRequest(audience="anybody", svid="e30.e30.c2ln"),
@@ -87,9 +88,10 @@ STREAMS = (X509_SVID, X509_BUNDLES, JWT_BUNDLES)
 
 
 class CallError(Exception):
-    """The call ended with this status; 0 too, if a message was still waited for.
+    """The call ended with this status before the expected message came.
 
-    A connection that is lost counts as UNAVAILABLE, as it does in every gRPC library.
+    The code is 0 if the call ended with OK. A lost connection counts as UNAVAILABLE, as in every
+    gRPC library.
     """
 
     def __init__(self, code: int, details: str) -> None:
@@ -100,32 +102,32 @@ class CallError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a Workload API is served: a path, or an IP address and a port."""
+    """The address of a Workload API: a socket's path, or an IP address and a port."""
 
     address: str | tuple[str, int]
 
     @classmethod
     def parse(cls, uri: str) -> Endpoint:
-        """Read what SPIFFE_ENDPOINT_SOCKET may hold (Workload Endpoint section 4).
+        """Parse a value of SPIFFE_ENDPOINT_SOCKET (Workload Endpoint section 4).
 
         Raises:
-            ValueError: it does not name an endpoint.
+            ValueError: the URI has another form.
         """
         parts = urlsplit(uri)
-        behind = bool(parts.query or parts.fragment)
-        if parts.scheme == "unix" and parts.path.startswith("/") and not (parts.netloc or behind):
+        extra = bool(parts.query or parts.fragment)
+        if parts.scheme == "unix" and parts.path.startswith("/") and not (parts.netloc or extra):
             return cls(unquote(parts.path))
-        if parts.scheme == "tcp" and parts.port and not (parts.path or behind or parts.username):
+        if parts.scheme == "tcp" and parts.port and not (parts.path or extra or parts.username):
             return cls((str(ipaddress.ip_address(parts.hostname or "")), parts.port))
         raise ValueError(f"{uri!r} is neither unix:///absolute/path nor tcp://IP:PORT")
 
-    def connect(self, timeout: float = PATIENCE_SECONDS) -> socket.socket:
-        """A new connection; whoever asks closes it."""
+    def connect(self) -> socket.socket:
+        """Open a connection. The caller closes it."""
         if isinstance(self.address, tuple):
-            return socket.create_connection(self.address, timeout)
+            return socket.create_connection(self.address, TIMEOUT_SECONDS)
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            connection.settimeout(timeout)
+            connection.settimeout(TIMEOUT_SECONDS)
             connection.connect(self.address)
         except OSError:
             connection.close()
@@ -134,23 +136,18 @@ class Endpoint:
 
     @contextmanager
     def open(
-        self,
-        path: str,
-        request: bytes,
-        metadata: Metadata = SECURITY_HEADER,
-        timeout: float = PATIENCE_SECONDS,
+        self, path: str, request: bytes, metadata: Metadata = SECURITY_HEADER
     ) -> Iterator[Call]:
-        """Start a call on a connection of its own, which ends with the block."""
-        with self.connect(timeout) as connection:
+        """Start a call on a new connection, which is closed at the end of the block."""
+        with self.connect() as connection:
             call = Call(connection)
             call.send(path, request, metadata)
             yield call
 
     @contextmanager
-    def stream(self, method: Method, timeout: float = PATIENCE_SECONDS) -> Iterator[Call]:
+    def stream(self, method: Method) -> Iterator[Call]:
         """Start a call of a method of the Workload API."""
-        request = method.request.SerializeToString()
-        with self.open(method.path, request, timeout=timeout) as call:
+        with self.open(method.path, method.request.SerializeToString()) as call:
             yield call
 
     def ask(
@@ -160,10 +157,10 @@ class Endpoint:
         request: Message | None = None,
         metadata: Metadata = SECURITY_HEADER,
     ) -> ResponseT:
-        """The answer of a method, or the first message of its stream.
+        """Return the response of a method, or the first message of its stream.
 
         Raises:
-            CallError: there was none.
+            CallError: the call ended without one.
         """
         raw = (method.request if request is None else request).SerializeToString()
         with self.open(method.path, raw, metadata) as call:
@@ -172,7 +169,7 @@ class Endpoint:
     def status(
         self, method: Method, request: Message | None = None, metadata: Metadata = SECURITY_HEADER
     ) -> int:
-        """How a call ends; OK if it answers."""
+        """Return the status of a call; OK as soon as a message comes."""
         try:
             self.ask(method, method.response, request, metadata)
         except CallError as error:
@@ -182,11 +179,11 @@ class Endpoint:
 
 @dataclass(slots=True)
 class Call:
-    """One call over a connection that somebody else owns."""
+    """One call. The connection belongs to the code that made it."""
 
     connection: socket.socket
     headers: dict[str, str] = field(default_factory=dict)
-    """The response's headers and trailers so far."""
+    """The response's headers and trailers received so far."""
     _http: h2.connection.H2Connection = field(
         default_factory=lambda: h2.connection.H2Connection(
             h2.config.H2Configuration(client_side=True)
@@ -210,15 +207,16 @@ class Call:
             ("te", "trailers"),
         )
         self._http.send_headers(stream, fixed + metadata)
-        self._http.send_data(stream, _FRAME_HEAD.pack(0, len(request)) + request, end_stream=True)
+        data = _MESSAGE_HEAD.pack(0, len(request)) + request
+        self._http.send_data(stream, data, end_stream=True)
         self._flush()
 
     def next(self, response_type: type[ResponseT]) -> ResponseT:
         """Wait for the next message.
 
         Raises:
-            CallError: the call ended instead.
-            TimeoutError: nothing came for as long as the connection waits.
+            CallError: the call ended first.
+            TimeoutError: the server sent nothing for TIMEOUT_SECONDS.
         """
         while not self._messages:
             if self._ended:
@@ -227,7 +225,7 @@ class Call:
         return response_type.FromString(self._messages.pop(0))
 
     def end(self) -> CallError:
-        """Wait for the end and tell how it was, whatever messages come before."""
+        """Wait for the end of the call, skip messages before it, and return its status."""
         try:
             while not self._ended:
                 self._receive()
@@ -237,7 +235,7 @@ class Call:
 
     def _error(self) -> CallError:
         status = self.headers.get("grpc-status")
-        assert status is not None, f"the call ended without a status: {self.headers}"
+        assert status is not None, f"the call ended without grpc-status: {self.headers}"
         return CallError(int(status), unquote(self.headers.get("grpc-message", "")))
 
     def _receive(self) -> None:
@@ -253,9 +251,9 @@ class Call:
         self._flush()
 
     def _frames(self) -> Iterator[bytes]:
-        """Whole frames (RFC 9113 section 4.1), less GOAWAY.
+        """Cut whole frames (RFC 9113 section 4.1) from the input and drop GOAWAY.
 
-        GOAWAY announces the end of a connection whose streams go on; h2 would take nothing more.
+        Open streams go on after a GOAWAY, but h2 refuses all input after it.
         """
         while len(self._input) >= _HTTP2_HEAD_BYTES:
             end = _HTTP2_HEAD_BYTES + int.from_bytes(self._input[:3])
@@ -279,17 +277,17 @@ class Call:
                 pass
 
     def _cut_messages(self) -> None:
-        while len(self._buffer) >= _FRAME_HEAD.size:
-            compressed, length = _FRAME_HEAD.unpack_from(self._buffer)
-            assert not compressed, "a message is compressed, and nobody said we could read that"
-            end = _FRAME_HEAD.size + length
+        while len(self._buffer) >= _MESSAGE_HEAD.size:
+            compressed, length = _MESSAGE_HEAD.unpack_from(self._buffer)
+            assert not compressed, "a message is compressed, but the request offered no encoding"
+            end = _MESSAGE_HEAD.size + length
             if len(self._buffer) < end:
                 return
-            self._messages.append(self._buffer[_FRAME_HEAD.size : end])
+            self._messages.append(self._buffer[_MESSAGE_HEAD.size : end])
             self._buffer = self._buffer[end:]
 
     def _flush(self) -> None:
-        # Who has said all it had to say and left does not wait for acknowledgements.
+        # A server may send its answer and close without waiting for acknowledgements.
         with suppress(ConnectionError):
             self.connection.sendall(self._http.data_to_send())
 

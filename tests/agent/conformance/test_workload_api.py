@@ -1,6 +1,4 @@
 """Workload API: vouchd as a client and as a validator."""
-# The ids keep the form they have in requirements.md.
-# ruff: noqa: N802
 
 from __future__ import annotations
 
@@ -21,8 +19,6 @@ from tests.support.agent import PATIENCE_SECONDS, REPOSITORY, entry_for_me
 from tests.vectors.pki import forge
 from tests.vectors.pki.forge import ID, NOW, TD
 
-pytestmark = pytest.mark.of_vouchd
-
 OTHER_TD = TrustDomain("other.example")
 OWN_KEY, OTHER_KEY = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
 
@@ -34,7 +30,7 @@ def _line(process: subprocess.Popen[bytes]) -> bytes:
     return process.stdout.readline()
 
 
-def test_WL_05_a_stream_that_ended_is_opened_again(agent_factory: AgentFactory) -> None:
+def test_WL_05_the_client_opens_an_ended_stream_again(agent_factory: AgentFactory) -> None:
     agent = agent_factory()
     command = [sys.executable, "-m", "agent", "watch", "x509", "--output", "json"]
     with subprocess.Popen(
@@ -53,12 +49,12 @@ def test_WL_05_a_stream_that_ended_is_opened_again(agent_factory: AgentFactory) 
             watch.terminate()
     assert b"spiffe://example.org/test/me" in first
     assert b"spiffe://example.org/test/me" in again
-    assert first == again, "the SVID outlasts the agent"
+    assert first == again, "the restarted agent serves another SVID"
 
 
-def test_WL_14_a_certificate_is_judged_by_its_own_trust_domain_s_bundle() -> None:
+def test_WL_14_a_certificate_is_validated_with_its_own_trust_domain_s_bundle() -> None:
     foreign = forge.leaf(san=(forge.names(f"spiffe://{OTHER_TD}/a"), False))
-    # The same key signs for both, so that nothing but the trust domain tells them apart.
+    # The same key signs for both: only the trust domain differs.
     own_bundle = forge.bundle(forge.authority())
     other_bundle = forge.bundle(forge.authority(trust_domain=OTHER_TD), trust_domain=OTHER_TD)
     validate_x509_svid([foreign], other_bundle, NOW)
@@ -69,20 +65,20 @@ def test_WL_14_a_certificate_is_judged_by_its_own_trust_domain_s_bundle() -> Non
         validate_x509_svid([forge.leaf()], other_bundle, NOW)
 
 
-def test_WL_53_a_token_is_judged_by_its_subject_s_trust_domain_s_bundle() -> None:
+def test_WL_53_a_token_is_validated_with_its_subject_s_trust_domain_s_bundle() -> None:
     bundles = {
         TD: forge.bundle(own=OWN_KEY),
         OTHER_TD: forge.bundle(trust_domain=OTHER_TD, other=OTHER_KEY),
     }
 
-    def judge(subject: str, key: ec.EllipticCurvePrivateKey, kid: str | None) -> str:
+    def validated(subject: str, key: ec.EllipticCurvePrivateKey, kid: str | None) -> str:
         claims = {"sub": subject, "aud": ["me"], "exp": int(NOW.timestamp()) + 60}
         token = jwt.encode(claims, key, "ES256", {"kid": kid} if kid else None)
         return str(validate_jwt_svid(token, "me", bundles, NOW).spiffe_id)
 
     other_id = f"spiffe://{OTHER_TD}/a"
-    assert judge(str(ID), OWN_KEY, "own") == str(ID)
-    assert judge(other_id, OTHER_KEY, "other") == other_id
+    assert validated(str(ID), OWN_KEY, "own") == str(ID)
+    assert validated(other_id, OTHER_KEY, "other") == other_id
     for subject, key, kid in (
         (str(ID), OTHER_KEY, "other"),
         (str(ID), OTHER_KEY, "own"),
@@ -91,14 +87,14 @@ def test_WL_53_a_token_is_judged_by_its_subject_s_trust_domain_s_bundle() -> Non
         ("spiffe://third.example/a", OWN_KEY, "own"),
     ):
         with pytest.raises(ValidationError):
-            judge(subject, key, kid)
+            validated(subject, key, kid)
 
 
 @pytest.mark.parametrize(("length", "code"), [(1024, 0), (1025, 2)])
-def test_WL_71_a_hint_of_more_than_1024_bytes_is_a_mistake(
+def test_WL_71_check_refuses_a_hint_of_more_than_1024_bytes(
     tmp_path: Path, length: int, code: int
 ) -> None:
-    # Two bytes each: bytes count, not letters.
+    # Two bytes per letter: the limit counts bytes.
     hint = "ä" * (length // 2) + "a" * (length % 2)
     (tmp_path / "entries.yaml").write_text(entry_for_me(hint=hint), encoding="utf-8")
     config = tmp_path / "agent.yaml"

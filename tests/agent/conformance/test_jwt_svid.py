@@ -1,6 +1,4 @@
-"""JWT-SVID: tokens that only our own keys could make, and the keys that we publish and read."""
-# The ids keep the form they have in requirements.md.
-# ruff: noqa: N802
+"""JWT-SVID: vouchd as a validator of tokens, and the JWKs that it writes and reads."""
 
 from __future__ import annotations
 
@@ -15,11 +13,9 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from agent.spiffe.bundle import parse_document
 from agent.spiffe.jwt_rules import validate_jwt_svid
 from agent.spiffe.x509_rules import ValidationError
-from tests.conformance.documents import base64url, encode
+from tests.agent.conformance.encoding import base64url, encode
 from tests.vectors.pki import forge
 from tests.vectors.pki.forge import ID, NOW, TD
-
-pytestmark = pytest.mark.of_vouchd
 
 KEY = ec.generate_private_key(ec.SECP256R1())
 BUNDLES = {TD: forge.bundle(a=KEY)}
@@ -32,7 +28,7 @@ CLAIMS: dict[str, Any] = {
 
 
 def _token(*without: str, header: dict[str, Any] | None = None, **claims: Any) -> str:
-    """A token with a good signature; the claims given replace those of a good one."""
+    """Return a token with a valid signature and with these claims in place of valid ones."""
     kept = {name: value for name, value in (CLAIMS | claims).items() if name not in without}
     return jwt.encode(kept, KEY, "ES256", {"kid": "a"} | (header or {}))
 
@@ -51,8 +47,8 @@ def _exp(seconds: float) -> float:
 
 
 @pytest.fixture(autouse=True)
-def the_good_one_is_accepted() -> None:
-    """So that a refusal is for the one thing that was changed."""
+def the_unchanged_token_is_accepted() -> None:
+    """A refusal then has one cause: the change."""
     _accepts(_token())
 
 
@@ -70,7 +66,7 @@ def test_JW_07_any_other_type_is_refused() -> None:
         _refuses(_token(header={"typ": name}))
 
 
-def test_JW_10_a_token_without_audience_or_for_somebody_else_is_refused() -> None:
+def test_JW_10_a_token_without_audience_or_for_another_is_refused() -> None:
     _accepts(_token(aud=AUDIENCE))
     _accepts(_token(aud=["other", AUDIENCE]))
     _refuses(_token("aud"))
@@ -78,11 +74,11 @@ def test_JW_10_a_token_without_audience_or_for_somebody_else_is_refused() -> Non
         _refuses(_token(aud=audience))
 
 
-def test_JW_13_a_token_that_never_expires_is_refused() -> None:
+def test_JW_13_a_token_without_expiry_is_refused() -> None:
     _refuses(_token("exp"))
 
 
-def test_JW_14_the_algorithm_is_judged_before_anything_else() -> None:
+def test_JW_14_the_algorithm_is_checked_first() -> None:
     broken = f"{encode({'alg': 'HS256'})}.{base64url(b'not JSON')}.{base64url(b'x')}"
     _refuses(broken, reason="alg")
 
@@ -91,7 +87,7 @@ def test_JW_15_audience_and_expiry_of_other_forms_are_refused() -> None:
     for audience in (1, None, {AUDIENCE: 1}, [1], [[AUDIENCE]], [AUDIENCE, 1]):
         _refuses(_token(aud=audience))
     for expiry in (str(int(_exp(60))), None, True, [_exp(60)], 1e300):
-        # PyJWT would not write these.
+        # PyJWT refuses to write these.
         text = _token()
         header, _, _ = text.split(".")
         signed = f"{header}.{encode(CLAIMS | {'exp': expiry})}"
@@ -99,17 +95,17 @@ def test_JW_15_audience_and_expiry_of_other_forms_are_refused() -> None:
         _refuses(f"{signed}.{base64url(signature)}")
 
 
-def test_JW_17_a_token_that_has_expired_is_refused() -> None:
+def test_JW_17_an_expired_token_is_refused() -> None:
     _accepts(_token(exp=_exp(1)))
     _refuses(_token(exp=_exp(-3600)))
     _refuses(_token(exp=_exp(-10)))
 
 
-# --- what is written -----------------------------------------------------------------------------
+# --- written documents ----------------------------------------------------------------------------
 
 
 def _written() -> list[dict[str, Any]]:
-    """The JWT entries of the document of a bundle that has a certificate too."""
+    """Return the JWT keys of a bundle document that also has a certificate."""
     bundle = forge.bundle(forge.authority(), first=KEY, second=forge.LEAF_KEY)
     keys: list[dict[str, Any]] = json.loads(bundle.document())["keys"]
     return [key for key in keys if key["use"] != "x509-svid"]
@@ -128,7 +124,7 @@ def test_JW_23_each_key_has_its_key_id() -> None:
     assert [key["kid"] for key in _written()] == ["first", "second"]
 
 
-# --- what is read --------------------------------------------------------------------------------
+# --- read documents -------------------------------------------------------------------------------
 
 
 def test_JW_24_keys_of_any_other_use_validate_nothing() -> None:

@@ -1,6 +1,4 @@
-"""Which status answers which failure, as far as a client can bring the failure about."""
-# The ids keep the form they have in requirements.md.
-# ruff: noqa: N802
+"""Status codes of failures that a client or the control command can cause."""
 
 from __future__ import annotations
 
@@ -8,11 +6,12 @@ from contextlib import ExitStack
 
 import pytest
 
-from agent.pb import workloadapi_pb2 as pb
-from tests.conformance import wire
-from tests.conformance.conftest import AUDIENCE, History, Validator
-from tests.conformance.documents import Token, base64url, encode
-from tests.conformance.wire import (
+from . import wire
+from .documents import Token, base64url, encode
+from .expectations import AUDIENCE, History, Validator
+from .pb import workload_pb2 as pb
+from .situations import Situation
+from .wire import (
     INVALID_ARGUMENT,
     OK,
     PERMISSION_DENIED,
@@ -21,9 +20,8 @@ from tests.conformance.wire import (
     Endpoint,
     Method,
 )
-from tests.conftest import AgentFactory
 
-# Against the rules of SPIFFE-ID, one each.
+# Each breaks one rule of SPIFFE-ID.
 MALFORMED_IDS = (
     "https://{}/a",
     "{}/a",
@@ -45,7 +43,7 @@ MALFORMED_IDS = (
 
 @pytest.mark.parametrize("method", wire.X509_AND_JWT, ids=lambda method: method.name)
 def test_EC_01_a_missing_wrong_or_repeated_header_is_invalid_argument(
-    given: Endpoint, method: Method
+    server: Endpoint, method: Method
 ) -> None:
     for metadata in (
         (),
@@ -54,16 +52,15 @@ def test_EC_01_a_missing_wrong_or_repeated_header_is_invalid_argument(
         (("workload.spiffe.io", "true"), ("workload.spiffe.io", "false")),
         (("workload.spiffe.io", "true, true"),),
     ):
-        assert given.status(method, metadata=metadata) == INVALID_ARGUMENT, metadata
+        assert server.status(method, metadata=metadata) == INVALID_ARGUMENT, metadata
 
 
-@pytest.mark.needs_control
 @pytest.mark.parametrize("method", wire.X509_AND_JWT, ids=lambda method: method.name)
 def test_EC_02_a_caller_without_identity_is_denied(stranger: Endpoint, method: Method) -> None:
     assert stranger.status(method) == PERMISSION_DENIED
 
 
-def test_EC_03_an_id_of_somebody_else_is_denied(endpoint: Endpoint, own_domain: str) -> None:
+def test_EC_03_an_id_that_is_not_the_callers_is_denied(endpoint: Endpoint, own_domain: str) -> None:
     for domain in (own_domain, "unknown.conformance.example"):
         request = pb.JWTSVIDRequest(audience=AUDIENCE, spiffe_id=f"spiffe://{domain}/not/mine")
         assert endpoint.status(wire.JWT_SVID, request) == PERMISSION_DENIED
@@ -71,27 +68,27 @@ def test_EC_03_an_id_of_somebody_else_is_denied(endpoint: Endpoint, own_domain: 
 
 @pytest.mark.parametrize("malformed", MALFORMED_IDS)
 def test_EC_04_a_malformed_id_is_invalid_argument(
-    given: Endpoint, own_id: str, malformed: str
+    server: Endpoint, own_id: str, malformed: str
 ) -> None:
     spiffe_id = malformed.format(own_id.split("/")[2])
     request = pb.JWTSVIDRequest(audience=AUDIENCE, spiffe_id=spiffe_id)
-    assert given.status(wire.JWT_SVID, request) == INVALID_ARGUMENT
+    assert server.status(wire.JWT_SVID, request) == INVALID_ARGUMENT
 
 
 @pytest.fixture
-def own_id(given: Endpoint) -> str:
-    return given.ask(wire.X509_SVID, pb.X509SVIDResponse).svids[0].spiffe_id
+def own_id(server: Endpoint) -> str:
+    return server.ask(wire.X509_SVID, pb.X509SVIDResponse).svids[0].spiffe_id
 
 
 @pytest.mark.parametrize("audience", [[], [""], ["good", ""]], ids=repr)
 def test_EC_05_no_audience_or_a_blank_one_is_invalid_argument(
-    given: Endpoint, audience: list[str]
+    server: Endpoint, audience: list[str]
 ) -> None:
     request = pb.JWTSVIDRequest(audience=audience)
-    assert given.status(wire.JWT_SVID, request) == INVALID_ARGUMENT
+    assert server.status(wire.JWT_SVID, request) == INVALID_ARGUMENT
 
 
-def test_EC_06_validation_of_nothing_or_for_nobody_is_invalid_argument(
+def test_EC_06_validation_without_token_or_audience_is_invalid_argument(
     token: Token, validate: Validator
 ) -> None:
     assert validate.status("") == INVALID_ARGUMENT
@@ -112,40 +109,35 @@ def test_EC_06_validation_of_nothing_or_for_nobody_is_invalid_argument(
     ],
     ids=["text", "dots", "unsigned", "no claims", "no texts", "list", "deep", "snowmen"],
 )
-def test_EC_07_whatever_is_no_valid_token_is_invalid_argument(given: Endpoint, text: str) -> None:
-    assert Validator(given).status(text) == INVALID_ARGUMENT
+def test_EC_07_an_invalid_token_is_invalid_argument(server: Endpoint, text: str) -> None:
+    assert Validator(server).status(text) == INVALID_ARGUMENT
 
 
-@pytest.mark.needs_control
-def test_EC_08_what_cannot_be_found_out_now_is_unavailable(unable: Endpoint) -> None:
-    assert unable.status(wire.X509_SVID) == UNAVAILABLE
-    assert unable.status(wire.JWT_SVID) == UNAVAILABLE
-    assert unable.status(wire.X509_BUNDLES) == UNAVAILABLE
+def test_EC_08_failed_attestation_is_unavailable(failing: Endpoint) -> None:
+    assert failing.status(wire.X509_SVID) == UNAVAILABLE
+    assert failing.status(wire.JWT_SVID) == UNAVAILABLE
+    assert failing.status(wire.X509_BUNDLES) == UNAVAILABLE
 
 
-def test_EC_09_an_unserved_wit_profile_is_unimplemented(given: Endpoint) -> None:
-    assert {given.status(method) for method in wire.WIT} in ({UNIMPLEMENTED}, {OK})
+def test_EC_09_an_unserved_wit_profile_is_unimplemented(server: Endpoint) -> None:
+    assert {server.status(method) for method in wire.WIT} in ({UNIMPLEMENTED}, {OK})
 
 
-@pytest.mark.needs_control
-def test_EC_11_an_identity_that_is_lost_ends_its_stream_with_permission_denied(
+def test_EC_11_loss_of_the_last_identity_ends_the_stream_with_permission_denied(
     history: History,
 ) -> None:
     assert history.losses
     assert history.end.code == PERMISSION_DENIED
 
 
-@pytest.mark.needs_control
-def test_EC_12_when_the_server_stops_its_streams_are_unavailable(
-    agent_factory: AgentFactory,
+def test_EC_12_a_stop_of_the_server_ends_its_streams_with_unavailable(
+    stopping: Situation,
 ) -> None:
-    agent = agent_factory()
-    endpoint = Endpoint.parse(agent.address)
     with ExitStack() as stack:
-        calls = [stack.enter_context(endpoint.stream(method)) for method in wire.STREAMS]
+        calls = [stack.enter_context(stopping.endpoint.stream(method)) for method in wire.STREAMS]
         for call, method in zip(calls, wire.STREAMS, strict=True):
             call.next(method.response)
-        agent.stop()
+        stopping.next_step()
         assert [call.end().code for call in calls] == [UNAVAILABLE] * len(calls)
 
 

@@ -1,6 +1,4 @@
-"""X509-SVID: what vouchd refuses of others, and the bundle documents it writes and reads."""
-# The ids keep the form they have in requirements.md.
-# ruff: noqa: N802
+"""X509-SVID: vouchd as a validator of certificates, and the bundle documents it handles."""
 
 from __future__ import annotations
 
@@ -18,8 +16,6 @@ from agent.spiffe.x509_rules import ValidationError, validate_x509_svid
 from tests.vectors.pki import forge
 from tests.vectors.pki.forge import DAY, ID, NOW, TD, authority, leaf, names, usage
 
-pytestmark = pytest.mark.of_vouchd
-
 AUTHORITY = authority()
 OTHER_KEY = ec.generate_private_key(ec.SECP256R1())
 OTHER_AUTHORITY = authority(key=OTHER_KEY)
@@ -36,8 +32,8 @@ def _refuses(*chain: x509.Certificate, bundle: TrustBundle = BUNDLE) -> None:
 
 
 @pytest.fixture(autouse=True)
-def the_good_one_is_accepted() -> None:
-    """So that a refusal is for the one thing that was changed."""
+def the_unchanged_leaf_is_accepted() -> None:
+    """A refusal then has one cause: the change."""
     _accepts(leaf())
 
 
@@ -51,7 +47,7 @@ def test_X5_03_other_kinds_of_names_are_tolerated() -> None:
     _accepts(leaf(san=(names(str(ID), dns=("a.example", "*.b.example")), False)))
 
 
-def test_X5_04_only_a_leaf_says_who_a_peer_is() -> None:
+def test_X5_04_only_a_leaf_authenticates_a_peer() -> None:
     _refuses(AUTHORITY)
     _refuses(authority(signer=forge.CA_KEY, key=OTHER_KEY), AUTHORITY)
     ca_with_workload_id = (names(str(ID)), False)
@@ -66,7 +62,7 @@ def test_X5_25_paths_are_validated() -> None:
     _refuses(leaf(), bundle=forge.bundle())
 
 
-def test_X5_26_a_ca_is_no_leaf() -> None:
+def test_X5_26_a_ca_certificate_is_refused_as_a_leaf() -> None:
     _refuses(leaf(bc=(x509.BasicConstraints(ca=True, path_length=None), True)))
 
 
@@ -85,11 +81,11 @@ def test_X5_29_an_id_without_path_is_refused() -> None:
         _refuses(leaf(san=(names(uri), False)))
 
 
-# --- what is written -----------------------------------------------------------------------------
+# --- written documents ----------------------------------------------------------------------------
 
 
 def _written(*authorities: x509.Certificate) -> list[dict[str, Any]]:
-    """The X.509 entries of the document of a bundle that has keys for tokens too."""
+    """Return the X.509 keys of a bundle document that also has JWT keys."""
     document = json.loads(forge.bundle(*authorities, a=forge.LEAF_KEY).document())
     return [key for key in document["keys"] if key["use"] != "jwt-svid"]
 
@@ -122,7 +118,7 @@ def test_X5_35_the_certificates_are_signed_by_themselves() -> None:
         certificate.verify_directly_issued_by(certificate)
 
 
-# --- what is read --------------------------------------------------------------------------------
+# --- read documents -------------------------------------------------------------------------------
 
 
 def _read(*entries: dict[str, Any]) -> tuple[x509.Certificate, ...]:
@@ -130,21 +126,21 @@ def _read(*entries: dict[str, Any]) -> tuple[x509.Certificate, ...]:
     return parse_document(TD, document.encode()).x509_authorities
 
 
-def test_X5_36_an_entry_without_certificate_is_passed_over() -> None:
+def test_X5_36_an_entry_without_certificate_is_ignored() -> None:
     (good,) = _written(AUTHORITY)
     missing = {name: value for name, value in good.items() if name != "x5c"}
     assert _read(missing, good | {"x5c": []}, good) == (AUTHORITY,)
     assert _read(missing) == ()
 
 
-def test_X5_37_a_second_certificate_is_passed_over() -> None:
+def test_X5_37_a_second_certificate_is_ignored() -> None:
     (good,) = _written(AUTHORITY)
     (other,) = _written(OTHER_AUTHORITY)
     assert _read(good | {"x5c": [*good["x5c"], *other["x5c"]]}) == (AUTHORITY,)
     assert _read(good | {"x5c": [*good["x5c"], "not a certificate"]}) == (AUTHORITY,)
 
 
-def test_X5_38_the_authorities_are_those_of_all_entries_or_none() -> None:
+def test_X5_38_the_authorities_are_those_of_all_keys() -> None:
     assert _read(*_written(AUTHORITY, OTHER_AUTHORITY)) == (AUTHORITY, OTHER_AUTHORITY)
     jwt_only = json.loads(forge.bundle(a=forge.LEAF_KEY).document())["keys"]
     assert _read(*jwt_only) == ()

@@ -1,29 +1,26 @@
-"""SPIFFE-ID, as far as it shows on the wire."""
-# The ids keep the form they have in requirements.md.
-# ruff: noqa: N802
+"""SPIFFE-ID: IDs in SVIDs and in signing certificates."""
 
 from __future__ import annotations
 
-import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_der_private_key
 
-from agent.pb import workloadapi_pb2 as pb
-from tests.conformance import wire
-from tests.conformance.conftest import LONGEST_ID, Validator
-from tests.conformance.documents import Token, X509Svid, trust_domain, uris
-from tests.conformance.wire import Endpoint
+from . import wire
+from .documents import Token, X509Svid, trust_domain, uris
+from .expectations import Validator
+from .pb import workload_pb2 as pb
+from .situations import Situation
 
 
-@pytest.mark.needs_control
-def test_ID_15_an_id_of_2048_bytes_is_issued_and_validated(several: Endpoint) -> None:
-    assert len(LONGEST_ID) == 2048
-    response = several.ask(wire.X509_SVID, pb.X509SVIDResponse)
-    (svid,) = (X509Svid(s) for s in response.svids if s.spiffe_id == LONGEST_ID)
-    assert uris(svid.leaf) == [LONGEST_ID]
-    request = pb.JWTSVIDRequest(audience=["any"], spiffe_id=LONGEST_ID)
-    (token,) = several.ask(wire.JWT_SVID, pb.JWTSVIDResponse, request).svids
-    assert Validator(several)(token.svid, "any").spiffe_id == LONGEST_ID
+def test_ID_15_an_id_of_2048_bytes_is_issued_and_validated(several: Situation) -> None:
+    (longest,) = (each for each in several.spiffe_ids if len(each) == 2048)
+    endpoint = several.endpoint
+    response = endpoint.ask(wire.X509_SVID, pb.X509SVIDResponse)
+    (svid,) = (X509Svid(s) for s in response.svids if s.spiffe_id == longest)
+    assert uris(svid.leaf) == [longest]
+    request = pb.JWTSVIDRequest(audience=["any"], spiffe_id=longest)
+    (token,) = endpoint.ask(wire.JWT_SVID, pb.JWTSVIDResponse, request).svids
+    assert Validator(endpoint)(token.svid, "any").spiffe_id == longest
 
 
 def test_SV_02_the_authority_has_a_spiffe_id(authorities: list[x509.Certificate]) -> None:
@@ -32,7 +29,7 @@ def test_SV_02_the_authority_has_a_spiffe_id(authorities: list[x509.Certificate]
         assert uri.startswith("spiffe://")
 
 
-def test_SV_03_the_authority_is_of_the_trust_domain_that_it_signs_for(
+def test_SV_03_the_authority_belongs_to_the_trust_domain_of_its_svids(
     authorities: list[x509.Certificate], own_domain: str
 ) -> None:
     assert {trust_domain(uri) for authority in authorities for uri in uris(authority)} == {

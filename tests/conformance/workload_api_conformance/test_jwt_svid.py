@@ -1,6 +1,4 @@
-"""JWT-SVID: the tokens that are issued, and those that are refused over the wire."""
-# The ids keep the form they have in requirements.md.
-# ruff: noqa: N802
+"""JWT-SVID: issued tokens, and tokens that ValidateJWTSVID has to refuse."""
 
 from __future__ import annotations
 
@@ -14,10 +12,10 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from agent.pb import workloadapi_pb2 as pb
-from tests.conformance.conftest import AUDIENCE, Validator
-from tests.conformance.documents import JWS_ALGORITHMS, Token, base64url, encode
-from tests.conformance.wire import INVALID_ARGUMENT
+from .documents import JWS_ALGORITHMS, Token, base64url, encode
+from .expectations import AUDIENCE, Validator
+from .pb import workload_pb2 as pb
+from .wire import INVALID_ARGUMENT
 
 
 def test_JW_01_a_token_is_not_in_json_serialization(tokens: list[Token]) -> None:
@@ -49,14 +47,14 @@ def test_JW_05_a_token_without_signature_or_with_a_shared_secret_is_refused(
     unsigned = [encode(token.header | {"alg": "none"}), token.parts[1]]
     assert validate.status(".".join([*unsigned, ""])) == INVALID_ARGUMENT
     assert validate.status(".".join([*unsigned, token.parts[2]])) == INVALID_ARGUMENT
-    for secret in _secrets_that_everybody_knows(jwks):
+    for secret in _public_keys_as_secrets(jwks):
         signed = f"{encode(token.header | {'alg': 'HS256'})}.{token.parts[1]}"
         mac = hmac.digest(secret, signed.encode(), hashlib.sha256)
         assert validate.status(f"{signed}.{base64url(mac)}") == INVALID_ARGUMENT
 
 
-def _secrets_that_everybody_knows(jwks: dict[str, Any]) -> list[bytes]:
-    """The forms in which a careless validator would take the public key for a secret."""
+def _public_keys_as_secrets(jwks: dict[str, Any]) -> list[bytes]:
+    """Return the forms in which a careless validator takes a public key for an HMAC secret."""
     keys = [jwt.PyJWK(key, algorithm=_algorithm(key)).key for key in jwks["keys"]]
     kinds = ((Encoding.PEM, b""), (Encoding.PEM, b"\n"), (Encoding.DER, b""))
     return [
@@ -85,7 +83,7 @@ def test_JW_09_there_is_an_audience(tokens: list[Token]) -> None:
     assert all(token.audience for token in tokens)
 
 
-def test_JW_10_a_token_for_somebody_else_is_refused(token: Token, validate: Validator) -> None:
+def test_JW_10_a_token_for_another_audience_is_refused(token: Token, validate: Validator) -> None:
     others = ("spiffe://conformance.example", AUDIENCE[0].upper(), f"{AUDIENCE[0]}/", "*")
     for other in others:
         assert validate.status(token.text, other) == INVALID_ARGUMENT
@@ -96,7 +94,7 @@ def test_JW_12_there_is_an_expiry(tokens: list[Token]) -> None:
 
 
 def test_JW_15_audience_and_expiry_have_the_forms_of_rfc_7519(tokens: list[Token]) -> None:
-    now = dt.datetime.now(dt.UTC).timestamp()  # noqa: TID251 - tokens go by the wall clock
+    now = dt.datetime.now(dt.UTC).timestamp()  # noqa: TID251 - exp is wall-clock time
     for token in tokens:
         expiry = token.claims["exp"]
         assert type(expiry) in {int, float}

@@ -1,54 +1,51 @@
-"""gRPC server reflection, asked over the raw client of this suite."""
+"""A client of gRPC server reflection (doc/server-reflection.md of grpc/grpc)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
-from grpc_reflection.v1alpha.reflection_pb2 import (
-    ServerReflectionRequest,
-    ServerReflectionResponse,
-)
 
-from tests.conformance.wire import UNIMPLEMENTED, CallError, Endpoint
+from .pb.reflection_pb2 import Request, Response
+from .wire import UNIMPLEMENTED, CallError, Endpoint
 
-# The messages of both are the same on the wire.
+# Both versions have the same messages.
 _VERSIONS = ("v1", "v1alpha")
 
 
 @dataclass(frozen=True, slots=True)
 class Reflection:
-    """What an endpoint says of itself."""
+    """The services and files that an endpoint lists."""
 
     endpoint: Endpoint
 
     def services(self) -> list[str]:
-        """The full names of all services."""
-        response = self._ask(ServerReflectionRequest(list_services="*"))
+        """Return the full names of all services."""
+        response = self._ask(Request(list_services="*"))
         return [service.name for service in response.list_services_response.service]
 
     def file(self, symbol: str) -> FileDescriptorProto:
-        """The file in which a service or message is defined."""
-        response = self._ask(ServerReflectionRequest(file_containing_symbol=symbol))
-        # Some servers add the files that it imports.
+        """Return the file that defines a service or message."""
+        response = self._ask(Request(file_containing_symbol=symbol))
+        # Some servers add the imported files.
         files = map(
             FileDescriptorProto.FromString, response.file_descriptor_response.file_descriptor_proto
         )
         return next(file for file in files if symbol in _names(file))
 
     def methods(self, service: str) -> list[str]:
-        """The names of a service's methods."""
+        """Return the names of a service's methods."""
         (found,) = (each for each in self.file(service).service if each.name == service)
         return [method.name for method in found.method]
 
-    def _ask(self, request: ServerReflectionRequest) -> ServerReflectionResponse:
+    def _ask(self, request: Request) -> Response:
         failure: CallError | None = None
         for version in _VERSIONS:
             path = f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo"
-            # With the header too: whether it is asked for here, the standard leaves open.
+            # The standard leaves open whether reflection needs the security header.
             with self.endpoint.open(path, request.SerializeToString()) as call:
                 try:
-                    return call.next(ServerReflectionResponse)
+                    return call.next(Response)
                 except CallError as error:
                     if error.code != UNIMPLEMENTED:
                         raise
@@ -58,5 +55,5 @@ class Reflection:
 
 
 def _names(file: FileDescriptorProto) -> set[str]:
-    """What a file defines, for a file without a package."""
+    """Return the services and messages of a file without a package."""
     return {s.name for s in file.service} | {m.name for m in file.message_type}
