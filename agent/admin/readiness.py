@@ -57,7 +57,7 @@ class Readiness:
                 kind: (a.not_after - a.not_before).total_seconds() for kind, a in signing.items()
             },
             authority_failing=bool(site.authority.failure),
-            weaker_proofs={
+            weak_proofs={
                 each.name.lower(): self._gate.weaknesses.get(each.value, 0) for each in Weakness
             },
         )

@@ -226,7 +226,7 @@ class Guard:
         if not isinstance(error, VouchdError):
             self._throttled.exception("internal error", name, where="call", method=name)
             reason = f"internal error ({type(error).__name__})"
-        self._note_refusal(caller, RefusedCall(request=name, status=code.name, reason=reason))
+        self._note_refusal(caller, RefusedCall(method=name, code=code.name, reason=reason))
 
     def _caller(self, context: ServicerContext) -> Caller | None:
         try:

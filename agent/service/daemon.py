@@ -132,9 +132,7 @@ async def _start(settings: Settings, host: Host, stack: AsyncExitStack) -> Parts
 def _note_refused_call(parts: Parts, caller: Caller | None, refusal: RefusedCall) -> None:
     parts.audit.refused(caller, refusal)
     if caller is not None:
-        parts.site.refusals.note(
-            caller.credentials, refusal.request, refusal.status, refusal.reason
-        )
+        parts.site.refusals.note(caller.credentials, refusal.method, refusal.code, refusal.reason)
 
 
 async def _reload(parts: Parts, host: Host, hang_up: asyncio.Event) -> None:

@@ -1,10 +1,10 @@
-"""The audit trail: a line for each SVID that is handed out, and for each call that gets none.
+"""The audit trail: one line for each SVID handed out and for each refusal.
 
-A line names the process by boot and pidfs inode, which no other process ever has, and says what was
-known of it when it was attested; nothing is read later, when somebody else may have its PID.
+A line names the process by boot ID and pidfs inode, which no other process ever has, and records
+the evidence of its attestation. Nothing is read afterwards: the PID may belong to another process.
 
-Lines of SVIDs are always written. Whoever is refused again and again gets a line now and then,
-which says how many were left out: nobody can fill the disk.
+Lines about SVIDs are never suppressed. Lines about refusals are limited per user and in all, and
+the next line counts the suppressed ones, so that no user can fill the disk.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ LINES_IN_ALL = Rate(1000, 1.0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IssuedX509:
-    """An X.509-SVID; its serial number is in hexadecimal digits."""
+    """An X.509-SVID handed out. `serial` is hexadecimal."""
 
-    kind: ClassVar[str] = "x509-svid"
+    kind: ClassVar[str] = "x509"
     spiffe_id: str
     entry_id: str
     serial: str
@@ -42,9 +42,9 @@ class IssuedX509:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IssuedJwt:
-    """A JWT-SVID. The key ID is that of the key which signed it."""
+    """A JWT-SVID handed out. `kid` is the ID of the signing key."""
 
-    kind: ClassVar[str] = "jwt-svid"
+    kind: ClassVar[str] = "jwt"
     spiffe_id: str
     entry_id: str
     kid: str
@@ -54,19 +54,23 @@ class IssuedJwt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefusedCall:
-    """A call that got a status instead of what it asked for."""
+    """A call that ended with an error status.
+
+    `method` is the short name of a method of the Workload API, else the full `/service/Method`;
+    `code` is the name of a gRPC status code.
+    """
 
     event: ClassVar[str] = "call refused"
     reason: str
-    status: str
-    request: str
+    code: str
+    method: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefusedConnection:
-    """A connection that ended before a call could be refused.
+    """A connection that was closed before a call could be refused.
 
-    The cgroup is that of one who has too many.
+    `cgroup` is set if a quota of the cgroup was exceeded.
     """
 
     event: ClassVar[str] = "connection refused"
@@ -76,7 +80,7 @@ class RefusedConnection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefusedSender(RefusedConnection):
-    """A connection on which another process than its own spoke."""
+    """A connection that was closed because another process than the caller sent bytes on it."""
 
     sender_pid: int
     sender_uid: int
@@ -89,28 +93,29 @@ Refused: TypeAlias = "RefusedCall | RefusedConnection"
 
 
 class Evidence(Protocol):
-    """What was found out about a process."""
+    """The result of an attestation, as the audit trail needs it."""
 
     @property
     def executable(self) -> str | None:
-        """What the kernel calls the program it runs."""
+        """The path of the executable, as the kernel names it."""
         ...
 
     @property
     def selectors(self) -> frozenset[Selector]:
-        """What is true of it."""
+        """The selectors of the process."""
         ...
 
 
 class Audit:
-    """Writes the audit trail, while it is `enabled`.
+    """Writes the audit trail while `enabled`.
 
     Args:
-        write: takes the name of an event and its fields.
-        boot_id: the kernel's, for this boot.
-        evidence_of: what was found out when a caller who is refused was last attested; None if it
-            never was, or if that did not hold.
+        write: takes an event and its fields.
+        boot_id: the kernel's ID of this boot.
+        evidence_of: the result of a caller's last attestation; None if there is none that held.
         seconds: a clock that only goes forward.
+        lines_per_user: the limit of lines about refusals of one user.
+        lines_in_all: the limit of lines about refusals of all users together.
     """
 
     def __init__(
@@ -129,34 +134,35 @@ class Audit:
         self._throttle = Throttle(lines_per_user, lines_in_all, seconds)
 
     def issued(self, caller: Caller, svid: Issued, evidence: Evidence | None) -> None:
-        """Write that a caller is about to get this SVID, on this evidence."""
+        """Write that this SVID is about to be sent to a caller with this evidence."""
         if self.enabled:
-            who = self._who(caller, evidence)
-            self._write("svid issued", **_fields_of(svid), **who)
+            holder = self._fields_of_caller(caller, evidence)
+            self._write("svid issued", **_fields_of(svid), **holder)
 
     def refused(self, caller: Caller | None, refusal: Refused) -> None:
-        """Write that a caller gets nothing; None if the kernel cannot name it."""
+        """Write a refusal. `caller` is None if the kernel could not identify it."""
         if not self.enabled:
             return
         uid = None if caller is None else caller.credentials.uid
         suppressed = self._throttle.admit(uid)
         if suppressed is not None:
-            why = {k: v for k, v in to_plain(refusal).items() if v is not None}
-            who = {} if caller is None else self._who(caller, self._evidence_of(caller))
-            self._write(refusal.event, **why, **who, **suppressed)
+            fields = {k: v for k, v in to_plain(refusal).items() if v is not None}
+            if caller is not None:
+                fields |= self._fields_of_caller(caller, self._evidence_of(caller))
+            self._write(refusal.event, **fields, **suppressed)
 
-    def _who(self, caller: Caller, evidence: Evidence | None) -> dict[str, object]:
-        who: dict[str, object] = {"pid": caller.credentials.pid, "uid": caller.credentials.uid}
+    def _fields_of_caller(self, caller: Caller, evidence: Evidence | None) -> dict[str, object]:
+        fields: dict[str, object] = {"pid": caller.credentials.pid, "uid": caller.credentials.uid}
         if evidence is not None:
             if evidence.executable is not None:
-                who["executable"] = evidence.executable
-            who["selectors_sha256"] = selectors_sha256(evidence.selectors)
+                fields["executable"] = evidence.executable
+            fields["selectors_sha256"] = selectors_sha256(evidence.selectors)
         if caller.process.inode is not None:
-            who["process"] = f"{self._boot_id}/{caller.process.inode}"
-        return who
+            fields["process"] = f"{self._boot_id}/{caller.process.inode}"
+        return fields
 
 
-# These two are asked for the same again and again: who comes back has the same SVIDs.
+# Cached: a workload that calls again gets the same SVID with the same selectors.
 @lru_cache(maxsize=1024)
 def _fields_of(svid: Issued) -> Mapping[str, object]:
     return {"kind": svid.kind, **to_plain(svid)}
@@ -164,9 +170,9 @@ def _fields_of(svid: Issued) -> Mapping[str, object]:
 
 @lru_cache(maxsize=1024)
 def selectors_sha256(selectors: frozenset[Selector]) -> str:
-    """The digest of the selectors as operators see them: sorted, each with the end of its line.
+    """Return the SHA-256 of the selectors as operators see them, sorted, one per line.
 
-    Values of environment variables are hidden first, so that nobody can guess them by the digest.
+    Values of environment variables are redacted first: a digest of them could be guessed.
     """
     text = "".join(f"{each}\n" for each in sorted(each.redacted() for each in selectors))
     return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()

@@ -1,6 +1,6 @@
-"""The journal's native protocol: events as fields, one datagram each (systemd.journal-fields(7)).
+"""The native protocol of journald: an event is a datagram of fields (systemd.journal-fields(7)).
 
-journald itself adds who sent it: the process, the unit, the boot.
+journald adds the trusted fields itself: the process, the unit, the boot.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-SOCKET = "/run/systemd/journal/socket"
+JOURNAL_SOCKET = "/run/systemd/journal/socket"
 
-# A datagram that is too large for the socket goes as a file that nobody can change any more.
+# The kernel refused the datagram as too large: its content goes in a sealed memfd instead.
 _TOO_LARGE = frozenset({errno.EMSGSIZE, errno.ENOBUFS})
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
 def leads_to_journal(descriptor: int, stream: str | None) -> bool:
-    """Whether a descriptor is the one of which JOURNAL_STREAM speaks (systemd.exec(5)).
+    """Return whether a descriptor is the stream that JOURNAL_STREAM names (systemd.exec(5)).
 
-    The variable alone says nothing: whoever is started with other descriptors inherits it too.
+    The variable alone proves nothing: a child process with a redirected stderr inherits it.
     """
     try:
         status = os.fstat(descriptor)
@@ -35,7 +35,7 @@ def leads_to_journal(descriptor: int, stream: str | None) -> bool:
 
 
 def encode(fields: Mapping[str, str]) -> bytes:
-    """One event. Values may hold anything; surrogates, as undecodable bytes become, are escaped."""
+    """Encode one event. Surrogates, which stand for undecodable bytes, are escaped."""
     return b"".join(
         _field(name.encode(), value.encode(errors="backslashreplace"))
         for name, value in fields.items()
@@ -49,20 +49,20 @@ def _field(name: bytes, value: bytes) -> bytes:
 
 
 class Journal:
-    """Sends events to journald. It owns a socket.
+    """A sender of events to journald. It owns a socket.
 
-    The address is looked up for every event, so that a journal which begins anew is found again.
+    The address is resolved for every event, so that a restarted journald is found again.
     """
 
-    def __init__(self, path: str = SOCKET) -> None:
+    def __init__(self, path: str = JOURNAL_SOCKET) -> None:
         self._path = path
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 
     def send(self, fields: Mapping[str, str]) -> None:
-        """Hand over one event; it waits while the journal's queue is full.
+        """Send one event; block while the receive queue of journald is full.
 
         Raises:
-            OSError: the journal is not there.
+            OSError: journald is not reachable.
         """
         datagram = encode(fields)
         try:

@@ -1,7 +1,7 @@
-"""Logs: one line per event on stderr, as text for people or JSON for machines.
+"""The log: one line per event on stderr, as text or JSON.
 
-Where stderr is the journal, events go there with their fields. Keys, tokens and environment values
-never get here: callers pass names, numbers and reasons only.
+If stderr is the journal, events go there with their fields. Keys, tokens and values of environment
+variables are never logged: fields are names, numbers and reasons.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Protocol, TextIO, cast
 import structlog
 
 from agent.clock import SystemClock
-from agent.telemetry.journal import Journal, leads_to_journal
+from agent.telemetry.journal import JOURNAL_SOCKET, Journal, leads_to_journal
 from agent.telemetry.plain import to_plain
 
 if TYPE_CHECKING:
@@ -30,26 +30,26 @@ if TYPE_CHECKING:
 
     from structlog.typing import EventDict, FilteringBoundLogger
 
-# Lines that wait for a slow reader: some megabytes at most. As many again may be on their way.
+# Lines that wait for a slow reader, some megabytes at most. As many again may be in writing.
 QUEUED_LINES = 10_000
 CLOSE_SECONDS = 1.0
-# How long a line that follows another waits for more of them.
+# The pause between two writes, in which further lines gather.
 GATHER_SECONDS = 0.005
 
 _CLOCK = SystemClock()
 
 AUDIT = "audit"
-"""The level of what is said whatever the level of the log is."""
+"""The level of the audit trail; `log.level` does not filter it."""
 
-# syslog(3); what is audited is "normal, but significant".
-_INFO, _WARNING = 6, 4
-_PRIORITIES = {"debug": 7, "info": _INFO, AUDIT: 5, "warning": _WARNING, "error": 3, "critical": 2}
+# syslog(3). The audit trail is "normal, but significant".
+_INFO = 6
+_PRIORITIES = {"debug": 7, "info": _INFO, AUDIT: 5, "warning": 4, "error": 3, "critical": 2}
 _STDERR = 2
 _IDENTIFIER = "vouchd"
 _FIELD_PREFIX = "VOUCHD_"
 _FIELD_NAME_MAX = 64
 _NO_FIELD_NAME = re.compile("[^A-Z0-9_]")
-# What needs no quotes; nothing in it moves a terminal's cursor.
+# Text that needs no quotes: it holds no blank, quote or control character.
 _WORD = re.compile(r"[A-Za-z0-9_./:@%+,<>-]+")
 _APART = frozenset({"timestamp", "level", "event", "exception"})
 _COLOURS = {"warning": ("\33[33m", "\33[0m"), "error": ("\33[31m", "\33[0m")}
@@ -57,36 +57,36 @@ _COLOURS = {"warning": ("\33[33m", "\33[0m"), "error": ("\33[31m", "\33[0m")}
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """An event as it is written: its text without the end of the line, and what the text is of."""
+    """A rendered event: its text without the newline, its priority and its journal fields."""
 
     text: str
     priority: int = _INFO
     fields: Mapping[str, str] = field(default_factory=dict)
-    """By their names in the journal."""
+    """Values by the names that they have in the journal."""
 
 
 _LAST = Line("")
-"""What comes behind all others."""
+"""The sentinel that ends the writer thread."""
 
 
 class Target(Protocol):
-    """Where lines go. Whoever makes one closes it."""
+    """A destination of lines. Its creator closes it."""
 
     def write(self, lines: Iterable[Line]) -> None:
-        """Write them; this may take as long as it likes.
+        """Write lines; this may block.
 
         Raises:
-            OSError, ValueError: they cannot be written.
+            OSError, ValueError: the lines cannot be written.
         """
         ...
 
     def close(self) -> None:
-        """Release what was opened."""
+        """Close what the target opened itself."""
         ...
 
 
 class StreamTarget:
-    """Writes text to a stream that others own."""
+    """A target that writes text to a stream and does not own it."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -97,14 +97,13 @@ class StreamTarget:
         self._stream.flush()
 
     def close(self) -> None:
-        """See Target: the stream stays open."""
+        """See Target. The stream stays open."""
 
 
 class JournalTarget:
-    """Sends lines with their fields to the journal.
+    """A target that sends lines with their fields to journald.
 
-    While it does not listen they go to a stream, which is the journal's too, each with the prefix
-    that gives its priority (sd-daemon(3)).
+    While journald is not reachable, lines go to `stream` with the priority prefix of sd-daemon(3).
     """
 
     def __init__(self, journal: Journal, stream: TextIO) -> None:
@@ -133,96 +132,104 @@ class JournalTarget:
 
 
 class LogWriter:
-    """Writes lines from a thread of its own, so that nobody ever waits for the log.
+    """Writes lines from a thread of its own, so that the event loop never waits for the log.
 
-    Standard error may be a pipe that nobody reads, or a file on a full disk. What does not fit into
-    the queue meanwhile is dropped and counted; what cannot be written is lost. It owns the target.
+    Standard error may be a full pipe or a file on a full disk. Lines that do not fit into the queue
+    are dropped and counted; lines that the target refuses are lost. It owns the target.
     """
 
-    def __init__(self, target: Target, size: int = QUEUED_LINES) -> None:
+    def __init__(
+        self, target: Target, size: int = QUEUED_LINES, close_seconds: float = CLOSE_SECONDS
+    ) -> None:
         self.target = target
-        self.render: Callable[[EventDict], Line] = partial(_line, show=_json, with_fields=False)
-        """What makes an event a line of this log; it may be replaced at any time."""
+        self.render: Callable[[EventDict], Line] = partial(_line, show=_as_json, with_fields=False)
+        """Renders an event. It may be replaced at any time."""
         self._size = size
+        self._close_seconds = close_seconds
         self._lines: SimpleQueue[Line] = SimpleQueue()
         self._dropped = 0
-        # A daemon thread: one that hangs in a write must not keep the process from ending.
+        # A daemon thread: a blocked write must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
 
     def write(self, line: Line) -> None:
-        """Take a line."""
+        """Queue a line, or drop and count it if the queue is full."""
         if self._lines.qsize() < self._size:
             self._lines.put(line)
         else:
             self._dropped += 1
 
     def audit(self, event: str, **fields: object) -> None:
-        """Write an event whatever the level of the log is.
+        """Queue an event of the audit trail, which `log.level` does not filter.
 
-        It takes a tenth of the time that it takes on its way through structlog; each call has one.
+        Every call writes one, so this path avoids structlog, which takes ten times as long.
         """
-        moment = _CLOCK.now().isoformat().replace("+00:00", "Z")
-        self.write(self.render({"timestamp": moment, "level": AUDIT, "event": event, **fields}))
+        self.write(self._event(AUDIT, event, fields))
 
-    # What structlog calls, by the level.
+    # The methods that structlog calls.
     debug = info = warning = error = critical = write
 
     def close(self) -> None:
-        """Write what is left, as far as that goes within a second."""
+        """Write the queued lines, for at most `close_seconds`."""
         self._lines.put(_LAST)
-        self._thread.join(CLOSE_SECONDS)
+        self._thread.join(self._close_seconds)
+
+    def _event(self, level: str, event: str, fields: Mapping[str, object]) -> Line:
+        moment = _CLOCK.now().isoformat().replace("+00:00", "Z")
+        return self.render({"timestamp": moment, "level": level, "event": event, **fields})
 
     def _run(self) -> None:
         while self._write_all():
-            # To wake this thread costs more than to write a line, so that it does not listen for a
-            # while: those that follow come together. An event to cut that short, at the end alone,
-            # would save five milliseconds there and cost a lock of Python's here each time.
-            time.sleep(GATHER_SECONDS)  # noqa: TID251 - not to be woken is its purpose
+            # Waking this thread costs more than writing a line; lines that follow gather meanwhile.
+            # A wait that `close` could cut short would cost a lock for every line.
+            time.sleep(GATHER_SECONDS)  # noqa: TID251 - a pause that no line may cut short
         self.target.close()
 
     def _write_all(self) -> bool:
-        """Wait for a line, and write those that are there; whether there may be more."""
+        """Wait for a line, write all queued ones, and return whether to go on."""
         lines = [self._lines.get()]
         with suppress(Empty):
-            while len(lines) < self._size:  # others go on writing meanwhile
+            while len(lines) < self._size:  # lines are added meanwhile
                 lines.append(self._lines.get_nowait())
         dropped, self._dropped = self._dropped, 0
         if dropped:
-            lost = f"{dropped} log lines were dropped: nobody read them"
-            lines.insert(0, Line(lost, _WARNING))
+            fields = {"count": dropped, "reason": "stderr was not read in time"}
+            lines.insert(0, self._event("warning", "log lines dropped", fields))
         with suppress(OSError, ValueError):
             self.target.write([line for line in lines if line is not _LAST])
         return all(line is not _LAST for line in lines)
 
 
-def configure_log(level: str, form: str) -> tuple[FilteringBoundLogger, LogWriter]:
-    """Set up logging for this process: its logger, and the writer to close at the end."""
+def configure_log(
+    level: str, form: str, journal_socket: str = JOURNAL_SOCKET
+) -> tuple[FilteringBoundLogger, LogWriter]:
+    """Set up the log of this process; return its logger, and the writer to close at the end."""
     is_journal = leads_to_journal(_STDERR, os.environ.get("JOURNAL_STREAM"))
-    target = JournalTarget(Journal(), sys.stderr) if is_journal else StreamTarget(sys.stderr)
+    stderr = StreamTarget(sys.stderr)
+    target = JournalTarget(Journal(journal_socket), sys.stderr) if is_journal else stderr
     writer = LogWriter(target)
-    lead_log(level, form, writer)
+    install_log(level, form, writer)
     return cast("FilteringBoundLogger", structlog.get_logger()), writer
 
 
-def lead_log(level: str, form: str, writer: LogWriter) -> None:
-    """Have the log of this process written by this writer."""
+def install_log(level: str, form: str, writer: LogWriter) -> None:
+    """Send the log of this process to a writer."""
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            # Not the renderer's own, which would show local variables.
+            # Not the traceback renderer of structlog, which shows local variables.
             structlog.processors.format_exc_info,
             lambda _logger, _method, event: ((writer.render(event),), {}),
         ],
         logger_factory=lambda *_arguments: writer,
     )
-    _hear_libraries()
+    _capture_libraries()
     adjust_log(level, form, writer)
 
 
-class _Libraries(logging.Handler):
-    """Leads what libraries log, asyncio first of all, where our own events go."""
+class _LibraryHandler(logging.Handler):
+    """Sends log records of libraries, such as asyncio, to this log."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """See logging.Handler."""
@@ -231,18 +238,18 @@ class _Libraries(logging.Handler):
         log.log(record.levelno, record.getMessage(), library=record.name, **trace)
 
 
-def _hear_libraries() -> None:
+def _capture_libraries() -> None:
     root = logging.getLogger()
-    # It logs each client that hangs up, with a trace; what matters of that we say ourselves.
+    # gRPC logs a traceback for each client that disconnects; the agent logs that itself.
     logging.getLogger("grpc").propagate = False
-    if not any(isinstance(each, _Libraries) for each in root.handlers):
-        root.addHandler(_Libraries(logging.WARNING))
+    if not any(isinstance(each, _LibraryHandler) for each in root.handlers):
+        root.addHandler(_LibraryHandler(logging.WARNING))
 
 
 def adjust_log(level: str, form: str, writer: LogWriter) -> None:
-    """Set the least important level that is logged, and the form of a line: `text` or `json`."""
+    """Set the minimum level (`debug` to `error`) and the format (`text` or `json`)."""
     to_journal = isinstance(writer.target, JournalTarget)
-    show = _json if form == "json" else _text(bare=to_journal)
+    show = _as_json if form == "json" else _as_text(bare=to_journal)
     writer.render = partial(_line, show=show, with_fields=to_journal)
     number = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(number))
@@ -255,7 +262,7 @@ def _line(event: EventDict, show: Callable[[EventDict], str], *, with_fields: bo
     text, priority = show(event), _PRIORITIES.get(event["level"], _INFO)
     if not with_fields:
         return Line(text, priority)
-    # What the journal knows itself is no field.
+    # journald adds the time itself.
     named = {k: v for k, v in event.items() if k != "timestamp"}
     fields = {_field_name(name): _shown(value) for name, value in named.items()}
     return Line(text, priority, fields)
@@ -267,13 +274,13 @@ def _field_name(name: str) -> str:
     return (_FIELD_PREFIX + _NO_FIELD_NAME.sub("_", name.upper()))[:_FIELD_NAME_MAX]
 
 
-def _json(event: EventDict) -> str:
+def _as_json(event: EventDict) -> str:
     first = {name: event[name] for name in ("timestamp", "level", "event")}
     return json.dumps({**first, **event}, default=to_plain)
 
 
-def _text(*, bare: bool) -> Callable[[EventDict], str]:
-    """`bare` leaves out the time and the level."""
+def _as_text(*, bare: bool) -> Callable[[EventDict], str]:
+    """Return a renderer; `bare` omits the time and the level."""
     colours = _COLOURS if sys.stderr.isatty() else {}
 
     def show(event: EventDict) -> str:
@@ -290,11 +297,11 @@ def _pairs(event: EventDict) -> str:
     pairs = tuple([each for each in event.items() if each[0] not in _APART])
     try:
         return _joined(pairs)
-    except TypeError:  # there are lists in it
+    except TypeError:  # a value is a list, which has no hash
         return _joined.__wrapped__(pairs)
 
 
-# Who comes again has the same line again, but for its time.
+# A workload that calls again causes the same line but for its time.
 @lru_cache(maxsize=1024)
 def _joined(pairs: tuple[tuple[str, object], ...]) -> str:
     return " ".join(f"{key}={_quoted(value)}" for key, value in pairs)
@@ -307,13 +314,13 @@ def _shown(value: object) -> str:
 
 
 def _quoted(value: object) -> str:
-    """Text as it is if that is one word; else so that it is seen where it ends."""
+    """Return a word unchanged, other text in quotes."""
     return _quoted_text(value) if isinstance(value, str) else _shown(value)
 
 
 @lru_cache(maxsize=1024)
 def _quoted_text(text: str) -> str:
-    # The same few are in many lines: who asked, and for what.
+    # Few texts, such as paths and reasons, occur in many lines.
     return text if _WORD.fullmatch(text) else repr(text)
 
 

@@ -1,9 +1,8 @@
-"""What is counted, in the names and the form of Prometheus.
+"""The metrics, in the text format of Prometheus.
 
-The number of series is fixed when the agent starts: each label has its words from a list (`Words`,
-`Stage`, `Refused`), and one that is not on it counts as `other`. No PID, user or SPIFFE ID is ever
-a label: a workload that makes up a thousand of them must not cost the monitoring anything, and who
-is served is nobody's business there.
+The number of series is fixed when the agent starts: each label has its values from a list (`Words`,
+`Stage`, `Refused`), and any other value counts as `other`. No PID, user or SPIFFE ID is a label:
+a workload could create any number of series, and the metrics are not protected like the log.
 """
 
 from __future__ import annotations
@@ -34,9 +33,9 @@ if TYPE_CHECKING:
 
     from prometheus_client import Metric
 
-# From a match among few entries to a client that does not read.
+# Bucket bounds: from a match among few entries to a client that does not read.
 SECONDS = (1e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 0.1, 0.5, 1, 5)
-# Those that the API answers with, and how a stream ends whose client has left.
+# Codes that the API returns, and CANCELLED for a stream that its client ended.
 CODES = (
     "OK",
     "CANCELLED",
@@ -47,49 +46,49 @@ CODES = (
 )
 OTHER = str(Refused.OTHER)
 NEVER = float("nan")
-"""The time of what is not to happen: every comparison with it is false, in PromQL too."""
+"""The time of an event that will not happen: every comparison is false, in PromQL too."""
 
-# Each counter would have a second series with the time when it was made.
+# Otherwise each counter has a second series with its creation time.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Words:
-    """What labels may say, beside what is fixed: it depends on the settings and on the API."""
+    """Label values that depend on the settings and on the API."""
 
     version: str = ""
     attestors: Iterable[str] = ()
     methods: Iterable[str] = ()
     limits: Iterable[str] = ()
-    """By what words the limits refuse."""
+    """Reasons of refusals by a limit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Levels:
-    """What has a size or a state, as of now. Times are seconds since the epoch, or `NEVER`."""
+    """Current sizes and states. Times are seconds since the epoch, or `NEVER`."""
 
     ready: bool
     connections: int
     streams: Mapping[str, int]
-    """By method."""
+    """Open streams by method."""
     svids: Mapping[str, int]
-    """Those that are kept, by kind."""
+    """Cached SVIDs by kind."""
     svid_expiry: float
-    """When the first of the X.509-SVIDs that are kept expires."""
+    """When the first of the cached X.509-SVIDs expires."""
     authority_expiry: Mapping[str, float]
-    """When the one that signs expires, by kind."""
+    """When the signing authority expires, by kind."""
     authority_lifetime: Mapping[str, float]
-    """Seconds from its beginning to its end, by kind."""
+    """Seconds between the validity bounds of the signing authority, by kind."""
     authority_failing: bool
-    """Whether a step of an authority that was due could not be taken."""
-    weaker_proofs: Mapping[str, int] = field(default_factory=dict)
-    """Connections so far, by what the kernel could not tell of them."""
+    """Whether a due step of the rotation failed."""
+    weak_proofs: Mapping[str, int] = field(default_factory=dict)
+    """Connections so far whose caller proof is weak, by weakness."""
 
 
 class Metrics:
-    """The agent's metrics, and the `Signals` that become some of them.
+    """The agent's metrics; implements `Signals`.
 
-    Each instance counts by itself. It is called from one thread, that of the loop.
+    Instances share nothing. All methods are called from the thread of the event loop.
     """
 
     def __init__(self, words: Words = Words()) -> None:
@@ -106,7 +105,7 @@ class Metrics:
         named |= {f"attestor:{name}": each for name, each in self._attestors.items()}
         self._registry.register(_StagesCollector(named))
         failures = self._counter(
-            "vouchd_attestor_failures", "Attestations that an attestor could not do.", "attestor"
+            "vouchd_attestor_failures", "Attestations in which the attestor failed.", "attestor"
         )
         self._failures = {name: failures.labels(name) for name in attestors}
 
@@ -114,30 +113,34 @@ class Metrics:
         self.entries = self._gauge("vouchd_entries", "Registration entries in force.")
         self.entries_valid = self._gauge(
             "vouchd_entries_valid",
-            "1 if the entries in force are those of the files, 0 if the files have mistakes.",
+            "1 if the entries in force are those of the files, 0 if the files have errors.",
         )
         self.entries_loaded_at = self._gauge(
-            "vouchd_entries_loaded_timestamp_seconds", "When the entries in force were loaded."
+            "vouchd_entries_loaded_timestamp_seconds",
+            "Time of the last load of the entries.",
         )
         self.reloads = self._counter(
-            "vouchd_entries_reloads", "Attempts to load changed entry files.", "result"
+            "vouchd_entries_reloads", "Attempts to load changed entry files, by result.", "result"
         )
         self.settings_valid = self._gauge(
             "vouchd_settings_valid",
-            "1 if the settings in force are those of the file, 0 if they could not be taken up.",
+            "1 if the settings in force are those of the file, 0 if the last reload failed.",
         )
         self.settings_valid.set(1)
         self.settings_reloads = self._counter(
-            "vouchd_settings_reloads", "Attempts to load the settings again.", "result"
+            "vouchd_settings_reloads", "Attempts to reload the settings, by result.", "result"
         )
         for counter in (self.reloads, self.settings_reloads):
             for result in ("loaded", "refused"):
-                counter.labels(result)  # so that a rate of it exists from the beginning
-        self.reloads.labels("broke")
+                counter.labels(result)  # so that its rate exists from the start
+        self.reloads.labels("internal_error")
 
     def _make_calls(self, words: Words) -> None:
         calls = self._counter(
-            "vouchd_calls", "Calls that have ended, by their status.", "method", "code"
+            "vouchd_calls",
+            "Ended calls, by method and gRPC status code.",
+            "method",
+            "code",
         )
         self._calls = {
             (method, code): calls.labels(method, code)
@@ -145,7 +148,7 @@ class Metrics:
             for code in (*CODES, OTHER)
         }
         refusals = self._counter(
-            "vouchd_refusals", "Calls and connections that were refused.", "reason"
+            "vouchd_refusals", "Refused calls and connections, by reason.", "reason"
         )
         self._refusals = {
             reason: refusals.labels(reason) for reason in (*map(str, Refused), *words.limits)
@@ -153,11 +156,11 @@ class Metrics:
 
         self._waits = self._counter(
             "vouchd_request_waits",
-            "How often the requests of a user in a cgroup had to wait for their share.",
+            "Times that the fair queue delayed the requests of a user and cgroup.",
         )
 
     def settings_reloaded(self, *, valid: bool) -> None:
-        """It was tried to take up changed settings."""
+        """Count a reload of the settings."""
         self.settings_valid.set(valid)
         self.settings_reloads.labels("loaded" if valid else "refused").inc()
 
@@ -187,14 +190,14 @@ class Metrics:
         known = self._calls.get((method, code)) or self._calls.get((method, OTHER))
         (known or self._calls[OTHER, OTHER]).inc()
 
-    # --- the whole -------------------------------------------------------------------------------
+    # --- exposition -----------------------------------------------------------------------------
 
     def watch(self, levels: Callable[[], Levels]) -> None:
-        """Have each exposition ask for the levels too."""
+        """Call `levels` for each exposition."""
         self._registry.register(_LevelsCollector(levels))
 
     def text(self) -> str:
-        """All of them in the Prometheus text format."""
+        """Return all metrics in the Prometheus text format."""
         return generate_latest(self._registry).decode()
 
     def _gauge(self, name: str, meaning: str) -> Gauge:
@@ -205,10 +208,10 @@ class Metrics:
 
 
 class _Durations:
-    """How often something took how long.
+    """A histogram of durations for one thread.
 
-    Each call notes several, and a Histogram, which is made for many threads, takes ten times as
-    long for that.
+    Each call observes several; Histogram of prometheus_client, with its lock, takes ten times as
+    long.
     """
 
     __slots__ = ("_counts", "_sum")
@@ -233,7 +236,7 @@ class _StagesCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         """See Stage."""
         family = HistogramMetricFamily(
-            "vouchd_stage_duration_seconds", "How long the stages of a call take.", labels=["stage"]
+            "vouchd_stage_duration_seconds", "Duration of the stages of a call.", labels=["stage"]
         )
         for stage, durations in self._stages.items():
             durations.add_to(family, stage)
@@ -245,46 +248,46 @@ class _LevelsCollector(Collector):
         self._levels = levels
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing: the levels may not be there yet."""
+        """Return nothing: the levels may not exist yet."""
         return ()
 
     def collect(self) -> Iterable[Metric]:
         """See Levels."""
         now = self._levels()
-        yield _level("vouchd_ready", "1 if the agent serves and can sign.", now.ready)
-        yield _level("vouchd_connections", "Connections that are open.", now.connections)
-        yield _levels("vouchd_streams", "Streams that are open.", "method", now.streams)
-        yield _levels("vouchd_svids", "SVIDs that are kept.", "kind", now.svids)
+        yield _level("vouchd_ready", "1 if the agent accepts calls and can sign.", now.ready)
+        yield _level("vouchd_connections", "Open connections.", now.connections)
+        yield _levels("vouchd_streams", "Open streams, by method.", "method", now.streams)
+        yield _levels("vouchd_svids", "Cached SVIDs, by kind.", "kind", now.svids)
         yield _level(
             "vouchd_svid_expiry_timestamp_seconds",
-            "When the first of the X.509-SVIDs that are kept expires; NaN if there are none.",
+            "Time at which the first cached X.509-SVID expires; NaN if there is none.",
             now.svid_expiry,
         )
         yield _levels(
             "vouchd_authority_expiry_timestamp_seconds",
-            "When the authority that signs expires.",
+            "Time at which the signing authority expires, by kind.",
             "kind",
             now.authority_expiry,
         )
         yield _levels(
             "vouchd_authority_lifetime_seconds",
-            "The whole life of the authority that signs.",
+            "Seconds between the validity bounds of the signing authority, by kind.",
             "kind",
             now.authority_lifetime,
         )
         yield _level(
             "vouchd_authority_failing",
-            "1 if a step that was due could not be taken: vouchd status says why.",
+            "1 if a due step of the authority rotation failed; vouchd status shows why.",
             now.authority_failing,
         )
-        weaker = CounterMetricFamily(
-            "vouchd_weaker_proofs",
-            "Connections of whom this kernel could tell less than others can.",
-            labels=["kind"],
+        weak = CounterMetricFamily(
+            "vouchd_weak_proofs",
+            "Connections whose caller proof is weak on this kernel, by weakness.",
+            labels=["weakness"],
         )
-        for kind, count in now.weaker_proofs.items():
-            weaker.add_metric([kind], count)
-        yield weaker
+        for weakness, count in now.weak_proofs.items():
+            weak.add_metric([weakness], count)
+        yield weak
 
 
 def _level(name: str, meaning: str, value: float) -> Metric:

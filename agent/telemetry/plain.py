@@ -1,4 +1,4 @@
-"""Our values as plain data: what logs, JSON and messages are made of.
+"""Convert values to plain data for logs, JSON and protobuf messages.
 
 A dataclass becomes a mapping of its fields, so that one definition serves every output.
 """
@@ -13,10 +13,10 @@ from typing import Any
 
 
 def to_plain(value: object) -> Any:  # noqa: PLR0911 - a table
-    """Mappings, lists, text, numbers, truth values and None. Sets are sorted by their text.
+    """Convert to mappings, lists, text, numbers, booleans and None.
 
-    Instants become RFC 3339 text in UTC; what is of no such kind becomes its `str`. Bytes that are
-    no UTF-8, as a process may have them in its name, are escaped.
+    Sets become sorted lists. Times become RFC 3339 text in UTC. A value of any other type becomes
+    its `str`. Undecodable bytes, which names of processes may hold, are escaped.
     """
     match value:
         case None | bool() | int() | float():

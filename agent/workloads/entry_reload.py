@@ -80,7 +80,7 @@ class EntryReloader:
                 self._refuse(error.problems)
             except Exception:  # noqa: BLE001 - one defect must not end what follows the files
                 self._throttled.exception("internal error", None, where="reload")
-                self._metrics.reloads.labels("broke").inc()
+                self._metrics.reloads.labels("internal_error").inc()
             else:
                 self._replace(loaded)
             self._show_in_metrics()

@@ -35,7 +35,7 @@ def test_a_line_names_the_very_process_and_what_it_got(agent_factory: AgentFacto
         explained = vouchd("explain", os.getpid(), "-c", agent.config, "--output", "json").json
     with WorkloadClient(agent.socket, PATIENCE_SECONDS) as client:
         client.fetch_jwt_svids(["someone"])
-    agent.wait_for_log('"jwt-svid"')
+    agent.wait_for_log('"jwt"')
     certificate, token = audited(agent)
     me = ProcessHandle(os.pidfd_open(os.getpid()))
     me.close()
@@ -48,7 +48,7 @@ def test_a_line_names_the_very_process_and_what_it_got(agent_factory: AgentFacto
         "selectors_sha256": hashlib.sha256(selectors.encode()).hexdigest(),
         **({"process": f"{boot}/{me.inode}"} if me.inode else {}),
     }
-    for line, kind in ((certificate, "x509-svid"), (token, "jwt-svid")):
+    for line, kind in ((certificate, "x509"), (token, "jwt")):
         assert line.items() >= who.items()
         assert line["event"] == "svid issued"
         assert (line["kind"], line["spiffe_id"]) == (kind, "spiffe://example.org/test/me")
@@ -67,7 +67,7 @@ def test_a_refusal_says_why_and_of_whom(agent_factory: AgentFactory) -> None:
     [line] = audited(agent)
     assert line["event"] == "call refused"
     assert line["reason"] == "no registration entry matches the selectors of this process"
-    assert (line["status"], line["request"]) == ("PERMISSION_DENIED", "X509SVIDRequest")
+    assert (line["code"], line["method"]) == ("PERMISSION_DENIED", "X509SVIDRequest")
     assert (line["pid"], line["uid"]) == (os.getpid(), os.getuid())
     assert line["selectors_sha256"]
 

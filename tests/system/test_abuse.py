@@ -152,7 +152,7 @@ def test_one_who_takes_no_answer_and_hangs_up_is_no_defect(agent: RunningAgent) 
         while admin.status()["connections"]:
             pass
     assert stream
-    assert "broke" not in agent.log
+    assert "internal error" not in agent.log
     assert "Traceback" not in agent.log
 
 

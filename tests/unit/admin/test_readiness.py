@@ -75,7 +75,7 @@ def test_a_step_that_fails_is_seen_while_the_active_one_still_signs() -> None:
 def test_all_words_are_there_though_nothing_is() -> None:
     found = readiness().levels()
     assert found.streams == {"FetchX509SVID": 0, "FetchJWTBundles": 0}
-    assert found.weaker_proofs == {"no_peerpidfd": 0, "no_pidfs": 0}
+    assert found.weak_proofs == {"no_peerpidfd": 0, "no_pidfs": 0}
     assert math.isnan(found.svid_expiry)
 
 
@@ -89,7 +89,7 @@ def test_levels_are_those_of_the_parts() -> None:
     assert found.connections == 3
     assert found.svids == {"x509": 3, "jwt": 3}
     assert found.streams == {"FetchX509SVID": 2, "FetchJWTBundles": 0}
-    assert found.weaker_proofs == {"no_peerpidfd": 0, "no_pidfs": 4}
+    assert found.weak_proofs == {"no_peerpidfd": 0, "no_pidfs": 4}
     assert found.svid_expiry == (START + DAY).timestamp()
     assert found.authority_expiry == dict.fromkeys(("x509", "jwt"), (START + DAY).timestamp())
     assert found.authority_lifetime == dict.fromkeys(("x509", "jwt"), DAY.total_seconds())

@@ -153,7 +153,7 @@ async def test_a_method_that_is_not_there_is_a_call_that_is_refused() -> None:
         await handler.stream_stream(None, cast("ServicerContext", context))
     assert (context.code, table.begun) == (Code.UNIMPLEMENTED, 1)
     [line] = lines.of("call refused")
-    assert (line["pid"], line["status"]) == (1, "UNIMPLEMENTED")
+    assert (line["pid"], line["code"]) == (1, "UNIMPLEMENTED")
 
 
 async def test_the_header_comes_before_who_calls() -> None:
@@ -218,8 +218,8 @@ async def test_a_failure_in_the_middle_ends_the_stream_with_its_status() -> None
         "event": "call refused",
         "level": "info",
         "reason": "entry removed",
-        "status": "PERMISSION_DENIED",
-        "request": "JWTBundlesRequest",
+        "code": "PERMISSION_DENIED",
+        "method": "JWTBundlesRequest",
         "pid": 1,
         "uid": 2,
         "process": "boot/7",

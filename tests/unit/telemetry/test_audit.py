@@ -1,4 +1,4 @@
-"""The audit trail: everything about an SVID and its holder, and no flood of refusals."""
+"""The audit trail: a complete line per SVID, and a limited number of lines per refused user."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from agent.telemetry.throttled_log import Rate
 from attestors.api import Selector
 from tests.support.fakes import START, Lines
 
-REFUSAL = RefusedCall(reason="nothing matches", status="PERMISSION_DENIED", request="X")
+REFUSAL = RefusedCall(reason="nothing matches", code="PERMISSION_DENIED", method="FetchX509SVID")
 SVID = IssuedX509(
     spiffe_id="spiffe://example.org/a", entry_id=EntryId("a"), serial="1f", expires_at=START
 )
@@ -43,7 +43,7 @@ def caller(uid: int = 1001, inode: int | None = 77) -> Caller:
 
 
 class Site:
-    """An audit trail whose clock the test sets."""
+    """An audit trail with a clock that the test sets."""
 
     def __init__(self, per_user: Rate = LINES_PER_USER, in_all: Rate = LINES_IN_ALL) -> None:
         self.now = 0.0
@@ -67,13 +67,13 @@ def site() -> Site:
     return Site()
 
 
-def test_a_line_says_who_got_what(site: Site) -> None:
+def test_a_line_names_the_svid_and_its_holder(site: Site) -> None:
     site.audit.issued(caller(), SVID, EVIDENCE)
     assert site.lines.lines == [
         {
             "event": "svid issued",
             "level": "info",
-            "kind": "x509-svid",
+            "kind": "x509",
             "spiffe_id": "spiffe://example.org/a",
             "entry_id": "a",
             "serial": "1f",
@@ -95,7 +95,7 @@ def test_a_line_says_who_got_what(site: Site) -> None:
         (SimpleNamespace(executable="/a", selectors=SELECTORS), None, {"process"}),
     ],
 )
-def test_what_is_not_known_is_left_out(
+def test_a_line_has_no_field_for_missing_evidence(
     site: Site, evidence: Any, inode: int | None, missing: set[str]
 ) -> None:
     site.evidence = evidence
@@ -104,36 +104,36 @@ def test_what_is_not_known_is_left_out(
     assert {"executable", "selectors_sha256", "process"} - set(line) == missing
 
 
-def test_the_digest_cannot_be_used_to_guess_an_environment_variable() -> None:
+def test_the_selector_digest_does_not_depend_on_environment_values() -> None:
     other = frozenset({Selector("unix", "uid:1001"), Selector("docker", "env:PASSWORD=guess")})
     assert selectors_sha256(SELECTORS) == selectors_sha256(other)
     assert selectors_sha256(SELECTORS) != selectors_sha256(frozenset())
 
 
-def test_a_path_that_is_no_utf8_has_a_digest() -> None:
+def test_the_selector_digest_accepts_paths_that_are_not_utf8() -> None:
     assert selectors_sha256(frozenset({Selector("unix", "path:/x\udcff")}))
 
 
-def test_a_flood_of_refusals_is_a_few_lines_which_say_how_many_there_were(site: Site) -> None:
+def test_refusals_of_one_user_are_suppressed_and_counted(site: Site) -> None:
     for _ in range(10_000):
         site.audit.refused(caller(), REFUSAL)
     assert len(site.refused()) == LINES_PER_USER.at_once
     site.audit.refused(caller(uid=2), REFUSAL)
-    assert len(site.refused()) == LINES_PER_USER.at_once + 1, "others have their own"
+    assert len(site.refused()) == LINES_PER_USER.at_once + 1, "each user has its own limit"
     site.now += LINES_PER_USER.seconds
     site.audit.refused(caller(), REFUSAL)
     assert site.refused()[-1]["suppressed"] == 10_000 - LINES_PER_USER.at_once
     assert "suppressed" not in site.refused()[-2]
 
 
-def test_a_flood_of_one_user_costs_it_no_svid_line(site: Site) -> None:
+def test_lines_about_svids_are_never_suppressed(site: Site) -> None:
     for _ in range(1000):
         site.audit.refused(caller(), REFUSAL)
         site.audit.issued(caller(), SVID, EVIDENCE)
     assert len(site.lines.of("svid issued")) == 1000
 
 
-def test_a_flood_of_many_users_is_bounded_too_and_every_one_is_counted(site: Site) -> None:
+def test_refusals_of_all_users_are_limited_and_every_one_is_counted(site: Site) -> None:
     for uid in range(3000):
         site.audit.refused(caller(uid), REFUSAL)
     assert len(site.refused()) == LINES_IN_ALL.at_once
@@ -146,7 +146,7 @@ def test_a_flood_of_many_users_is_bounded_too_and_every_one_is_counted(site: Sit
     assert len(site.refused()) + said == 3000 + LINES_PER_USER.at_once + 11
 
 
-def test_counts_of_a_line_that_was_left_out_are_not_lost() -> None:
+def test_the_count_of_a_suppressed_line_moves_to_the_next_line() -> None:
     site = Site(per_user=Rate(1, 10.0), in_all=Rate(1, 1000.0))
     for _ in range(5):
         site.audit.refused(caller(), REFUSAL)
@@ -158,21 +158,21 @@ def test_counts_of_a_line_that_was_left_out_are_not_lost() -> None:
     assert site.refused()[-1]["suppressed_in_all"] == 5
 
 
-def test_those_who_cannot_be_named_share_their_lines(site: Site) -> None:
+def test_callers_without_a_name_share_one_limit(site: Site) -> None:
     for _ in range(100):
         site.audit.refused(None, REFUSAL)
     assert len(site.refused()) == LINES_PER_USER.at_once
     assert "pid" not in site.refused()[0]
 
 
-def test_it_can_be_switched_off(site: Site) -> None:
+def test_a_disabled_audit_trail_writes_nothing(site: Site) -> None:
     site.audit.enabled = False
     site.audit.issued(caller(), SVID, EVIDENCE)
     site.audit.refused(caller(), REFUSAL)
     assert not site.lines.lines
 
 
-def test_an_end_is_said_in_utc(site: Site) -> None:
+def test_expires_at_is_in_utc(site: Site) -> None:
     east = dt.timezone(dt.timedelta(hours=2))
     svid = IssuedX509(
         spiffe_id="x", entry_id=EntryId("a"), serial="1", expires_at=START.astimezone(east)

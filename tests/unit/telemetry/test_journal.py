@@ -1,4 +1,4 @@
-"""Events in the journal: whole, with their fields, and never in anybody's way."""
+"""Events in the journal: complete, with their fields, and without blocking a caller."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.telemetry import log as log_module
 from agent.telemetry.journal import Journal, encode, leads_to_journal
-from agent.telemetry.log import JournalTarget, Line, LogWriter, configure_log, lead_log
+from agent.telemetry.log import JournalTarget, Line, LogWriter, configure_log, install_log
 from tests.support.journal import FakeJournal, decode
 
 
@@ -28,7 +27,7 @@ def journald() -> Iterator[FakeJournal]:
 
 
 @given(st.dictionaries(st.from_regex(r"[A-Z][A-Z0-9_]{0,63}", fullmatch=True), st.text()))
-def test_values_come_back_whatever_is_in_them(fields: dict[str, str]) -> None:
+def test_any_value_survives_encoding(fields: dict[str, str]) -> None:
     assert decode(encode(fields)) == {name: value.encode() for name, value in fields.items()}
 
 
@@ -44,7 +43,7 @@ def test_events_of_any_size_arrive(journald: FakeJournal, size: int) -> None:
     journal.close()
 
 
-def test_a_journal_that_begins_anew_is_found_again(journald: FakeJournal) -> None:
+def test_a_restarted_journald_is_found_again(journald: FakeJournal) -> None:
     journal = Journal(str(journald.path))
     journal.send({"A": "1"})
     journald.__exit__()
@@ -57,7 +56,7 @@ def test_a_journal_that_begins_anew_is_found_again(journald: FakeJournal) -> Non
     journald.path.touch()
 
 
-def test_stderr_is_the_journal_only_if_it_is_the_very_stream(tmp_path: Path) -> None:
+def test_stderr_is_the_journal_only_if_it_is_the_stream_of_journal_stream(tmp_path: Path) -> None:
     status = os.fstat(2)
     assert leads_to_journal(2, f"{status.st_dev}:{status.st_ino}")
     with (tmp_path / "log").open("w") as elsewhere:
@@ -71,11 +70,11 @@ def writer_to(
     journald: FakeJournal, stderr: io.StringIO, level: str = "info", form: str = "text"
 ) -> LogWriter:
     writer = LogWriter(JournalTarget(Journal(str(journald.path)), stderr))
-    lead_log(level, form, writer)
+    install_log(level, form, writer)
     return writer
 
 
-def test_an_event_has_its_fields(journald: FakeJournal) -> None:
+def test_an_event_carries_its_fields(journald: FakeJournal) -> None:
     writer = writer_to(journald, io.StringIO(), level="error")
     writer.audit("svid issued", pid=7, audience=["a", "b"], **{"odd-näme": "x\ny"})
     writer.close()
@@ -94,14 +93,14 @@ def test_an_event_has_its_fields(journald: FakeJournal) -> None:
 @pytest.mark.parametrize(
     ("level", "priority"), [("debug", b"7"), ("info", b"6"), ("warning", b"4")]
 )
-def test_levels_are_priorities(journald: FakeJournal, level: str, priority: bytes) -> None:
+def test_levels_become_priorities(journald: FakeJournal, level: str, priority: bytes) -> None:
     writer = writer_to(journald, io.StringIO(), level="debug")
     getattr(structlog.get_logger(), level)("event")
     writer.close()
     assert journald.event()["PRIORITY"] == priority
 
 
-def test_those_who_want_json_have_it_as_the_message(journald: FakeJournal) -> None:
+def test_the_message_is_json_if_the_format_is_json(journald: FakeJournal) -> None:
     writer = writer_to(journald, io.StringIO(), form="json")
     structlog.get_logger().info("event", pid=7)
     writer.close()
@@ -110,7 +109,7 @@ def test_those_who_want_json_have_it_as_the_message(journald: FakeJournal) -> No
     assert event["VOUCHD_PID"] == b"7"
 
 
-def test_a_defect_is_one_event_with_its_trace(journald: FakeJournal) -> None:
+def test_a_traceback_is_part_of_its_event(journald: FakeJournal) -> None:
     writer = writer_to(journald, io.StringIO())
     try:
         int("in the middle")
@@ -123,7 +122,7 @@ def test_a_defect_is_one_event_with_its_trace(journald: FakeJournal) -> None:
     assert b"in the middle" in event["VOUCHD_EXCEPTION"]
 
 
-def test_without_a_socket_lines_go_to_stderr_with_their_priority(tmp_path: Path) -> None:
+def test_without_journald_lines_go_to_stderr_with_their_priority(tmp_path: Path) -> None:
     stderr = io.StringIO()
     writer = LogWriter(JournalTarget(Journal(str(tmp_path / "missing")), stderr))
     writer.write(Line("two\nlines", 3))
@@ -131,7 +130,7 @@ def test_without_a_socket_lines_go_to_stderr_with_their_priority(tmp_path: Path)
     assert stderr.getvalue() == "<3>two\n<3>lines\n"
 
 
-def test_nobody_waits_for_a_journal_whose_queue_is_full(journald: FakeJournal) -> None:
+def test_a_full_queue_of_journald_blocks_no_writer(journald: FakeJournal) -> None:
     before = 0
     others = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
     with others, suppress(BlockingIOError):
@@ -145,17 +144,16 @@ def test_nobody_waits_for_a_journal_whose_queue_is_full(journald: FakeJournal) -
     writer.close()
     said = [journald.event() for _ in range(3)]
     assert b"line 0" in [each["MESSAGE"] for each in said]
-    [lost] = [each for each in said if b"log lines were dropped" in each["MESSAGE"]]
+    [lost] = [each for each in said if b"log lines dropped" in each["MESSAGE"]]
     assert lost["PRIORITY"] == b"4"
 
 
-def test_the_agents_log_goes_there_if_stderr_does(
+def test_the_log_goes_to_journald_if_stderr_is_the_journal(
     journald: FakeJournal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     status = os.fstat(2)
     monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
-    monkeypatch.setattr(log_module, "Journal", lambda: Journal(str(journald.path)))
-    log, writer = configure_log("info", "text")
+    log, writer = configure_log("info", "text", str(journald.path))
     log.info("serving")
     writer.close()
     assert journald.event()["MESSAGE"] == b"serving"

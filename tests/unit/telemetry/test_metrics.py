@@ -1,4 +1,4 @@
-"""The metrics: their words are counted, and nothing else ever becomes a label."""
+"""The metrics: a fixed set of series, and no label value that a caller chooses."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LEVELS = Levels(
     authority_expiry={"x509": 2e9, "jwt": 3e9},
     authority_lifetime={"x509": 60.0, "jwt": 90.0},
     authority_failing=False,
-    weaker_proofs={"no_pidfs": 4},
+    weak_proofs={"no_pidfs": 4},
 )
 
 
@@ -36,7 +36,7 @@ def made() -> Metrics:
     return metrics
 
 
-def test_each_signal_is_counted_under_its_words() -> None:
+def test_each_signal_increments_its_series() -> None:
     metrics = made()
     before = series(metrics.text())
     metrics.ended("FetchX509SVID", "OK")
@@ -55,14 +55,14 @@ def test_each_signal_is_counted_under_its_words() -> None:
     assert found['vouchd_attestor_failures_total{attestor="docker"}'] == 1
 
 
-def test_an_attestor_that_answers_has_not_failed() -> None:
+def test_an_attestor_that_answers_counts_no_failure() -> None:
     metrics = made()
     before = series(metrics.text())
     metrics.attested("unix", 0.001, failed=False)
     assert not [name for name in changes(before, series(metrics.text())) if "failures" in name]
 
 
-def test_words_that_nobody_announced_are_counted_together() -> None:
+def test_unknown_label_values_count_as_other() -> None:
     metrics = made()
     before = series(metrics.text())
     for number in range(100):
@@ -79,7 +79,7 @@ def test_words_that_nobody_announced_are_counted_together() -> None:
     assert found['vouchd_attestor_failures_total{attestor="other"}'] == 100
 
 
-def test_every_series_is_there_from_the_beginning() -> None:
+def test_every_series_exists_from_the_start() -> None:
     metrics = made()
     before = series(metrics.text()).keys()
     for stage in Stage:
@@ -96,7 +96,7 @@ def test_every_series_is_there_from_the_beginning() -> None:
     assert series(metrics.text()).keys() == before
 
 
-def test_levels_are_asked_for_each_time() -> None:
+def test_each_exposition_reads_the_levels_again() -> None:
     metrics = Metrics(WORDS)
     levels = [LEVELS, replace(LEVELS, connections=9, svid_expiry=NEVER)]
     metrics.watch(lambda: levels[0])
@@ -105,7 +105,7 @@ def test_levels_are_asked_for_each_time() -> None:
     assert first["vouchd_ready{}"] == 1
     assert first['vouchd_streams{method="FetchX509SVID"}'] == 2
     assert first['vouchd_authority_expiry_timestamp_seconds{kind="jwt"}'] == 3e9
-    assert first['vouchd_weaker_proofs_total{kind="no_pidfs"}'] == 4
+    assert first['vouchd_weak_proofs_total{weakness="no_pidfs"}'] == 4
     del levels[0]
     second = series(metrics.text())
     assert second["vouchd_connections{}"] == 9
@@ -113,20 +113,20 @@ def test_levels_are_asked_for_each_time() -> None:
     assert second.keys() == first.keys()
 
 
-def test_the_build_and_the_process_are_described() -> None:
+def test_build_and_process_metrics_exist() -> None:
     found = series(made().text())
     assert found['vouchd_build_info{version="1.2.3"}'] == 1
     assert 0 < found["process_open_fds{}"] < found["process_max_fds{}"]
     assert found["process_resident_memory_bytes{}"] > 1e6
 
 
-def test_two_agents_in_one_process_count_for_themselves() -> None:
+def test_instances_count_separately() -> None:
     one, other = made(), made()
     one.refused(Refused.SILENT)
     assert series(other.text())['vouchd_refusals_total{reason="silent"}'] == 0
 
 
-def test_a_stopwatch_tells_of_a_block_that_fails_too() -> None:
+def test_a_stopwatch_times_a_block_that_raises() -> None:
     metrics = made()
     with pytest.raises(ZeroDivisionError), Stopwatch(metrics, Stage.SEND):
         raise ZeroDivisionError
@@ -134,7 +134,7 @@ def test_a_stopwatch_tells_of_a_block_that_fails_too() -> None:
     assert found['vouchd_stage_duration_seconds_count{stage="send"}'] == 1
 
 
-def test_signals_need_nobody_who_listens() -> None:
+def test_unheard_signals_are_discarded() -> None:
     with Stopwatch(UNHEARD, Stage.SEND):
         pass
     UNHEARD.attested("unix", 1.0, failed=True)

@@ -133,7 +133,7 @@ async def test_every_svid_of_every_message_is_audited(site: Site) -> None:
     assert [(line["kid"], line["audience"]) for line in lines[4:]] == [
         (jwt.get_unverified_header(token.svid)["kid"], ["x", "y"]) for token in tokens
     ]
-    assert {line["kind"] for line in lines[4:]} == {"jwt-svid"}
+    assert {line["kind"] for line in lines[4:]} == {"jwt"}
 
 
 async def test_an_svid_is_audited_with_what_it_rests_on(site: Site) -> None:
