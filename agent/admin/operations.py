@@ -171,7 +171,7 @@ class Operations:
         }
         try:
             async with self._site.attestor.attest(caller) as attestation:
-                verdict = self._site.entitlements.explain(caller, attestation)
+                verdict = self._site.entitlements.explain(attestation)
         except PeerError as error:
             return Explanation(refused=str(error), **said)
         return Explanation(

@@ -21,7 +21,6 @@ from agent.config.files import read_entry_files, read_file
 from agent.config.values import format_duration
 from agent.entries.entry import EntryId
 from agent.entries.explain import explain
-from agent.entries.identity import match
 from agent.entries.load import load_configured_entries
 from agent.entries.spire_import import import_entries
 from agent.kernel.inspect import process_by_pid
@@ -75,7 +74,7 @@ def match_entries(
     loaded = load_configured_entries(settings, _CLOCK).entries
     found = _parse(ctx, selectors) if pid is None else _attest(settings, pid)
     now = _CLOCK.now()
-    verdict = explain(loaded, found.selectors, match(loaded, found.selectors, "", now), now)
+    verdict = explain(loaded, found.selectors, now)
     by_id = {entry.id: entry for entry in loaded.entries}
     answer: dict[str, Data] = {
         "selectors": verdict.selectors,

@@ -1,7 +1,7 @@
-"""Operators' files on the disk: finds and reads them, and hands their bytes to the core.
+"""Read configuration files and entry files from the disk.
 
-The only module that touches configuration files. What is wrong with finding or reading one is a
-problem like any other, on line 1 of the file it names.
+A file that cannot be found or read is a `Problem` on line 1 of that file. All functions here block
+as long as the file system does; `agent.config.file_thread` keeps them off the event loop.
 """
 
 from __future__ import annotations
@@ -22,55 +22,72 @@ if TYPE_CHECKING:
 
     from pydantic import BaseModel
 
-# Six times what 100,000 entries need; a larger file is something else by mistake.
+# Six times the size of 100,000 entries; a larger file is there by mistake.
 MAX_FILE_BYTES = 64 << 20
-SUFFIXES = frozenset({".yaml", ".yml"})
+SUFFIXES = (".yaml", ".yml")
 
 
 def load_settings(path: Path, options_models: Mapping[str, type[BaseModel]]) -> Settings:
-    """Read the configuration file.
+    """Read `agent.yaml`.
 
     Raises:
         ConfigError: with every mistake in it, or why it cannot be read.
     """
-    source = _read(path)
+    source = read_file(path)
     return parse_settings(source, path.parent.resolve(), options_models)
 
 
 def read_entry_files(paths: Iterable[PurePath]) -> list[Source]:
-    """The content of entry files, and of the YAML files of directories by name.
+    """Read entry files, and the YAML files of directories in name order.
 
     Raises:
         ConfigError: with every file that cannot be read.
     """
-    sources, problems = _read_all(paths)
+    sources, problems = read_sources(paths)
     if problems:
         raise ConfigError(problems)
     return sources
 
 
-def read_file(path: Path) -> Source:
-    """The content of one file that an operator names.
-
-    Raises:
-        ConfigError: it cannot be read.
-    """
-    return _read(path)
-
-
-def _read_all(paths: Iterable[PurePath]) -> tuple[list[Source], list[Problem]]:
+def read_sources(paths: Iterable[PurePath]) -> tuple[list[Source], list[Problem]]:
+    """Read entry files as `read_entry_files` does; return the files, and what cannot be read."""
     sources: list[Source] = []
     problems: list[Problem] = []
     for path in paths:
-        with _gathering(problems):
+        with _collected(problems):
             for file in _files(Path(path)):
-                with _gathering(problems):
-                    sources.append(_read(file))
+                with _collected(problems):
+                    sources.append(read_file(file))
     return sources, problems
 
 
+def read_file(path: Path, *, max_bytes: int = MAX_FILE_BYTES) -> Source:
+    """Read one file.
+
+    Raises:
+        ConfigError: it cannot be read, is not a regular file, or is larger than `max_bytes`.
+    """
+    try:
+        with open(path, "rb", opener=_open_nonblocking) as file:
+            is_regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+            content = file.read(max_bytes + 1) if is_regular else b""
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    if not is_regular:
+        raise _problem(path, "is not a regular file")
+    if len(content) > max_bytes:
+        raise _problem(path, f"is larger than {max_bytes >> 20} MiB")
+    return Source(name=str(path), content=content)
+
+
+def is_entry_file_name(name: str) -> bool:
+    """Return whether a file of this name in a directory is read: *.yaml and *.yml, not hidden."""
+    return name.endswith(SUFFIXES) and not name.startswith(".")
+
+
 @contextmanager
-def _gathering(problems: list[Problem]) -> Iterator[None]:
+def _collected(problems: list[Problem]) -> Iterator[None]:
+    """Append the problems of a ConfigError to a list instead of raising it."""
     try:
         yield
     except ConfigError as error:
@@ -84,25 +101,11 @@ def _files(path: Path) -> list[Path]:
         inside = sorted(path.iterdir())
     except OSError as error:
         raise _unreadable(path, error) from None
-    return [each for each in inside if each.suffix in SUFFIXES and not each.name.startswith(".")]
+    return [each for each in inside if is_entry_file_name(each.name)]
 
 
-def _read(path: Path) -> Source:
-    try:
-        with open(path, "rb", opener=_open_at_once) as file:
-            is_regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
-            content = file.read(MAX_FILE_BYTES + 1) if is_regular else b""
-    except OSError as error:
-        raise _unreadable(path, error) from None
-    if not is_regular:
-        raise _problem(path, "is not a regular file")
-    if len(content) > MAX_FILE_BYTES:
-        raise _problem(path, f"is larger than {MAX_FILE_BYTES >> 20} MiB")
-    return Source(name=str(path), content=content)
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    # A FIFO in the place of a file must not hang the start.
+def _open_nonblocking(path: str, flags: int) -> int:
+    # Without O_NONBLOCK, opening a FIFO waits for a writer.
     return os.open(path, flags | os.O_NONBLOCK)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from agent.config.files import SUFFIXES
+from agent.config.files import is_entry_file_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -41,7 +41,7 @@ class View:
         return (
             not name
             or os.path.join(directory, name) in self.names  # noqa: PTH118 - for very many
-            or (is_source(name) and directory in self.listed)
+            or (is_entry_file_name(name) and directory in self.listed)
         )
 
 
@@ -73,14 +73,9 @@ def inside(path: Path) -> list[os.DirEntry[str]]:
     """The files that are read if this is a directory, as `agent.config.files` chooses them."""
     try:
         with os.scandir(path) as every:
-            return [each for each in every if is_source(each.name)]
+            return [each for each in every if is_entry_file_name(each.name)]
     except OSError:
         return []
-
-
-def is_source(name: str) -> bool:
-    """Whether a file of this name in a directory is read."""
-    return name.endswith(tuple(SUFFIXES)) and not name.startswith(".")
 
 
 def ways(path: Path, found: Iterable[os.DirEntry[str]]) -> Iterator[Path]:

@@ -1,5 +1,6 @@
 """Registration entries, and the selectors that match them.
 
-`load` reads them, `schema` judges them, `index` finds those that match, `identity` turns a match
-into a SPIFFE ID, `explain` says why an entry does not match. Pure but for `load`.
+`load` reads entry files, `schema` validates them, `index` finds the entries that match a set of
+selectors, `identity` turns a match into a SPIFFE ID (`template` fills in placeholders), `explain`
+says why an entry does not match, `spire_import` converts SPIRE's entries. All but `load` do no I/O.
 """

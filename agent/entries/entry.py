@@ -1,10 +1,10 @@
-"""Registration entries: which selectors earn a process which SPIFFE ID.
+"""Registration entries: the selectors that a process needs to get a SPIFFE ID.
 
-An entry matches a process if *all* its selectors are among the process's, until it expires. Order
-means something: the first match is the default identity. `agent.entries.schema` reads
+An entry matches a process if *all* its selectors are among the selectors of the process, until the
+entry expires. Order counts: the first match is the default identity. `agent.entries.schema` reads
 entries from YAML.
 
-Nothing here opens a file, knows the time, or issues anything.
+Nothing here opens a file, reads a clock, or issues anything.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ EntryId = NewType("EntryId", str)
 
 
 class Share(StrEnum):
-    """Who has one X.509-SVID, with its private key, together."""
+    """Which processes share one X.509-SVID and its private key."""
 
     ENTRY = "entry"
     """All processes that match the entry."""
     PROCESS = "process"
-    """Nobody: each process has its own."""
+    """None: each process gets an SVID of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,10 +52,14 @@ class Entry:
     origin: str = ""
     """`file:line`, for operators."""
 
+    def has_expired(self, now: datetime) -> bool:
+        """Return whether the entry has stopped matching."""
+        return self.expires_at is not None and self.expires_at <= now
+
 
 @dataclass(frozen=True, slots=True)
 class EntrySet:
-    """The entries in force. Immutable; a change of the files makes a new set."""
+    """The entries in force. Immutable; a reload makes a new set."""
 
     entries: tuple[Entry, ...] = ()
     _index: SelectorIndex = field(init=False, repr=False, compare=False)
@@ -65,6 +69,6 @@ class EntrySet:
         object.__setattr__(self, "_index", index)
 
     def match(self, selectors: frozenset[Selector], now: datetime) -> tuple[Entry, ...]:
-        """The entries whose selectors are all among `selectors`, in their order, unexpired."""
+        """Return the unexpired entries whose selectors are all among `selectors`, in order."""
         found = (self.entries[place] for place in self._index.within(selectors))
-        return tuple(entry for entry in found if entry.expires_at is None or now < entry.expires_at)
+        return tuple(entry for entry in found if not entry.has_expired(now))

@@ -1,7 +1,7 @@
-"""Why a process gets, or does not get, each identity.
+"""Explain which identities a process gets, and what the nearest other entries lack.
 
-An explanation is made of what was found out anyway: what the attestors said, and how near each
-entry came. Values that may be secrets, those of environment variables, are never in it.
+An explanation contains selectors of the process and of entries. Values that may be secrets, those
+of environment variables, are hidden in it.
 """
 
 from __future__ import annotations
@@ -10,21 +10,22 @@ import heapq
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from agent.entries.identity import match
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from datetime import datetime
 
     from agent.entries.entry import Entry, EntryId, EntrySet
-    from agent.entries.identity import Matches
     from attestors.api import Selector
 
-# Whoever asks why nothing matches wants the likeliest entries, not all of them.
+# Entries that do not match are shown nearest first; more than three only hide the likeliest one.
 NEAREST = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lacking:
-    """A selector that an entry wants, and what the process has of the same kind instead."""
+    """A selector that an entry requires, and the process's selectors of the same kind."""
 
     wanted: str
     found: tuple[str, ...] = ()
@@ -41,7 +42,7 @@ class Matched:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Missed:
-    """An entry that gives nothing, and all the reasons."""
+    """An entry that gives no identity, and every reason for that."""
 
     entry_id: str
     spiffe_id: str
@@ -49,24 +50,23 @@ class Missed:
     lacking: tuple[Lacking, ...] = ()
     expired_at: datetime | None = None
     no_spiffe_id: str = ""
-    """Why its template gives none."""
+    """Why the entry's template gives no SPIFFE ID."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """How a set of selectors fares with the entries."""
+    """The result of matching one set of selectors against the entries."""
 
     selectors: tuple[str, ...]
     matched: tuple[Matched, ...]
     missed: tuple[Missed, ...]
-    """The nearest of those that do not match, and all that match without giving an identity."""
+    """Entries that match without giving a SPIFFE ID, then the nearest that do not match."""
 
 
-def explain(
-    entries: EntrySet, selectors: frozenset[Selector], matches: Matches, now: datetime
-) -> Verdict:
-    """Explain what `agent.entries.identity.match` said of these selectors."""
+def explain(entries: EntrySet, selectors: frozenset[Selector], now: datetime) -> Verdict:
+    """Match these selectors at this instant, and explain the result."""
     by_id = {entry.id: entry for entry in entries.match(selectors, now)}
+    matches = match(entries, selectors, "", now)
     return Verdict(
         selectors=tuple(sorted(each.redacted() for each in selectors)),
         matched=tuple(
@@ -98,20 +98,19 @@ def _without_id(by_id: Mapping[EntryId, Entry], reasons: Mapping[EntryId, str]) 
 def _nearest(
     entries: EntrySet, matched: Mapping[EntryId, Entry], selectors: frozenset[Selector]
 ) -> list[Entry]:
-    """Those of which something holds, what lacks least first; if there is none, the first."""
+    """Return the entries that lack least, of those that share a selector; else the first ones."""
     others = [entry for entry in entries.entries if entry.id not in matched]
     related = [entry for entry in others if entry.selectors & selectors]
     return heapq.nsmallest(NEAREST, related or others, key=lambda e: len(e.selectors - selectors))
 
 
 def _missed(entry: Entry, selectors: frozenset[Selector], now: datetime) -> Missed:
-    has_expired = entry.expires_at is not None and entry.expires_at <= now
     return Missed(
         entry_id=entry.id,
         spiffe_id=str(entry.spiffe_id),
         origin=entry.origin,
         lacking=tuple(_lacking(each, selectors) for each in sorted(entry.selectors - selectors)),
-        expired_at=entry.expires_at if has_expired else None,
+        expired_at=entry.expires_at if entry.has_expired(now) else None,
     )
 
 

@@ -1,8 +1,7 @@
-"""What an entry gives one process: the identity, as SVIDs are made of it.
+"""Identities: what an entry gives one process, in the form that SVIDs are issued from.
 
-Two processes with equal identities share their SVIDs. What says nothing about SVIDs, such as the
-line where the entry stands or its selectors, is no part of an identity, so that a change of it
-renews nothing and tells nobody.
+Two processes with equal identities share their SVIDs. An identity leaves out what does not show in
+an SVID, such as the entry's line or its selectors: changing those renews and pushes nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +25,8 @@ if TYPE_CHECKING:
 class Identity:
     """One identity of a process. A TTL of None means the authority's default.
 
-    It is looked up often, so that its hash is kept; entry, ID and holder tell nearly all apart.
+    The hash is computed once, because identities are dictionary keys on the path of every call.
+    Entry, SPIFFE ID and holder distinguish nearly all identities.
     """
 
     entry_id: EntryId
@@ -38,7 +38,7 @@ class Identity:
     federates_with: tuple[TrustDomain, ...] = field(default=())
     expires_at: datetime | None = field(default=None)
     holder: str = ""
-    """Which process this is for, if it shares its X.509 key with no other."""
+    """The process that this is for, if it shares its X.509 key with no other; else empty."""
     _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -50,19 +50,19 @@ class Identity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Matches:
-    """The identities of a process, in order, and what they rest on."""
+    """The identities of a process, in order, and the selectors that they rest on."""
 
     identities: tuple[Identity, ...] = ()
     evidence: frozenset[Selector] = frozenset()
-    """The selectors without which it would not have these identities."""
+    """The selectors that these identities need."""
     without_id: Mapping[EntryId, str] = field(default_factory=dict)
-    """Entries that match and give no identity, and why not."""
+    """Entries that match but give no SPIFFE ID, each with the reason."""
 
 
 def match(entries: EntrySet, selectors: frozenset[Selector], holder: str, now: datetime) -> Matches:
-    """What a process with these selectors may have now.
+    """Return the identities of a process with these selectors at this instant.
 
-    `holder` names the process among all since boot.
+    `holder` is a name of the process that no other process since boot has.
     """
     identities: list[Identity] = []
     evidence: frozenset[Selector] = frozenset()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from agent.config.files import _read_all
+from agent.config.files import read_sources
 from agent.entries.schema import LoadedEntries, parse_entries
 from agent.errors import ConfigError
 from agent.gc_pause import gc_paused
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 def load_configured_entries(settings: Settings, clock: Clock) -> LoadedEntries:
-    """The registration entries that the settings name.
+    """Load the registration entries that the settings name. Reads files, so it may block.
 
     Raises:
-        ConfigError: with every mistake in them.
+        ConfigError: with every mistake in the files.
     """
     return load_entries(
         settings.entries,
@@ -38,10 +38,10 @@ def load_configured_entries(settings: Settings, clock: Clock) -> LoadedEntries:
 def parse_configured_entries(
     sources: Sequence[Source], settings: Settings, clock: Clock
 ) -> LoadedEntries:
-    """Registration entries that are not where the settings say, by the same rules.
+    """Parse registration entries from elsewhere by the rules of these settings.
 
     Raises:
-        ConfigError: with every mistake in them.
+        ConfigError: with every mistake in the sources.
     """
     return parse_entries(
         sources,
@@ -60,12 +60,12 @@ def load_entries(
     max_svid_ttl: timedelta | None = None,
     now: datetime | None = None,
 ) -> LoadedEntries:
-    """Read registration entries from files, and from the YAML files of directories by name.
+    """Load registration entries from files, and from the YAML files of directories in name order.
 
     Raises:
         ConfigError: with every mistake in all files, and every file that cannot be read.
     """
-    sources, problems = _read_all(paths)
+    sources, problems = read_sources(paths)
     try:
         with gc_paused():
             loaded = parse_entries(

@@ -1,7 +1,7 @@
-"""Registration entries as operators write them: YAML in, an `EntrySet` out, or every mistake.
+"""Parse registration entries: YAML in, an `EntrySet` out, or every mistake with its place.
 
-What is refused is never in force, not even in part. The order is kept: sources as given, entries as
-written.
+One mistake refuses all files; no part of a refused set is ever in force. Order is kept: sources as
+given, entries as written.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from attestors.api import Selector
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-# The Workload API's hints are for people and program switches; SPIRE's limit.
+# The limit that SPIRE has, so that a hint fits both.
 MAX_HINT_BYTES = 1024
 # RFC 1035 section 2.3.4, as text without the trailing dot.
 MAX_DNS_NAME = 253
@@ -53,22 +53,22 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedEntries:
-    """What the files gave: entries that are in order, and remarks about them."""
+    """Valid entries, and warnings about them."""
 
     entries: EntrySet
     warnings: tuple[Problem, ...] = ()
 
 
-# --- one field at a time -----------------------------------------------------------------------
+# --- fields ------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class _Rules:
-    """What the files are judged by, handed to the validators as pydantic's context."""
+    """What entries are validated against; pydantic hands it to the validators as context."""
 
     trust_domain: TrustDomain
     selector_types: frozenset[str]
     max_svid_ttl: timedelta | None
     now: datetime | None
-    # Files repeat few selectors often: one object each saves time and half the memory.
+    # Entries repeat few selectors often: one shared object each saves time and half the memory.
     selectors: dict[str, Selector] = field(default_factory=dict)
 
 
@@ -99,14 +99,14 @@ def _parse_spiffe_id(value: object, info: ValidationInfo) -> SpiffeId | SpiffeId
 def _path_of(text: str, own: TrustDomain) -> str:
     if "://" not in text:
         raise ValueError(f"{text!r} is neither a path such as /payments/api nor a {SCHEME} URI")
-    # A template is no SPIFFE ID, and its path is looked at by others.
+    # SpiffeId.parse refuses placeholders; SpiffeIdTemplate validates the path of a template.
     name, slash, path = text.removeprefix(SCHEME).partition("/")
     if not has_placeholders(path):
         name = SpiffeId.parse(text).trust_domain.name
     if name != own.name:
         raise ValueError(
-            f"trust domain {name!r} is not ours, {own.name!r}:"
-            " no identity of another one can be issued here"
+            f"trust domain {name!r} is not the agent's, {own.name!r}:"
+            " it issues no identities of other trust domains"
         )
     return slash + path
 
@@ -157,7 +157,7 @@ def _check_dns_label(label: str, name: str) -> None:
             f"{name!r} is not a DNS name: a label holds a-z, 0-9 and '-', which neither begins nor"
             " ends it; a wildcard is the whole first label ('*.')"
         )
-    # RFC 5891 section 4.2.3.1: this is where the marks of encoded names go.
+    # RFC 5891 section 4.2.3.1 reserves these two characters for encoded names.
     if label[2:4] == "--" and not label.lower().startswith("xn--"):
         raise ValueError(f"{name!r} has '--' where only names of the form 'xn--…' may have it")
 
@@ -174,7 +174,7 @@ def _parse_hint(value: object) -> str:
 def _parse_partner(value: object, info: ValidationInfo) -> TrustDomain:
     partner = TrustDomain(as_text(value).removeprefix(SCHEME))
     if partner == _rules(info).trust_domain:
-        raise ValueError(f"{partner.name!r} is our own trust domain: remove it")
+        raise ValueError(f"{partner.name!r} is the agent's own trust domain: remove it")
     return partner
 
 
@@ -184,11 +184,11 @@ def _parse_instant(value: object) -> datetime:
     try:
         instant = datetime.fromisoformat(text)
         if instant.tzinfo is not None:
-            # Certificates count in whole seconds, and none of an entry outlives it.
+            # Certificates count in whole seconds, and none may outlive its entry.
             return instant.astimezone(UTC).replace(microsecond=0)
     except (ValueError, OverflowError):
         raise ValueError(f"{text!r} is not a date and time: {advice}") from None
-    raise ValueError(f"{text!r} does not say in which time zone: {advice}")
+    raise ValueError(f"{text!r} has no time zone: {advice}")
 
 
 def _string(**rules: object) -> WithJsonSchema:
@@ -205,20 +205,20 @@ _SvidTtl = Annotated[
 
 
 class EntryConfig(BaseModel):
-    """A registration entry as it is written."""
+    """A registration entry as operators write it."""
 
-    # No field takes null: a default that is None says "left out", and needs no validation.
+    # No field accepts null: a default of None means "left out" and is not validated.
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     id: Annotated[str, BeforeValidator(_parse_id), _string(pattern=f"^{_ID.pattern}$")] = ""
-    """The entry's name, unique in all files. Derived from what the entry says if left out."""
+    """The entry's name, unique in all files. Default: derived from spiffe_id and selectors."""
     spiffe_id: Annotated[
         Any,
         BeforeValidator(_parse_spiffe_id),
         _string(pattern="^(/|spiffe://)", examples=["/payments/api", "/user/{unix:user}"]),
     ]
-    """The identity: a path in our trust domain, or the full spiffe:// URI. {type:kind} in it stands
-    for what follows type:kind: in a selector of the process."""
+    """The identity: a path in the agent's trust domain, or the full spiffe:// URI. {type:kind} in
+    it is replaced by the text after type:kind: in a selector of the process."""
     selectors: Annotated[
         tuple[
             Annotated[
@@ -231,25 +231,25 @@ class EntryConfig(BaseModel):
         AfterValidator(_not_empty),
         Field(json_schema_extra={"minItems": 1}),
     ]
-    """Facts `type:value` about a process. All must hold."""
+    """Selectors `type:value`. The entry matches a process that has all of them."""
     x509_svid_ttl: _SvidTtl = None
-    """How long its X.509-SVIDs live, instead of authority.x509_svid_ttl."""
+    """Lifetime of its X.509-SVIDs, instead of authority.x509_svid_ttl."""
     jwt_svid_ttl: _SvidTtl = None
-    """How long its JWT-SVIDs live, instead of authority.jwt_svid_ttl."""
+    """Lifetime of its JWT-SVIDs, instead of authority.jwt_svid_ttl."""
     dns_names: tuple[Annotated[str, BeforeValidator(_parse_dns_name), _string()], ...] = ()
-    """DNS names to put into its X.509-SVIDs, for peers that check host names."""
+    """DNS names in its X.509-SVIDs, for peers that verify host names."""
     hint: Annotated[str, BeforeValidator(_parse_hint), _string()] = ""
-    """Tells a process that has several identities which one this is."""
+    """A text by which a process with several identities recognises this one."""
     federates_with: tuple[
         Annotated[TrustDomain, BeforeValidator(_parse_partner), _PARTNER], ...
     ] = ()
-    """Foreign trust domains whose members the process has to verify."""
+    """Foreign trust domains whose SVIDs the process has to verify."""
     expires_at: Annotated[
         datetime | None, BeforeValidator(_parse_instant), _string(format="date-time")
     ] = None
-    """From this instant on the entry no longer matches. Needs a time zone."""
+    """The entry stops matching at this instant. Needs a time zone."""
     share: Share = Share.ENTRY
-    """`entry`: its processes share one X.509 key. `process`: each process has its own."""
+    """`entry`: all its processes share one X.509 key. `process`: each process has its own."""
 
 
 _Item = TypeVar("_Item")
@@ -261,7 +261,8 @@ class EntriesFile(BaseModel, Generic[_Item]):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     entries: list[_Item] | None
-    """The entries. A process gets every identity it matches; the first is its default."""
+    """The entries. A process gets the identity of every entry that matches; the first is its
+    default."""
 
 
 # --- files -------------------------------------------------------------------------------------
@@ -273,14 +274,14 @@ def parse_entries(
     max_svid_ttl: timedelta | None = None,
     now: datetime | None = None,
 ) -> LoadedEntries:
-    """Read the entries of several files, in the order given.
+    """Parse the entries of several files, in the order given.
 
     Args:
-        sources: the files; one without content holds no entries.
-        trust_domain: the agent's own, in which every entry's SPIFFE ID has to be.
-        selector_types: what the attestors that are on produce; others earn a warning.
-        max_svid_ttl: the longest TTL an entry may ask for, if there is a limit.
-        now: to warn of entries that have already expired; they are not errors.
+        sources: the files; an empty one holds no entries.
+        trust_domain: the agent's own; every SPIFFE ID must be in it.
+        selector_types: the types that enabled attestors produce; other types get a warning.
+        max_svid_ttl: the longest TTL that an entry may have; None for no limit.
+        now: if given, expired entries get a warning.
 
     Raises:
         ConfigError: with every mistake in all files.
@@ -297,7 +298,7 @@ def parse_entries(
 
 
 class _Reader:
-    """Gathers entries and problems file by file, and knows what was used before."""
+    """Collects entries and problems file by file, and finds duplicates across files."""
 
     def __init__(self, rules: _Rules) -> None:
         self.entries: list[Entry] = []
@@ -312,7 +313,7 @@ class _Reader:
             self.problems += document.problems
             if document.data is None:
                 return
-            # Any: each entry is judged by itself, so that one mistake hides no other.
+            # Any: each entry is validated alone, so that one mistake hides no other.
             file = document.validate(EntriesFile[Any], document.data)
         except ConfigError as error:
             self.problems += error.problems
@@ -330,7 +331,7 @@ class _Reader:
             return
         entry = _entry(config, f"{document.name}:{line}")
         self.problems += self._collisions(document, loc, entry)
-        for where, message in _doubts(config, entry, self._rules):
+        for where, message in _warnings(config, entry, self._rules):
             warning = document.problem((*loc, *where), message, severity=Severity.WARNING)
             self.problems.append(warning)
         self.entries.append(entry)
@@ -343,7 +344,7 @@ class _Reader:
             )
             yield document.problem(loc, message)
         other = self._ids.setdefault(entry.id, entry)
-        # Entries that are alike without an id derive the same one: that has been said already.
+        # Equal entries without an id derive the same one; that problem is reported above.
         if other is not entry and "id" in document.data["entries"][loc[1]]:
             message = f"id {entry.id!r} is already used by the entry at {other.origin}"
             yield document.problem((*loc, "id"), message)
@@ -367,27 +368,27 @@ def _entry(config: EntryConfig, origin: str) -> Entry:
 
 
 def _derived_id(spiffe_id: object, selectors: Iterable[Selector]) -> str:
-    """The same for the same entry wherever it stands, so that moving it changes nothing."""
+    """Derive an ID from identity and selectors alone, so that moving an entry keeps its ID."""
     texts = map(encode_basestring_ascii, (str(spiffe_id), *sorted(map(str, selectors))))
     return hashlib.sha256(f"[{', '.join(texts)}]".encode()).hexdigest()[:32]
 
 
-def _doubts(config: EntryConfig, entry: Entry, rules: _Rules) -> Iterator[tuple[Loc, str]]:
-    """What is legal, and probably not meant."""
+def _warnings(config: EntryConfig, entry: Entry, rules: _Rules) -> Iterator[tuple[Loc, str]]:
+    """Yield the place and text of what is valid but probably a mistake."""
     for number, selector in enumerate(config.selectors):
         if selector.type not in rules.selector_types:
             advice = nearest(selector.type, rules.selector_types)
-            message = f"no attestor that is on produces {selector.type!r} selectors; {advice}"
+            message = f"no enabled attestor produces {selector.type!r} selectors; {advice}"
             yield ("selectors", number), message
     if isinstance(entry.spiffe_id, SpiffeIdTemplate):
         for kind in sorted(entry.spiffe_id.selector_types - rules.selector_types):
             advice = nearest(kind, rules.selector_types)
-            message = f"no attestor that is on produces {kind!r} selectors to fill in; {advice}"
+            message = f"no enabled attestor produces {kind!r} selectors to fill in; {advice}"
             yield ("spiffe_id",), message
     for number, partner in enumerate(config.federates_with):
-        message = f"no bundle of {partner.name!r} is known: federation is not served yet"
+        message = f"no bundle of {partner.name!r}: federation is not supported yet"
         yield ("federates_with", number), message
-    if entry.expires_at and rules.now and entry.expires_at <= rules.now:
+    if entry.expires_at and rules.now and entry.has_expired(rules.now):
         yield ("expires_at",), f"expired at {entry.expires_at.isoformat()}: it matches nothing"
     for key in ("selectors", "dns_names", "federates_with"):
         written = getattr(config, key)

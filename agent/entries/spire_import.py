@@ -1,8 +1,8 @@
-"""Entries of SPIRE, as entries of this agent.
+"""Convert SPIRE's registration entries to vouchd's.
 
-Two forms are read: the JSON of `spire-server entry show -output json`, and ClusterStaticEntry
-objects of the SPIRE controller manager in YAML. What has no counterpart here is left out and named;
-what comes out is what `agent.entries.schema` accepts, because it was asked.
+Two formats are read: the JSON of `spire-server entry show -output json`, and ClusterStaticEntry
+objects of the SPIRE controller manager in YAML. Fields without a counterpart are left out and
+reported. Every converted entry has passed `agent.entries.schema`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 KIND = "ClusterStaticEntry"
 
-# Of the year 9999, the last that a date can have.
+# 9999-12-31T23:59:59Z, the last that datetime can represent.
 _LAST_SECOND = 253402300799
 _GO_UNITS = {"h": 3600, "m": 60, "s": 1}
 _GO_DURATION = re.compile(r"([0-9]+h)?([0-9]+m)?([0-9]+s)?")
@@ -36,7 +36,7 @@ _GO_DURATION = re.compile(r"([0-9]+h)?([0-9]+m)?([0-9]+s)?")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Imported:
-    """A file of `count` entries, and a sentence for each thing that was left out."""
+    """A YAML file of `count` entries, and a sentence for each thing that was left out."""
 
     text: str
     count: int
@@ -46,15 +46,15 @@ class Imported:
 def import_entries(
     source: Source, trust_domain: TrustDomain, selector_types: frozenset[str]
 ) -> Imported:
-    """Turn foreign entries into ours.
+    """Convert a file of SPIRE's entries.
 
     Args:
         source: the file.
-        trust_domain: our own; entries of others are left out.
-        selector_types: what the attestors that are on produce; entries with others earn a remark.
+        trust_domain: the agent's own; entries of other trust domains are left out.
+        selector_types: the types that enabled attestors produce; other types are reported.
 
     Raises:
-        ConfigError: the file is neither of the two forms, or a value in it cannot be understood.
+        ConfigError: the file has neither format, or a value in it cannot be read.
     """
     importer = _Importer(trust_domain, selector_types)
     for foreign in _read(source, importer.dropped):
@@ -62,11 +62,11 @@ def import_entries(
     return importer.result(source.name)
 
 
-# --- the two forms -------------------------------------------------------------------------------
+# --- the two formats -----------------------------------------------------------------------------
 
 
 def _go_seconds(value: object) -> object:
-    """Seconds of a Go duration such as 1h30m0s; anything else is left to be judged."""
+    """Return the seconds of a Go duration such as 1h30m0s; leave other values to the model."""
     found = _GO_DURATION.fullmatch(value) if isinstance(value, str) else None
     if not found or not any(found.groups()):
         return value
@@ -77,7 +77,7 @@ _Seconds = Annotated[int, BeforeValidator(_go_seconds), Field(ge=0)]
 
 
 class _Foreign(BaseModel):
-    """What both forms say of an entry."""
+    """An entry of SPIRE: the fields that both formats have."""
 
     model_config = ConfigDict(frozen=True, populate_by_name=True)
 
@@ -112,7 +112,7 @@ def _read_json(source: Source) -> Iterator[_Foreign]:
         raise ConfigError([Problem(source.name, error.lineno, error.colno, error.msg)]) from None
     entries = document.get("entries")
     if not isinstance(entries, list):
-        raise _problem(source, "it has no list of entries: is it what spire-server printed?")
+        raise _problem(source, "it has no list of entries: is it spire-server's output?")
     for number, entry in enumerate(entries):
         try:
             plain = {
@@ -175,16 +175,21 @@ def _problem(source: Source, reason: str) -> ConfigError:
     return ConfigError([Problem(source.name, 1, 1, reason)])
 
 
-# --- into ours -----------------------------------------------------------------------------------
+# --- conversion ----------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
 class _Importer:
+    """Collects converted entries, and a sentence for each thing that is left out."""
+
     trust_domain: TrustDomain
     selector_types: frozenset[str]
     dropped: list[str] = field(default_factory=list)
     entries: list[dict[str, Any]] = field(default_factory=list)
     parents: int = 0
+    _alike: set[tuple[str, frozenset[str]]] = field(default_factory=set)
+    _ids: dict[str, int] = field(default_factory=dict)
+    """Each ID in use, with the last number that is known to be in use behind it."""
 
     def add(self, foreign: _Foreign) -> None:
         name = foreign.id or foreign.spiffe_id
@@ -192,29 +197,33 @@ class _Importer:
             self.dropped.append(f"{name} is left out: {reason}")
             return
         entry = self._convert(foreign)
-        if any(_is_alike(entry, other) for other in self.entries):
+        alike = entry["spiffe_id"], frozenset(entry["selectors"])
+        if alike in self._alike:
             self.dropped.append(
-                f"{name} has the SPIFFE ID and the selectors of another entry, and is one with it"
+                f"{name} is left out: another entry has the same SPIFFE ID and selectors"
             )
             return
         if reason := self._refusal(entry):
             self.dropped.append(f"{name} is left out: {reason}")
             return
         if foreign.admin:
-            self.dropped.append(f"{name} is no administrator: there is no server to administer")
+            self.dropped.append(f"{name}: 'admin' is left out: there is no server to administer")
         self.parents += bool(foreign.parent_id)
+        self._alike.add(alike)
+        if "id" in entry:
+            self._ids.setdefault(entry["id"], 0)
         self.entries.append(entry)
 
     def result(self, source: str) -> Imported:
         if self.parents:
             count = "1 entry" if self.parents == 1 else f"{self.parents} entries"
             self.dropped.append(
-                f"the parent of {count} is left out: there are no nodes here, so that an entry"
-                " holds on every host that has this file"
+                f"the parent of {count} is left out: vouchd has no nodes, so an entry holds on"
+                " every host that has this file"
             )
         types = {each.partition(":")[0] for entry in self.entries for each in entry["selectors"]}
         self.dropped += [
-            f"no attestor that is on produces {kind!r} selectors: entries with them match nothing"
+            f"no enabled attestor produces {kind!r} selectors: entries with them match nothing"
             for kind in sorted(types - self.selector_types)
         ]
         body = yaml.safe_dump({"entries": self.entries}, sort_keys=False, allow_unicode=True)
@@ -226,19 +235,18 @@ class _Importer:
 
     def _why_not(self, foreign: _Foreign) -> str:
         if not foreign.spiffe_id.startswith(f"{self.trust_domain.id}/"):
-            return f"{foreign.spiffe_id} is not of our trust domain {self.trust_domain}"
+            return f"{foreign.spiffe_id} is not in trust domain {self.trust_domain}"
         if foreign.parent_id.endswith("/spire/server"):
-            return "it describes a node, and there are none here"
+            return "it describes a node, and vouchd has no nodes"
         if foreign.downstream:
-            return "it is for a nested server, and there are none here"
+            return "it is for a nested server, and vouchd has none"
         if foreign.store_svid:
-            return "its SVIDs are meant for a secret store, and none is served"
+            return "its SVID is meant for a secret store, and vouchd supports none"
         return ""
 
     def _convert(self, foreign: _Foreign) -> dict[str, Any]:
-        ids = {entry["id"] for entry in self.entries if "id" in entry}
         entry: dict[str, Any] = {
-            "id": _unique(foreign.id, ids),
+            "id": self._free_id(foreign.id),
             "spiffe_id": foreign.spiffe_id.removeprefix(self.trust_domain.id),
             "selectors": list(foreign.selectors),
             "x509_svid_ttl": _duration(foreign.x509_svid_ttl),
@@ -252,7 +260,7 @@ class _Importer:
         return {key: value for key, value in entry.items() if value or key in kept}
 
     def _refusal(self, entry: dict[str, Any]) -> str:
-        """Our own rules' word on it."""
+        """Return why vouchd's own parser refuses the entry; empty if it accepts it."""
         text = yaml.safe_dump({"entries": [entry]}, sort_keys=False, allow_unicode=True)
         source = Source(name="", content=text.encode())
         try:
@@ -261,16 +269,15 @@ class _Importer:
             return "; ".join(problem.message for problem in error.problems)
         return ""
 
-
-def _is_alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    same_id = one["spiffe_id"] == other["spiffe_id"]
-    return bool(same_id and set(one["selectors"]) == set(other["selectors"]))
-
-
-def _unique(wanted: str, taken: set[str]) -> str:
-    if not wanted or wanted not in taken:
-        return wanted
-    return next(name for n in range(2, len(taken) + 3) if (name := f"{wanted}-{n}") not in taken)
+    def _free_id(self, wanted: str) -> str:
+        """Return the ID, with a number appended if it is in use: `web`, `web-2`, `web-3`."""
+        if wanted not in self._ids:
+            return wanted
+        number = max(self._ids[wanted] + 1, 2)
+        while (free := f"{wanted}-{number}") in self._ids:
+            number += 1
+        self._ids[wanted] = number - 1
+        return free
 
 
 def _duration(seconds: int) -> str:

@@ -1,8 +1,8 @@
-"""SPIFFE IDs that are filled in from a process's selectors: `/ns/{k8s:ns}/sa/{k8s:sa}`.
+"""SPIFFE ID templates, filled in from a process's selectors: `/ns/{k8s:ns}/sa/{k8s:sa}`.
 
-`{unix:user}` stands for what follows `unix:user:` in the one selector that begins so. There is no
-rewriting: a value that is missing, not the only one, or not a valid path segment gives no identity.
-Otherwise two processes that differ could be given the same name.
+`{unix:user}` is replaced by the text after `unix:user:` in the only selector that begins so. Values
+are never rewritten: one that is missing, ambiguous, or not a valid path segment gives no identity.
+Rewriting could give two different processes the same SPIFFE ID.
 """
 
 from __future__ import annotations
@@ -11,37 +11,38 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from cachetools import LRUCache
+
 from agent.spiffe.ids import SpiffeId, TrustDomain
 from attestors.api import Selector
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, MutableMapping
 
-# Filled-in IDs that are remembered, for each template; all are forgotten when there are more.
-REMEMBERED = 1000
+# Filled-in SPIFFE IDs that each template keeps.
+KNOWN_IDS = 1000
 
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 
 
 class TemplateError(ValueError):
-    """A process's selectors give no SPIFFE ID; the message says which and why."""
+    """The selectors of a process give no SPIFFE ID; the message names the placeholder and why."""
 
 
 @dataclass(frozen=True, slots=True)
 class SpiffeIdTemplate:
-    """The path of a SPIFFE ID with placeholders `{type:kind}`, at least one.
+    """The path of a SPIFFE ID with at least one placeholder `{type:kind}`.
 
     Raises:
-        ValueError: the path around the placeholders is not one, or is reserved, or what stands in
-            braces cannot begin a selector.
+        ValueError: the path is not valid, is reserved, or a placeholder cannot begin a selector.
     """
 
     trust_domain: TrustDomain
     path: str
+    known_ids: int = field(default=KNOWN_IDS, compare=False, repr=False)
+    """How many filled-in SPIFFE IDs it keeps."""
     placeholders: tuple[str, ...] = field(init=False, compare=False, repr=False)
-    _known: dict[tuple[str, ...], SpiffeId] = field(
-        init=False, compare=False, repr=False, default_factory=dict
-    )
+    _known: MutableMapping[tuple[str, ...], SpiffeId] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         names = tuple(dict.fromkeys(_PLACEHOLDER.findall(self.path)))
@@ -58,29 +59,28 @@ class SpiffeIdTemplate:
                 ) from None
         check_not_reserved(SpiffeId(self.trust_domain, _PLACEHOLDER.sub("x", self.path)))
         object.__setattr__(self, "placeholders", names)
+        object.__setattr__(self, "_known", LRUCache(self.known_ids))
 
     @property
     def selector_types(self) -> frozenset[str]:
-        """Whose selectors fill it in."""
+        """The types of the selectors that fill it in."""
         return frozenset(Selector.parse(name).type for name in self.placeholders)
 
     def evidence(self, selectors: Iterable[Selector]) -> frozenset[Selector]:
-        """Those of the selectors that fill it in."""
+        """Return those of the selectors that fill it in."""
         prefixes = tuple(f"{name}:" for name in self.placeholders)
         return frozenset(each for each in selectors if str(each).startswith(prefixes))
 
     def fill_in(self, selectors: Iterable[Selector]) -> SpiffeId:
-        """The SPIFFE ID of a process with these selectors.
+        """Return the SPIFFE ID of a process with these selectors.
 
         Raises:
-            TemplateError: they do not give one.
+            TemplateError: a value is missing, ambiguous or not valid.
         """
         facts = [str(selector) for selector in selectors]
         values = tuple(_value(name, facts) for name in self.placeholders)
         if (known := self._known.get(values)) is not None:
             return known
-        if len(self._known) >= REMEMBERED:
-            self._known.clear()
         made = self._known[values] = self._make(dict(zip(self.placeholders, values, strict=True)))
         return made
 
@@ -98,15 +98,15 @@ class SpiffeIdTemplate:
 
 
 def has_placeholders(path: str) -> bool:
-    """Whether a path is meant as a template: no SPIFFE ID has braces."""
+    """Return whether a path is meant as a template: no SPIFFE ID has braces."""
     return "{" in path or "}" in path
 
 
 def check_not_reserved(spiffe_id: SpiffeId) -> None:
-    """Insist on a path that is an operator's to give.
+    """Refuse the path that SPIRE reserves for its servers and agents.
 
     Raises:
-        ValueError: it is at or below /spire.
+        ValueError: the path is /spire or below it.
     """
     if spiffe_id.path == "/spire" or spiffe_id.path.startswith("/spire/"):
         raise ValueError(

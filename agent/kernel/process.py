@@ -1,12 +1,7 @@
-"""Hold a process by its pidfd, poll whether it is alive, and read its `/proc` directory.
-
-The pidfd is polled here, at each question. `agent.transport.connection` watches it for the life of
-a connection, and ends the connection when the process exits.
-"""
+"""Hold a process by its pidfd, and read its `/proc` directory through one descriptor."""
 
 from __future__ import annotations
 
-import errno
 import os
 import select
 from functools import cache
@@ -14,24 +9,24 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from agent.errors import AttestationError, PeerGoneError
+from agent.errors import AttestationError, PeerError, PeerGoneError
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from agent.kernel.credentials import Credentials
 
-# Nearly every file of /proc/PID fits. A buffer of a megabyte triples the cost of a usual read.
-_CHUNK_BYTES = 1 << 16
+# More than all but a few files of /proc/PID have.
+_USUAL_BYTES = 1 << 16
 
 _CONNECTIONS = count()
 
 
 class ProcessHandle:
-    """A pidfd, which it owns. A closed handle counts as a dead process.
+    """Owns a pidfd and closes it. A closed handle counts as a dead process.
 
-    The kernel reuses a descriptor number at once: polling the number after close would tell about
-    another process.
+    That matters: a descriptor number is reused at once, and asking the number after it was closed
+    would tell of somebody else.
     """
 
     def __init__(self, pidfd: int) -> None:
@@ -39,44 +34,41 @@ class ProcessHandle:
         self._poll = select.poll()
         self._poll.register(pidfd, select.POLLIN)
         self.inode = _pidfs_inode(pidfd)
-        """Unique among all processes since boot; None without pidfs (before Linux 6.9)."""
+        """Unique among all processes since boot; None where there is no pidfs (below Linux 6.9)."""
         self.name = (
             f"connection:{next(_CONNECTIONS)}" if self.inode is None else f"process:{self.inode}"
         )
-        """Names the process, unique since boot; without pidfs each connection has its own name."""
+        """The process's among all since boot; without pidfs each connection has one of its own."""
 
     def fileno(self) -> int:
-        """Return the pidfd, for an event loop to wait on.
+        """The pidfd, to wait on.
 
         Raises:
-            ProcessLookupError: the handle is closed.
+            PeerError: the handle is closed.
         """
         if self._pidfd < 0:
-            raise ProcessLookupError(errno.ESRCH, "the connection of the process was closed")
+            raise PeerError("the connection of this process was closed")
         return self._pidfd
 
     def is_alive(self) -> bool:
-        """Poll the pidfd: it is readable once the process has exited (pidfd_open(2))."""
+        """Ask the kernel: a pidfd polls readable once its process has exited (pidfd_open(2))."""
         if self._pidfd < 0:
             return False
         return not self._poll.poll(0)
 
     def close(self) -> None:
-        """Close the pidfd. A second call has no effect."""
+        """Close the pidfd; again is harmless."""
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1
 
 
 class ProcessView:
-    """Reads of one process's `/proc` directory (attestors.api.WorkloadRef).
-
-    It owns the descriptor of `/proc/PID`. Each read polls the pidfd afterwards, so that what a read
-    returns belongs to this process.
+    """Reads through one `/proc/PID` directory descriptor, which it owns (attestors.WorkloadRef).
 
     Raises:
-        AttestationError: the agent is out of descriptors, or may not read `/proc`.
-        PeerGoneError: the process exited before the directory was certainly its own.
+        AttestationError: the agent is out of descriptors, or may not look.
+        PeerGoneError: the process was gone before the directory was certainly its own.
     """
 
     def __init__(self, credentials: Credentials, process: ProcessHandle) -> None:
@@ -91,7 +83,7 @@ class ProcessView:
         except FileNotFoundError as error:
             raise PeerGoneError("the process is gone") from error
         except OSError as error:
-            raise AttestationError(f"the agent cannot read /proc: {error.strerror}") from error
+            raise AttestationError(f"the agent cannot look at /proc: {error.strerror}") from error
         if not process.is_alive():
             self.close()
             raise PeerGoneError("the process is gone")
@@ -108,7 +100,7 @@ class ProcessView:
         self.close()
 
     def close(self) -> None:
-        """Close the directory. Later reads raise ProcessLookupError."""
+        """Close the directory; later reads raise, because the descriptor -1 is none."""
         if self._directory >= 0:
             os.close(self._directory)
             self._directory = -1
@@ -136,71 +128,38 @@ class ProcessView:
     @property
     def pidfd(self) -> int:
         """See WorkloadRef.pidfd."""
-        self._require_open()
         return self._process.fileno()
 
     def read(self, name: str, limit: int = 1 << 20) -> bytes:
         """See WorkloadRef.read."""
+        descriptor = self.open(name)
         try:
-            descriptor = self._open(name)
-            try:
-                return read_to_end(descriptor, limit)
-            finally:
-                os.close(descriptor)
+            # Room for a megabyte costs three times what it takes to read the usual file.
+            content = os.read(descriptor, min(limit, _USUAL_BYTES))
+            if len(content) == _USUAL_BYTES:
+                content += os.read(descriptor, limit - _USUAL_BYTES)
+            return content
         finally:
-            self._require_alive()
+            os.close(descriptor)
 
     def readlink(self, name: str) -> str:
         """See WorkloadRef.readlink."""
-        try:
-            return os.readlink(name, dir_fd=self._directory)
-        finally:
-            self._require_alive()
+        return os.readlink(name, dir_fd=self._open_directory())
 
     def stat(self, name: str) -> os.stat_result:
         """See WorkloadRef.stat."""
-        try:
-            return os.stat(name, dir_fd=self._directory)
-        finally:
-            self._require_alive()
+        return os.stat(name, dir_fd=self._open_directory())
 
     def open(self, name: str) -> int:
         """See WorkloadRef.open."""
-        descriptor = -1
-        try:
-            descriptor = self._open(name)
-            self._require_alive()
-        except OSError:
-            if descriptor >= 0:
-                os.close(descriptor)
-            self._require_alive()
-            raise
-        return descriptor
+        return os.open(
+            name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=self._open_directory()
+        )
 
-    def _open(self, name: str) -> int:
-        return os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=self._directory)
-
-    def _require_open(self) -> None:
+    def _open_directory(self) -> int:
         if self._directory < 0:
-            raise ProcessLookupError(errno.ESRCH, "the view of the process was closed")
-
-    def _require_alive(self) -> None:
-        self._require_open()
-        if not self._process.is_alive():
-            raise ProcessLookupError(errno.ESRCH, "the process is gone")
-
-
-def read_to_end(descriptor: int, limit: int) -> bytes:
-    """Read until the end of the file, at most `limit` bytes.
-
-    One read(2) of a file in `/proc` may return a page although more follows: only an empty read is
-    the end (proc(5)).
-    """
-    chunks = []
-    while limit > 0 and (chunk := os.read(descriptor, min(limit, _CHUNK_BYTES))):
-        chunks.append(chunk)
-        limit -= len(chunk)
-    return b"".join(chunks)
+            raise PeerError("the view of this process was closed")
+        return self._directory
 
 
 def _pidfs_inode(pidfd: int) -> int | None:
@@ -210,12 +169,12 @@ def _pidfs_inode(pidfd: int) -> int | None:
 
 @cache
 def _anonymous_device() -> int:
-    """Return the device of anonymous inodes, which a pidfd has on a kernel without pidfs."""
-    with select.epoll() as anonymous:
-        return os.fstat(anonymous.fileno()).st_dev
+    """The device of descriptors without a file of their own, as pidfds were before pidfs."""
+    with select.epoll() as any_of_them:
+        return os.fstat(any_of_them.fileno()).st_dev
 
 
 @cache
 def boot_id(proc: Path = Path("/proc")) -> str:
-    """Read the kernel's name for this boot (proc(5)). With a pidfs inode it names one process."""
+    """The kernel's name for this boot (proc(5)); with a pidfs inode it names one process of all."""
     return (proc / "sys/kernel/random/boot_id").read_text().strip()

@@ -128,7 +128,7 @@ class Entitlements:
                 matches = self.matches(caller, attestation)
         if matches.identities:
             return Entitlement(identities=matches.identities, attestation=attestation)
-        self._log_denied(caller, attestation, matches)
+        self._log_denied(caller, attestation)
         if attestation.failures:
             raise AttestationError("not every attestor could answer; try again")
         raise NoIdentityError("no registration entry matches the selectors of this process")
@@ -145,10 +145,9 @@ class Entitlements:
             known = self._matched[caller] = _Matched(entries, selectors, now, matches)
         return known.matches
 
-    def explain(self, caller: Caller, attestation: Attested) -> Verdict:
-        """Why this caller gets what it gets, and nothing else."""
-        matches = self.matches(caller, attestation)
-        return explain(self.entries, attestation.selectors, matches, self._clock.now())
+    def explain(self, attestation: Attested) -> Verdict:
+        """Explain which identities this caller gets now, and which not."""
+        return explain(self.entries, attestation.selectors, self._clock.now())
 
     def _log_attested(self, caller: Caller, attestation: Attested, matches: Matches) -> None:
         self._log.debug(
@@ -173,14 +172,14 @@ class Entitlements:
             failures=dict(attestation.failures),
         )
 
-    def _log_denied(self, caller: Caller, attestation: Attested, matches: Matches) -> None:
+    def _log_denied(self, caller: Caller, attestation: Attested) -> None:
         """Log why nothing matched; the process may be gone when an operator asks."""
         uid = caller.credentials.uid
         # Before the explanation: to find the nearest of 100,000 entries takes some 50 ms.
         suppressed = self._explained.admit(uid)
         if suppressed is None:
             return
-        verdict = explain(self.entries, attestation.selectors, matches, self._clock.now())
+        verdict = explain(self.entries, attestation.selectors, self._clock.now())
         self._log.info(
             "no identity issued",
             pid=caller.credentials.pid,

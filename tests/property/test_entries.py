@@ -1,9 +1,8 @@
-"""Matching equals a naive scan; printing and reading cancel out; no bytes break the readers."""
+"""Matching equals a naive scan, printing and parsing are inverse, and no bytes crash a parser."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import PurePath
-from unittest.mock import patch
 
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -11,8 +10,8 @@ from hypothesis import strategies as st
 from agent.config.settings import parse_settings
 from agent.config.values import MAX_DURATION, format_duration, parse_duration
 from agent.config.yaml_document import Source
-from agent.entries import index as index_module
 from agent.entries.entry import Entry, EntryId, EntrySet
+from agent.entries.index import SelectorIndex
 from agent.entries.schema import parse_entries
 from agent.errors import ConfigError
 from agent.spiffe.ids import SpiffeId, TrustDomain
@@ -54,29 +53,28 @@ def test_match_equals_a_naive_scan(entries: EntrySet, caller: frozenset[Selector
 
 
 @given(st.lists(SETS, max_size=60), SETS, st.integers(1, 8), st.integers(1, 3))
-def test_the_index_leads_to_all_sets_within_and_to_no_others(
-    sets: list[frozenset[Selector]], caller: frozenset[Selector], few: int, deepest: int
+def test_index_finds_exactly_the_subsets(
+    sets: list[frozenset[Selector]], caller: frozenset[Selector], few: int, max_depth: int
 ) -> None:
-    with patch.multiple(index_module, FEW=few, DEEPEST=deepest):
-        found = index_module.SelectorIndex(sets).within(caller)
+    found = SelectorIndex(sets, few=few, max_depth=max_depth).within(caller)
     assert found == [place for place, each in enumerate(sets) if each <= caller]
 
 
 def test_many_equal_sets_are_all_found() -> None:
     equal = frozenset(Selector("unix", str(number)) for number in range(500))
-    index = index_module.SelectorIndex([equal] * 100)
+    index = SelectorIndex([equal] * 100)
     assert index.within(equal) == list(range(100))
     assert index.within(equal - {Selector("unix", "7")}) == []
 
 
 @given(st.from_regex(r"[A-Za-z0-9_-]{1,64}", fullmatch=True), st.text(min_size=1))
-def test_a_selector_reads_back(kind: str, value: str) -> None:
+def test_printed_selector_parses_to_the_same(kind: str, value: str) -> None:
     selector = Selector(kind, value)
     assert Selector.parse(str(selector)) == selector
 
 
 @given(st.integers(1, int(MAX_DURATION.total_seconds())))
-def test_a_duration_reads_back(seconds: int) -> None:
+def test_printed_duration_parses_to_the_same(seconds: int) -> None:
     duration = timedelta(seconds=seconds)
     assert parse_duration(format_duration(duration)) == duration
 
@@ -132,7 +130,7 @@ FILES = st.one_of(
 )
 
 
-def _loads_or_says_where(content: bytes, load: Callable[[], object]) -> None:
+def _loads_or_gives_a_place(content: bytes, load: Callable[[], object]) -> None:
     problems = None
     try:
         load()
@@ -149,16 +147,16 @@ def _loads_or_says_where(content: bytes, load: Callable[[], object]) -> None:
 @example(
     b"entries: [{spiffe_id: /a, selectors: [unix:uid:1], expires_at: 0001-01-01T00:00:00+01:00}]"
 )
-def test_any_bytes_are_entries_or_problems_within_the_file(content: bytes) -> None:
+def test_any_bytes_give_entries_or_problems_inside_the_file(content: bytes) -> None:
     source = Source(name="f", content=content)
-    _loads_or_says_where(
+    _loads_or_gives_a_place(
         content, lambda: parse_entries([source], OWN, frozenset({"unix"}), now=NOW)
     )
 
 
 @given(FILES)
-def test_any_bytes_are_settings_or_problems_within_the_file(content: bytes) -> None:
+def test_any_bytes_give_settings_or_problems_inside_the_file(content: bytes) -> None:
     source = Source(name="f", content=content)
-    _loads_or_says_where(
+    _loads_or_gives_a_place(
         content, lambda: parse_settings(source, PurePath("/etc/vouchd"), {"unix": Options})
     )

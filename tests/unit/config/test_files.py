@@ -1,110 +1,73 @@
-"""Files on a real disk: what is read, in which order, and what is said when it cannot be."""
+"""Reading files from a real disk: which are read, in which order, and why one cannot be."""
 
-import gc
 import os
-from datetime import timedelta
 from pathlib import Path, PurePath
-from typing import Any
 
 import pytest
 
-from agent.config import files
-from agent.config.files import load_settings
-from agent.entries import load
-from agent.entries.load import load_entries
-from agent.entries.schema import LoadedEntries, parse_entries
+from agent.config.files import load_settings, read_entry_files, read_file
 from agent.errors import ConfigError
-from agent.spiffe.ids import TrustDomain
 from attestors.api import Options
 
-OWN = TrustDomain("example.org")
 
-
-def _load(*paths: PurePath) -> LoadedEntries:
-    return load_entries(paths, OWN, frozenset({"unix"}), max_svid_ttl=timedelta(hours=4))
-
-
-def _ids(*paths: PurePath) -> list[str]:
-    return [entry.id for entry in _load(*paths).entries.entries]
+def _names(*paths: PurePath) -> list[str]:
+    return [Path(source.name).name for source in read_entry_files(paths)]
 
 
 def _problems(*paths: PurePath) -> list[str]:
     with pytest.raises(ConfigError) as refusal:
-        _load(*paths)
+        read_entry_files(paths)
     return [str(each) for each in refusal.value.problems]
 
 
-def _write(path: Path, name: str) -> Path:
-    path.write_text(
-        f"entries: [{{id: '{name}', spiffe_id: /{name}, selectors: [unix:uid:1]}}]",
-        encoding="utf-8",
-    )
-    return path
-
-
-def test_a_directory_is_read_by_name_without_hidden_and_foreign_files(tmp_path: Path) -> None:
-    names = ["10", "20", "30", "9", "a", "b", "c", "d"]
-    for name in ("c", "20", "a", "9", "d", "30", "b", "10"):
-        _write(tmp_path / f"{name}.{'yml' if name == '30' else 'yaml'}", name)
-    for name in (".hidden.yaml", "30.yaml.bak", "notes.txt", "yaml"):
-        _write(tmp_path / name, "no")
-    assert _ids(tmp_path) == names
+def test_directory_is_read_in_name_order_without_hidden_and_other_files(tmp_path: Path) -> None:
+    names = ["10.yaml", "20.yaml", "30.yml", "9.yaml", "a.yaml", "b.yaml"]
+    for name in sorted(names, reverse=True):
+        (tmp_path / name).touch()
+    for name in (".hidden.yaml", ".yaml", "30.yaml.bak", "notes.txt", "yaml"):
+        (tmp_path / name).touch()
+    assert _names(tmp_path) == names
 
 
 def test_paths_are_read_in_the_order_given_whatever_their_suffix(tmp_path: Path) -> None:
     (tmp_path / "d").mkdir()
-    _write(tmp_path / "d/x.yaml", "x")
-    second = _write(tmp_path / "second.conf", "second")
-    assert _ids(second, tmp_path / "d") == ["second", "x"]
+    (tmp_path / "d/x.yaml").touch()
+    (tmp_path / "second.conf").touch()
+    assert _names(tmp_path / "second.conf", tmp_path / "d") == ["second.conf", "x.yaml"]
 
 
-def test_an_empty_directory_and_no_path_at_all_hold_no_entries(tmp_path: Path) -> None:
-    assert _ids(tmp_path) == _ids() == []
+def test_empty_directory_and_no_path_give_no_files(tmp_path: Path) -> None:
+    assert _names(tmp_path) == _names() == []
 
 
-def test_a_link_to_a_file_is_followed_and_the_link_s_name_is_told(tmp_path: Path) -> None:
+def test_link_is_followed_and_keeps_its_own_name(tmp_path: Path) -> None:
     (tmp_path / "d").mkdir()
-    (tmp_path / "d/link.yaml").symlink_to(_write(tmp_path / "real", "real"))
-    (entry,) = _load(tmp_path / "d").entries.entries
-    assert entry.origin == f"{tmp_path}/d/link.yaml:1"
+    (tmp_path / "real").write_text("content")
+    (tmp_path / "d/link.yaml").symlink_to(tmp_path / "real")
+    [source] = read_entry_files([tmp_path / "d"])
+    assert (source.name, source.content) == (f"{tmp_path}/d/link.yaml", b"content")
 
 
-def test_every_unusable_path_is_named_together_with_the_mistakes_inside(tmp_path: Path) -> None:
+def test_every_unreadable_path_is_a_problem(tmp_path: Path) -> None:
     (tmp_path / "d").mkdir()
     os.mkfifo(tmp_path / "d/fifo.yaml")
+    (tmp_path / "d/link.yaml").symlink_to("nowhere")
     (tmp_path / "d.yaml").mkdir()
     (tmp_path / "d.yaml/inner.yaml").mkdir()
-    (tmp_path / "bad.yaml").write_text("entries: 1")
+    (tmp_path / "good.yaml").touch()
     missing = tmp_path / "missing.yaml"
-    found = _problems(missing, tmp_path / "d", tmp_path / "d.yaml", tmp_path / "bad.yaml")
-    assert found == [
-        f"{tmp_path}/bad.yaml:1:10: entries must be a list, not a number",
+    assert _problems(missing, tmp_path / "d", tmp_path / "d.yaml", tmp_path / "good.yaml") == [
         f"{tmp_path}/d.yaml/inner.yaml:1:1: inner.yaml cannot be read: Is a directory",
         f"{tmp_path}/d/fifo.yaml:1:1: fifo.yaml is not a regular file",
+        f"{tmp_path}/d/link.yaml:1:1: link.yaml cannot be read: No such file or directory",
         f"{missing}:1:1: missing.yaml cannot be read: No such file or directory",
     ]
 
 
-def test_one_unusable_file_does_not_hide_the_others_of_its_directory(tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").symlink_to("nowhere")
-    (tmp_path / "b.yaml").write_text("entries: 1")
-    (tmp_path / "c.yaml").symlink_to("nowhere")
-    assert [each.removeprefix(f"{tmp_path}/")[:10] for each in _problems(tmp_path)] == [
-        "a.yaml:1:1",
-        "b.yaml:1:1",
-        "c.yaml:1:1",
-    ]
-
-
-def test_an_unusable_path_alone_is_refused(tmp_path: Path) -> None:
-    good = _write(tmp_path / "good.yaml", "good")
-    assert len(_problems(good, tmp_path / "missing")) == 1
-
-
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_or_directory_without_permission_is_named(tmp_path: Path) -> None:
-    secret = _write(tmp_path / "secret.yaml", "x")
-    secret.chmod(0)
+def test_file_or_directory_without_permission_is_a_problem(tmp_path: Path) -> None:
+    secret = tmp_path / "secret.yaml"
+    secret.touch(mode=0)
     closed = tmp_path / "closed"
     closed.mkdir(mode=0)
     assert [each.partition(": ")[2] for each in _problems(secret, closed)] == [
@@ -113,8 +76,8 @@ def test_a_file_or_directory_without_permission_is_named(tmp_path: Path) -> None
     ]
 
 
-def test_an_unreadable_directory_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As `without_permission`, for those who run the tests as root."""
+def test_unreadable_directory_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test above, for root."""
 
     def refuse(_: Path) -> None:
         raise PermissionError(13, "Permission denied")
@@ -123,46 +86,17 @@ def test_an_unreadable_directory_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     assert _problems(tmp_path)[0].endswith("cannot be read: Permission denied")
 
 
-def test_a_huge_file_is_refused_before_it_is_parsed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(files, "MAX_FILE_BYTES", 1 << 20)
+def test_file_above_the_limit_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "huge.yaml"
     path.write_bytes(b"#" * (1 << 20))
-    assert _ids(path) == []
+    assert len(read_file(path, max_bytes=1 << 20).content) == 1 << 20
     path.write_bytes(b"#" * ((1 << 20) + 1))
-    assert _problems(path) == [f"{path}:1:1: huge.yaml is larger than 1 MiB"]
+    with pytest.raises(ConfigError, match=r"huge\.yaml:1:1: huge.yaml is larger than 1 MiB"):
+        read_file(path, max_bytes=1 << 20)
 
 
-@pytest.mark.parametrize("enabled", [True, False])
-def test_the_garbage_collector_rests_while_entries_are_read(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    enabled: bool,  # noqa: FBT001
-) -> None:
-    during: list[bool] = []
-    parse = parse_entries
-
-    def watch(*args: Any, **rules: Any) -> LoadedEntries:
-        during.append(gc.isenabled())
-        return parse(*args, **rules)
-
-    monkeypatch.setattr(load, "parse_entries", watch)
-    good = _write(tmp_path / "good.yaml", "good")
-    (tmp_path / "bad.yaml").write_text("entries: 1")
-    if not enabled:
-        gc.disable()
-    try:
-        assert _ids(good) == ["good"]
-        assert len(_problems(tmp_path / "bad.yaml")) == 1
-        assert (during, gc.isenabled()) == ([False, False], enabled)
-    finally:
-        gc.enable()
-
-
-# --- settings ----------------------------------------------------------------------------------
-def test_relative_paths_start_at_the_directory_of_the_file(tmp_path: Path) -> None:
-    """`..` of a linked directory is the parent of what it links to, as for the kernel."""
+def test_relative_paths_start_at_the_directory_of_the_settings_file(tmp_path: Path) -> None:
+    """`..` of a linked directory is the parent of the link's target, as in the kernel."""
     real = tmp_path / "real/etc"
     real.mkdir(parents=True)
     (real / "agent.yaml").write_text("trust_domain: example.org\ndata_dir: ../data\n")
@@ -171,6 +105,6 @@ def test_relative_paths_start_at_the_directory_of_the_file(tmp_path: Path) -> No
     assert settings.data_dir == tmp_path / "real/data"
 
 
-def test_missing_settings_are_named(tmp_path: Path) -> None:
+def test_missing_settings_file_is_a_problem(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"agent\.yaml:1:1: agent\.yaml cannot be read: No such"):
         load_settings(tmp_path / "agent.yaml", {})

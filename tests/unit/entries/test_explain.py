@@ -1,4 +1,4 @@
-"""Why a process gets what it gets: the nearest entries, and exactly what is different."""
+"""An explanation names the entries that match, the nearest that do not, and what they lack."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 
 from agent.entries.entry import Entry, EntryId, EntrySet
 from agent.entries.explain import Lacking, Verdict, explain
-from agent.entries.identity import match
 from agent.entries.template import SpiffeIdTemplate
 from agent.spiffe.ids import SpiffeId, TrustDomain
 from agent.telemetry.plain import to_plain
@@ -32,10 +31,10 @@ def entry(name: str, *selectors: str, **fields: Any) -> Entry:
 
 def verdict(entries: list[Entry], *selectors: str) -> Verdict:
     facts, loaded = frozenset(map(Selector.parse, selectors)), EntrySet(tuple(entries))
-    return explain(loaded, facts, match(loaded, facts, "", START), START)
+    return explain(loaded, facts, START)
 
 
-def test_it_says_what_was_wanted_and_what_was_found() -> None:
+def test_explanation_names_the_required_selector_and_the_one_found() -> None:
     said = verdict(
         [entry("a", "unix:uid:1001", "unix:gid:5")], "unix:uid:1000", "unix:gid:5", "unix:user:bob"
     )
@@ -47,7 +46,7 @@ def test_it_says_what_was_wanted_and_what_was_found() -> None:
     assert said.selectors == ("unix:gid:5", "unix:uid:1000", "unix:user:bob")
 
 
-def test_the_nearest_come_first_and_are_few() -> None:
+def test_nearest_entries_come_first_and_are_at_most_three() -> None:
     entries = [entry(f"far{n}", f"unix:uid:{n}") for n in range(9)]
     entries += [entry("near", "unix:gid:5", "unix:uid:1")]
     entries += [entry("nearer", "unix:gid:5", "unix:path:/x", "unix:uid:1")]
@@ -57,7 +56,7 @@ def test_the_nearest_come_first_and_are_few() -> None:
     assert [missed.entry_id for missed in said.missed] == ["far0", "far1", "far2"]
 
 
-def test_what_matches_is_named_with_its_origin() -> None:
+def test_matching_entry_is_named_with_its_origin() -> None:
     template = SpiffeIdTemplate(TD, "/user/{unix:user}")
     said = verdict([entry("a", "unix:uid:1", spiffe_id=template)], "unix:uid:1", "unix:user:ann")
     [matched] = said.matched
@@ -66,7 +65,7 @@ def test_what_matches_is_named_with_its_origin() -> None:
     assert said.missed == ()
 
 
-def test_one_that_matches_without_giving_an_id_says_why() -> None:
+def test_entry_whose_template_gives_no_spiffe_id_has_the_reason() -> None:
     template = SpiffeIdTemplate(TD, "/user/{unix:user}")
     said = verdict([entry("a", "unix:uid:1", spiffe_id=template)], "unix:uid:1")
     [missed] = said.missed
@@ -74,13 +73,13 @@ def test_one_that_matches_without_giving_an_id_says_why() -> None:
     assert missed.spiffe_id == "spiffe://example.org/user/{unix:user}"
 
 
-def test_one_that_has_expired_says_when() -> None:
+def test_expired_entry_has_the_time_of_its_expiry() -> None:
     then = START - timedelta(hours=1)
     [missed] = verdict([entry("a", "unix:uid:1", expires_at=then)], "unix:uid:1").missed
     assert (missed.lacking, missed.expired_at) == ((), then)
 
 
-def test_environment_variables_are_never_shown() -> None:
+def test_values_of_environment_variables_are_hidden() -> None:
     said = verdict(
         [entry("a", "docker:env:TOKEN=right", "docker:env:OTHER=x")],
         "docker:env:TOKEN=secret",
@@ -97,7 +96,7 @@ def test_environment_variables_are_never_shown() -> None:
     )
 
 
-def test_it_becomes_plain_data() -> None:
+def test_explanation_converts_to_plain_data() -> None:
     plain = to_plain(verdict([entry("a", "unix:uid:1", expires_at=START)], "unix:uid:1"))
     assert plain["missed"][0]["expired_at"] == "2026-01-01T12:00:00Z"
     assert plain["selectors"] == ["unix:uid:1"]

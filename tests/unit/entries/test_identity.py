@@ -1,4 +1,4 @@
-"""From a process's selectors to its identities, and what these rest on."""
+"""Matching turns selectors into identities, and names the selectors that they rest on."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def of(*entries: Entry, holder: str = "process:1") -> Matches:
     return match(EntrySet(entries), frozenset({USER, UID}), holder, START)
 
 
-def test_an_identity_is_what_svids_are_made_of() -> None:
+def test_identity_has_every_field_that_shows_in_an_svid() -> None:
     ends = START.replace(year=2099)
     [found] = of(entry("a", hint="x", dns_names=("a.test",), expires_at=ends)).identities
     assert str(found.spiffe_id) == "spiffe://example.org/a"
@@ -41,19 +41,19 @@ def test_an_identity_is_what_svids_are_made_of() -> None:
     assert found.holder == ""
 
 
-def test_moving_an_entry_or_narrowing_it_makes_no_other_identity() -> None:
+def test_moved_or_narrowed_entry_gives_the_same_identity() -> None:
     moved = replace(entry("a"), origin="elsewhere:7", selectors=frozenset({UID, USER}))
     assert of(entry("a")).identities == of(moved).identities
     assert of(entry("a")).identities != of(replace(entry("a"), hint="new")).identities
 
 
-def test_a_process_that_shares_with_none_holds_its_own() -> None:
+def test_share_process_gives_each_process_an_identity_of_its_own() -> None:
     alone = entry("a", share=Share.PROCESS)
     assert of(alone, holder="process:1").identities != of(alone, holder="process:2").identities
     assert of(alone).identities[0].holder == "process:1"
 
 
-def test_the_evidence_is_what_entries_want_and_templates_take() -> None:
+def test_evidence_is_the_selectors_of_entries_and_of_placeholders() -> None:
     template = SpiffeIdTemplate(TD, "/user/{unix:user}")
     assert of(entry("a")).evidence == {UID}
     matches = of(entry("a", spiffe_id=template), entry("b", OTHER))
@@ -61,7 +61,7 @@ def test_the_evidence_is_what_entries_want_and_templates_take() -> None:
     assert [str(i.spiffe_id) for i in matches.identities] == ["spiffe://example.org/user/ann"]
 
 
-def test_a_template_that_cannot_be_filled_in_gives_nothing_and_says_why() -> None:
+def test_template_without_a_value_gives_no_identity_and_a_reason() -> None:
     template = SpiffeIdTemplate(TD, "/group/{unix:group}")
     matches = of(entry("a", spiffe_id=template), entry("b"))
     assert [i.entry_id for i in matches.identities] == ["b"]

@@ -1,9 +1,11 @@
-"""Entries of SPIRE become ours, and what has no counterpart is named."""
+"""SPIRE's entries are converted, and fields without a counterpart are reported."""
 
 from __future__ import annotations
 
 import json
+import sys
 from datetime import UTC, datetime, timedelta
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -62,7 +64,7 @@ def ours(result: Imported) -> tuple[Entry, ...]:
     return entries
 
 
-def test_everything_that_has_a_counterpart_comes_over() -> None:
+def test_every_field_with_a_counterpart_is_converted() -> None:
     result = from_json(
         spire(
             "/web",
@@ -87,7 +89,7 @@ def test_everything_that_has_a_counterpart_comes_over() -> None:
     assert entry.expires_at == datetime.fromtimestamp(1900000000, tz=UTC)
     assert result.text.startswith("# Imported from old.json\n")
     [sentence] = result.dropped
-    assert sentence.startswith("the parent of 1 entry is left out: there are no nodes here")
+    assert sentence.startswith("the parent of 1 entry is left out: vouchd has no nodes")
 
 
 STATIC = """
@@ -106,7 +108,7 @@ spec:
 """
 
 
-def test_cluster_static_entries_come_over() -> None:
+def test_cluster_static_entry_is_converted() -> None:
     [entry] = ours(imported(STATIC))
     assert (entry.id, str(entry.spiffe_id)) == ("db", "spiffe://example.org/db")
     assert entry.x509_svid_ttl == timedelta(minutes=90)
@@ -114,7 +116,7 @@ def test_cluster_static_entries_come_over() -> None:
     assert entry.dns_names == ("db.internal",)
 
 
-def test_several_documents_lists_and_other_kinds() -> None:
+def test_documents_and_lists_are_read_and_other_kinds_reported() -> None:
     others = "---\nkind: Namespace\n---\n"
     listed = json.dumps(
         {
@@ -138,7 +140,7 @@ def test_several_documents_lists_and_other_kinds() -> None:
     [
         (
             spire(spiffe_id={"trust_domain": "other.org", "path": "/x"}),
-            "spiffe://other.org/x is not of our trust domain example.org",
+            "spiffe://other.org/x is not in trust domain example.org",
         ),
         (
             spire(parent_id={"trust_domain": "example.org", "path": "/spire/server"}),
@@ -152,27 +154,27 @@ def test_several_documents_lists_and_other_kinds() -> None:
         (spire("/{unix:user}}"), "path segment"),
     ],
 )
-def test_what_cannot_be_is_left_out_and_named(entry: dict[str, Any], reason: str) -> None:
+def test_entry_that_vouchd_cannot_have_is_left_out(entry: dict[str, Any], reason: str) -> None:
     result = from_json(entry, spire("/kept"))
     assert [each.id for each in ours(result)] == ["id-of-kept"]
     assert reason in result.dropped[0]
     assert result.dropped[0].startswith(f"{entry['id']} is left out")
 
 
-def test_what_means_nothing_here_is_named() -> None:
+def test_admin_flag_and_foreign_selector_types_are_reported() -> None:
     result = from_json(spire(admin=True, parent_id=None), spire("/d", "docker:label:a:b"))
     assert len(ours(result)) == 2
-    assert "id-of-web is no administrator: there is no server to administer" in result.dropped
+    assert "id-of-web: 'admin' is left out: there is no server to administer" in result.dropped
     assert any("'docker' selectors" in each for each in result.dropped)
 
 
-def test_entries_of_several_parents_become_one() -> None:
+def test_entries_that_differ_only_in_their_parent_become_one() -> None:
     result = from_json(spire(id="one"), spire(id="two"))
     assert [entry.id for entry in ours(result)] == ["one"]
-    assert result.dropped[0].startswith("two has the SPIFFE ID and the selectors of another entry")
+    assert result.dropped[0].startswith("two is left out: another entry has the same SPIFFE ID")
 
 
-def test_names_that_are_not_unique_become_so() -> None:
+def test_duplicate_ids_get_a_number() -> None:
     result = from_json(spire("/a", id="x"), spire("/b", id="x"), spire("/c", id="x"))
     assert [entry.id for entry in ours(result)] == ["x", "x-2", "x-3"]
     assert len(ours(from_json(spire("/a", id=""), spire("/b", id="")))) == 2
@@ -203,9 +205,47 @@ def test_names_that_are_not_unique_become_so() -> None:
         (b"kind: ClusterStaticEntry", "object 1 has no metadata or no spec"),
     ],
 )
-def test_what_cannot_be_understood_is_refused_with_its_place(content: bytes, problem: str) -> None:
+def test_unreadable_file_is_refused_with_the_place(content: bytes, problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         imported(content)
+
+
+def test_long_id_with_a_number_is_still_valid_or_left_out() -> None:
+    longest = "x" * 255
+    result = from_json(spire("/a", id=longest), spire("/b", id=longest))
+    assert [entry.id for entry in ours(result)] == [longest]
+    assert "at most 255" in result.dropped[0]
+
+
+def _operations(*entries: dict[str, Any]) -> int:
+    """Count the bytecode instructions that the module executes to import these entries."""
+    count = 0
+    code_file = import_entries.__code__.co_filename
+
+    def trace(frame: FrameType, event: str, _argument: object) -> Any:
+        nonlocal count
+        if frame.f_code.co_filename != code_file:
+            return None
+        frame.f_trace_lines, frame.f_trace_opcodes = False, True
+        count += event == "opcode"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        from_json(*entries)
+    finally:
+        sys.settrace(before)
+    return count
+
+
+@pytest.mark.parametrize("entry_id", ["", "same"])
+def test_work_grows_in_proportion_to_the_entries(entry_id: str) -> None:
+    few, many = (
+        _operations(*(spire(f"/{n}", id=entry_id or str(n)) for n in range(size)))
+        for size in (50, 200)
+    )
+    assert many < 5 * few
 
 
 PATHS = st.from_regex(r"(/[a-z0-9][a-z0-9_-]{0,8}){1,3}", fullmatch=True).filter(
@@ -227,7 +267,7 @@ ENTRIES = st.lists(
 
 
 @given(ENTRIES)
-def test_nothing_is_altered_on_the_way(entries: list[dict[str, Any]]) -> None:
+def test_converted_entry_equals_its_original(entries: list[dict[str, Any]]) -> None:
     for entry, foreign in zip(ours(from_json(*entries)), entries, strict=True):
         assert entry.id == foreign["id"]
         assert str(entry.spiffe_id) == f"spiffe://example.org{foreign['spiffe_id']['path']}"

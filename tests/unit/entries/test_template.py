@@ -1,4 +1,4 @@
-"""Paths with placeholders: what fills them in, and what must not."""
+"""Templates take values from selectors, and refuse values that are ambiguous or not valid."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.entries import template as template_module
 from agent.entries.template import SpiffeIdTemplate, TemplateError, has_placeholders
 from agent.spiffe.ids import SpiffeId, TrustDomain
 from attestors.api import Selector
@@ -19,7 +18,7 @@ def fill_in(path: str, *selectors: str) -> str:
     return str(SpiffeIdTemplate(TD, path).fill_in(facts))
 
 
-def test_placeholders_stand_for_what_follows_them_in_a_selector() -> None:
+def test_placeholder_is_replaced_by_the_text_after_it_in_a_selector() -> None:
     facts = "unix:user:payments", "unix:uid:1001", "k8s:ns:prod", "k8s:sa:api"
     assert fill_in("/user/{unix:user}", *facts) == "spiffe://example.org/user/payments"
     assert fill_in("/ns/{k8s:ns}/sa/{k8s:sa}", *facts) == "spiffe://example.org/ns/prod/sa/api"
@@ -51,9 +50,7 @@ def test_placeholders_stand_for_what_follows_them_in_a_selector() -> None:
         ("/{x:v}/{x:v}", ["x:v:" + "a" * 1200], "gives no SPIFFE ID: .* longer"),
     ],
 )
-def test_a_value_that_does_not_fit_gives_no_identity(
-    path: str, selectors: list[str], reason: str
-) -> None:
+def test_unusable_value_gives_no_identity(path: str, selectors: list[str], reason: str) -> None:
     with pytest.raises(TemplateError, match=reason):
         fill_in(path, *selectors)
 
@@ -75,12 +72,12 @@ def test_a_value_that_does_not_fit_gives_no_identity(
         ("/ä/{unix:user}", "path segment"),
     ],
 )
-def test_what_is_no_template_cannot_be_made(path: str, reason: str) -> None:
+def test_invalid_template_is_refused(path: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         SpiffeIdTemplate(TD, path)
 
 
-def test_what_fills_it_in_is_evidence() -> None:
+def test_evidence_is_the_selectors_that_fill_it_in() -> None:
     template = SpiffeIdTemplate(TD, "/{unix:user}/{k8s:ns}")
     mine = frozenset(map(Selector.parse, ("unix:user:a", "unix:uid:1", "k8s:ns:b", "k8s:nsx:c")))
     assert sorted(map(str, template.evidence(mine))) == ["k8s:ns:b", "unix:user:a"]
@@ -89,9 +86,8 @@ def test_what_fills_it_in_is_evidence() -> None:
     assert template == SpiffeIdTemplate(TD, "/{unix:user}/{k8s:ns}")
 
 
-def test_what_was_filled_in_is_remembered_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(template_module, "REMEMBERED", 2)
-    template = SpiffeIdTemplate(TD, "/{unix:uid}")
+def test_filled_in_ids_are_kept_up_to_a_limit() -> None:
+    template = SpiffeIdTemplate(TD, "/{unix:uid}", known_ids=2)
     one = frozenset({Selector.parse("unix:uid:1")})
     first = template.fill_in(one)
     assert template.fill_in(one) is first
@@ -100,14 +96,14 @@ def test_what_was_filled_in_is_remembered_up_to_a_bound(monkeypatch: pytest.Monk
     assert len(template._known) <= 2
 
 
-def test_braces_make_a_template() -> None:
+def test_path_with_a_brace_is_a_template() -> None:
     assert has_placeholders("/{a:b}")
     assert has_placeholders("/a}")
     assert not has_placeholders("/a")
 
 
 @given(st.text(), st.text())
-def test_no_two_values_give_the_same_id(one: str, other: str) -> None:
+def test_different_values_give_different_ids(one: str, other: str) -> None:
     template = SpiffeIdTemplate(TD, "/x-{t:v}")
     made: list[SpiffeId] = []
     for value in (one, other):

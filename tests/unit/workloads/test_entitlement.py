@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 import pytest
 
 from agent.attestation.attestor import WorkloadAttestor
+from agent.attestation.result import Attested
 from agent.entries.entry import Entry, EntryId, EntrySet
 from agent.entries.template import SpiffeIdTemplate
 from agent.errors import AttestationError, NoIdentityError, UnansweredError
@@ -29,7 +30,12 @@ async def find(_workload: WorkloadRef) -> Findings:
 class Site:
     """Entries of one selector each, and who was asked to prove that it speaks."""
 
-    def __init__(self, *selectors: Selector, lines_per_user: Rate = PER_KEY) -> None:
+    def __init__(
+        self,
+        *selectors: Selector,
+        lines_per_user: Rate = PER_KEY,
+        clock: FakeClock | None = None,
+    ) -> None:
         self.lines = Lines()
         self.proved: list[Caller] = []
         self.error: Exception | None = None
@@ -47,7 +53,7 @@ class Site:
                 )
             ),
             self._prove,
-            FakeClock(),
+            clock or FakeClock(),
             self.lines.log,
             lines_per_user=lines_per_user,
         )
@@ -186,3 +192,23 @@ async def test_what_was_matched_before_counts_only_while_it_would_be_again(me: C
     assert await paths() == ["/1", "/2"], "the clock was set back"
     entitlements.entries = EntrySet((entry(3),))
     assert await paths() == ["/3"]
+
+
+class RunningClock(FakeClock):
+    """Each look at the clock takes a second."""
+
+    def now(self) -> datetime:
+        self.set(super().now() + timedelta(seconds=1))
+        return super().now()
+
+
+async def test_explanation_survives_an_entry_that_expires_meanwhile() -> None:
+    clock = RunningClock()
+    site = Site(WHO, clock=clock)
+    [entry] = site.entitlements.entries.entries
+    attested = Attested(selectors=entry.selectors)
+    for seconds in range(1, 5):
+        expiring = replace(entry, expires_at=clock.now() + timedelta(seconds=seconds))
+        site.entitlements.entries = EntrySet((expiring,))
+        verdict = site.entitlements.explain(attested)
+        assert len(verdict.matched) + len(verdict.missed) == 1

@@ -1,1 +1,0 @@
-"""Generated from tests/conformance/proto by `make proto`; never edited by hand."""
