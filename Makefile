@@ -17,7 +17,8 @@ demo: $(VENV)/.installed
 
 ## the agent in the foreground, all its files inside this checkout
 run: $(VENV)/.installed
-	$(BIN)/vouchd run -c config/agent.yaml
+	@mkdir -p .run/entries.d
+	@$(BIN)/vouchd run -c config/agent.yaml
 
 ## everything that needs neither root nor Docker
 test: $(VENV)/.installed clients
@@ -56,7 +57,7 @@ bench-plot: $(VENV)/.installed
 	$(BIN)/python -m pip install -qq --disable-pip-version-check -c .ci/constraints.txt -e '.[bench]'
 	$(BIN)/python -m tests.bench.plot bench-results.json "$(PLOT)"
 
-## the table of README.md, from bench-results.json
+## the table of docs/performance.md, from bench-results.json
 bench-table: $(VENV)/.installed
 	@$(BIN)/python -m tests.bench.summary
 

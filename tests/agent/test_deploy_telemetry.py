@@ -1,4 +1,4 @@
-"""The dashboard, the alerts and the README name what a running agent exports, and nothing else."""
+"""Dashboard, alerts and reference name what a running agent exports, and nothing else."""
 
 from __future__ import annotations
 
@@ -135,8 +135,9 @@ def test_a_query_that_asks_for_anything_else_is_found(
     assert found.endswith(mistake)
 
 
-def test_the_readme_names_what_is_exported(exported: dict[str, Labels]) -> None:
-    named = re.findall(r"`((?:vouchd|process)_[a-z0-9_]+)", (ROOT / "README.md").read_text())
+def test_the_reference_names_what_is_exported(exported: dict[str, Labels]) -> None:
+    text = (ROOT / "docs/reference/metrics.md").read_text()
+    named = re.findall(r"`((?:vouchd|process)_[a-z0-9_]+)", text)
     assert len(named) > 10
     assert set(named) <= {*exported, *(name.removesuffix("_bucket") for name in exported)}
 

@@ -1,4 +1,4 @@
-"""The table of README.md, "What it costs", from the results of `make bench`: nothing is copied."""
+"""The table of docs/performance.md, from the results of `make bench`: nothing is copied."""
 
 from __future__ import annotations
 

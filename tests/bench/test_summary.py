@@ -1,4 +1,4 @@
-"""The README's table says what was measured, and whether a budget was held."""
+"""The table of docs/performance.md says what was measured, and whether a budget was held."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The agent's image, built and run by the commands of README.md (needs root)."""
+"""The agent's image, built and run by the commands of docs/how-to/containers.md (needs root)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from typing import IO, TYPE_CHECKING
 
 from tests.support import secrecy
 from tests.support.agent import PATIENCE_SECONDS, REPOSITORY
+from tests.support.documents import blocks
 from tests.support.engine import unmount_below
 from tests.support.machine import CACHE, bare_debian
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+HOW_TO = REPOSITORY / "docs/how-to/containers.md"
 IMAGE = "vouchd:0.1.0"
 USER = 42001
 """Whom the host has as `vouchd`."""
@@ -59,10 +61,10 @@ runroot = "{_STORE}/run"
 
 
 def documented(beginning: str) -> list[str]:
-    """The words of the command in README.md that begins like this."""
-    text = (REPOSITORY / "README.md").read_text().replace("\\\n", " ")
-    [command] = [line for line in text.splitlines() if line.startswith(beginning)]
-    return shlex.split(command)
+    """The words of the command in the how-to that begins like this."""
+    commands = [each.text for block in blocks(HOW_TO) for each in block.commands]
+    [command] = [each for each in commands if each.startswith(beginning)]
+    return shlex.split(command.replace("\\\n", " "))
 
 
 class Containers:
@@ -91,7 +93,7 @@ class Containers:
 
     @contextmanager
     def running(self, entries: str, *, without: Sequence[str] = ()) -> Iterator[None]:
-        """The agent as README.md says that it is run, but for options that it does `without`."""
+        """The agent as the how-to says that it is run, but for options that it does `without`."""
         self._lay_out(entries)
         command = [self._here(word) for word in documented("podman run")]
         assert set(without) <= set(command)

@@ -109,16 +109,17 @@ class Machine:
 
     def run(self, *command: str) -> str:
         """What a command prints inside."""
-        done = subprocess.run(self._inside(command), capture_output=True, text=True, check=False)
+        done = subprocess.run(self.inside(command), capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr + done.stdout
         return done.stdout
 
     def start(self, *command: str) -> subprocess.Popen[str]:
         """A command that goes on inside. Whoever starts it waits for it, or kills it."""
         pipe, tied = subprocess.PIPE, ["setpriv", "--pdeathsig", "KILL", "--", *command]
-        return subprocess.Popen(self._inside(tied), text=True, stdin=pipe, stdout=pipe)
+        return subprocess.Popen(self.inside(tied), text=True, stdin=pipe, stdout=pipe)
 
-    def _inside(self, command: Sequence[str]) -> list[str]:
+    def inside(self, command: Sequence[str]) -> list[str]:
+        """A command, as this host has to start it."""
         spaces = ["-m", "-p", "-i", "-u", "-C"]
         return ["nsenter", f"--target={self.init}", *spaces, "--", *command]
 

@@ -1,4 +1,7 @@
-"""The image of deploy/Containerfile, run as README.md says. As root: `make test-system`."""
+"""The image of deploy/Containerfile, run as docs/how-to/containers.md says.
+
+As root: `make test-system`.
+"""
 
 from __future__ import annotations
 

@@ -198,7 +198,7 @@ def test_the_configuration_for_make_run_stays_inside_the_checkout() -> None:
     settings = load_settings(ROOT / "config/agent.yaml", SHIPPED_MODELS)
     assert settings.data_dir == ROOT / ".run/data"
     assert settings.socket_path == ROOT / ".run/agent.sock"
-    assert settings.entries == (ROOT / "config/entries.d",)
+    assert settings.entries == (ROOT / ".run/entries.d",)
 
 
 def test_the_annotated_example_shows_every_option_with_its_default() -> None:

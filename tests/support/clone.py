@@ -1,0 +1,89 @@
+"""A clean clone of this checkout that belongs to an ordinary user."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+from typing import Self
+
+from tests.support import secrecy
+from tests.support.agent import REPOSITORY
+from tests.support.documents import Terminal
+
+USER = 42010
+"""The ordinary user, if root runs the tests."""
+
+
+class Clone:
+    """The files that a clone of this checkout has, and an environment as `make` would make it.
+
+    The environment borrows the packages of the tests' own one, so that pip installs nothing. A
+    context manager: it owns the directory.
+    """
+
+    def __enter__(self) -> Self:
+        self._top = Path(tempfile.mkdtemp(prefix="vouchd-clone-", dir="/tmp"))
+        self._top.chmod(0o755)
+        self.directory = self._top / "vouchd"
+        self._copy_files()
+        self._make_environment()
+        if os.getuid() == 0:
+            subprocess.run(["chown", "-R", f"{USER}:{USER}", self._top], check=True)
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        secrecy.know_keys_below(self._top)
+        shutil.rmtree(self._top)
+
+    def terminal(self) -> Terminal:
+        """A shell of the ordinary user, in the clone, with the environment of a fresh login."""
+        environment = {
+            "HOME": str(self._top),
+            "LANG": "C.UTF-8",
+            "PATH": "/usr/local/bin:/usr/bin:/bin",
+        }
+        return Terminal(self._prefix, environment, self.directory)
+
+    @property
+    def _prefix(self) -> list[str]:
+        if os.getuid() != 0:
+            return []
+        return ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "--"]
+
+    def _copy_files(self) -> None:
+        listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+        names = subprocess.run(listed, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+        for name in filter(None, names.stdout.split("\0")):
+            target = self.directory / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if (REPOSITORY / name).exists():
+                shutil.copy(REPOSITORY / name, target)
+
+    def _make_environment(self) -> None:
+        place = self.directory / ".venv"
+        make = [self._python(), "-m", "venv", "--without-pip", str(place)]
+        subprocess.run(make, check=True)
+        [packages] = place.glob("lib/python*/site-packages")
+        lines = [str(self.directory), sysconfig.get_path("purelib")]
+        (packages / "borrowed.pth").write_text("\n".join([*lines, ""]))
+        command = place / "bin/vouchd"
+        command.write_text(
+            f"#!{place}/bin/python\nfrom agent.cli.main import main\n\nmain()\n",
+        )
+        command.chmod(0o755)
+        (place / ".installed").touch()
+
+    def _python(self) -> str:
+        """One that the ordinary user may run, of the version that the packages are for."""
+        same = f"{sys.version_info.major}.{sys.version_info.minor}"
+        usual = ("/usr/bin", "/usr/local/bin", f"{sys.base_prefix}/bin")
+        for python in (f"{folder}/python{same}" for folder in usual):
+            test = [*self._prefix, python, "-c", ""]
+            if Path(python).exists() and not subprocess.run(test, check=False).returncode:
+                return python
+        raise AssertionError(f"no python{same} in {usual} that user {USER} may run")
