@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PROTOS := $(wildcard proto/*.proto)
 
-.PHONY: demo run test clients test-system lint format proto schemas bench bench-plot bench-table bench-reference deb clean
+.PHONY: demo run test clients conformance-suite test-system lint format proto schemas bench bench-plot bench-table bench-reference deb clean
 
 $(VENV)/.installed: pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -24,13 +24,24 @@ run: $(VENV)/.installed
 test: $(VENV)/.installed clients
 	.ci/test
 
-# Other people's Python clients; offline, the tests that need them say so and skip.
+# Environments of their own for tests: foreign Python clients, and the conformance suite. Without a
+# package index the tests that need them skip.
 clients:
 	@PYTHON=$(PYTHON) tests/interop/setup.sh || echo "interoperability clients not installed" >&2
+	@$(MAKE) --no-print-directory conformance-suite || echo "conformance suite not installed" >&2
 
 ## as root, against real components; nothing may skip
 test-system: $(VENV)/.installed
 	.ci/test-system
+
+# The conformance suite in an environment of its own, without vouchd.
+SUITE := $(shell find tests/conformance -type f -not -name '*.pyc')
+conformance-suite: .venv-conformance/.installed
+.venv-conformance/.installed: $(SUITE) .ci/constraints.txt
+	$(PYTHON) -m venv .venv-conformance
+	.venv-conformance/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -c .ci/constraints.txt ./tests/conformance
+	touch $@
 
 lint: $(VENV)/.installed
 	.ci/lint
@@ -39,9 +50,10 @@ format: $(VENV)/.installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-## generate agent/pb from proto/
+## generate the message stubs from the .proto files
 proto: $(VENV)/.installed
-	.ci/generate agent/pb
+	.ci/generate proto agent/pb
+	.ci/generate tests/conformance/proto tests/conformance/workload_api_conformance/pb
 
 ## generate config/schema from the models
 schemas: $(VENV)/.installed
@@ -70,4 +82,4 @@ deb: $(VENV)/.installed
 	deploy/debian/build
 
 clean:
-	rm -rf $(VENV) .venv-interop .run build *.egg-info .coverage* .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-interop .venv-conformance .run build *.egg-info .coverage* .mypy_cache .ruff_cache .pytest_cache

@@ -89,10 +89,17 @@ class AttestorError(Exception):
 class WorkloadRef(Protocol):
     """The process being attested: what the kernel recorded at connect, and pinned reads of /proc.
 
-    All reads go through one descriptor of the process's own `/proc` directory. Once the process is
-    gone they raise ProcessLookupError; they can never reach a successor with the same PID.
-    The reference is valid until `attest` returns, and on the event loop's thread only: for work in
-    a thread, `open` the file first and hand over its descriptor.
+    All reads go through one descriptor of the process's own `/proc` directory; they never reach a
+    successor with the same PID. The reference is valid until `attest` returns, and only on the
+    thread of the event loop: for work in a thread, `open` the file first and hand over its
+    descriptor.
+
+    Raises:
+        ProcessLookupError: from `read`, `readlink`, `stat` and `open`: the process is gone (a
+            zombie is gone), or the reference is no longer valid.
+        PermissionError: the agent may not read this.
+        FileNotFoundError: the process has no such file, although it is alive.
+        OSError: any other error of the system call.
     """
 
     @property
@@ -117,11 +124,18 @@ class WorkloadRef(Protocol):
 
     @property
     def pidfd(self) -> int:
-        """A pidfd of the process, owned by the agent: duplicate it to keep it."""
+        """A pidfd of the process, dead or alive. The agent owns it: duplicate it to keep it.
+
+        Raises:
+            ProcessLookupError: the reference is no longer valid.
+        """
         ...
 
     def read(self, name: str, limit: int = 1 << 20) -> bytes:
-        """The content of `/proc/PID/name`, at most `limit` bytes of it."""
+        """The whole content of `/proc/PID/name`, or its first `limit` bytes if it is longer.
+
+        It reads on until the end of the file: one read(2) of a file in `/proc` may return a page.
+        """
         ...
 
     def readlink(self, name: str) -> str:

@@ -13,6 +13,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from agent.api import admin
 from agent.api.health import Health, Reflection
 from agent.api.workload import SERVICE
+from agent.client.endpoint import grpc_target
 from agent.config.files import MAX_FILE_BYTES
 from agent.errors import StartupError, with_remedy
 from agent.kernel.credentials import MAX_SOCKET_PATH
@@ -101,7 +102,7 @@ def _bind(server: grpc.aio.Server, inner: Path) -> None:
         inner.unlink(missing_ok=True)
         with socket.socket(socket.AF_UNIX) as probe:
             probe.bind(str(inner))
-        server.add_insecure_port(f"unix:{inner}")
+        server.add_insecure_port(grpc_target(inner))
     except OSError as error:
         raise StartupError(f"cannot make the socket {inner}: {with_remedy(error)}") from error
     except RuntimeError as error:

@@ -6,18 +6,17 @@ import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import unquote, urlsplit
 
 import click
 
 from agent.cli.output import Format
+from agent.client.endpoint import ENDPOINT_VARIABLE, parse_endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 DEFAULT_SOCKET = Path("/run/vouchd/agent.sock")
 DEFAULT_ADMIN_SOCKET = Path("/run/vouchd/admin.sock")
-ENDPOINT_VARIABLE = "SPIFFE_ENDPOINT_SOCKET"
 
 _CONFIG = "agent.cli.options.config"
 # PID_MAX_LIMIT of a 64-bit kernel: proc_sys_kernel(5).
@@ -40,25 +39,6 @@ class Pid(click.ParamType[int]):
         if not text.isascii() or not text.isdecimal() or not 0 < int(text) <= _MAX_PID:
             self.fail(f"{text!r} is not the PID of a process", param, ctx)
         return int(text)
-
-
-def parse_endpoint(text: str) -> Path:
-    """Read the value of SPIFFE_ENDPOINT_SOCKET (Workload Endpoint section 4).
-
-    Raises:
-        ValueError: it does not name a Unix socket.
-    """
-    if text.startswith("/"):
-        raise ValueError(f"{text!r} is a path where a URI is wanted: write unix://{text}")
-    uri = urlsplit(text)
-    if uri.scheme != "unix":
-        raise ValueError(f"{text!r} is not of the form unix:///run/vouchd/agent.sock")
-    if uri.netloc or not uri.path.startswith("/"):
-        path = f"{uri.netloc}{uri.path}".lstrip("/")
-        raise ValueError(f"{text!r} has no absolute path: write three slashes, unix:///{path}")
-    if uri.query or uri.fragment:
-        raise ValueError(f"{text!r} has something behind its path: remove it")
-    return Path(unquote(uri.path))
 
 
 def _seconds(text: str) -> float:

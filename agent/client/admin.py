@@ -10,6 +10,7 @@ import grpc
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from agent.client.endpoint import grpc_target
 from agent.client.workload import why_unreachable
 from agent.errors import PeerError, PeerGoneError, RequestError, UnavailableError, VouchdError
 from agent.pb import admin_pb2 as pb
@@ -33,7 +34,7 @@ class AdminClient:
         self._timeout = timeout
         # A host has as many callers as it has.
         self._channel = grpc.insecure_channel(
-            f"unix:{path}", options=[("grpc.max_receive_message_length", -1)]
+            grpc_target(path), options=[("grpc.max_receive_message_length", -1)]
         )
 
     def __enter__(self) -> Self:

@@ -12,10 +12,10 @@ import socket
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
-from urllib.parse import quote
 
 from google.protobuf.json_format import MessageToJson
 
+from agent.client.endpoint import grpc_target
 from agent.errors import NoIdentityError, RequestError, UnavailableError, VouchdError
 from agent.pb import workloadapi_pb2 as pb
 
@@ -94,8 +94,7 @@ class WorkloadClient:
     def __init__(self, path: Path, timeout: float) -> None:
         self._path = path
         self._timeout = timeout
-        # The target is a URI: a path may hold what has a meaning there.
-        self._channel = grpc.insecure_channel(f"unix:{quote(os.fspath(path.absolute()))}")
+        self._channel = grpc.insecure_channel(grpc_target(path))
 
     def __enter__(self) -> Self:
         return self

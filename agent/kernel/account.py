@@ -8,16 +8,17 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import TypeAlias
 
-# Below a unit of systemd's, a user's slice, and a container, those who run there make cgroups.
+# The cgroup of an account ends here: a unit of systemd, the slice of a user, a container. Below,
+# the processes inside may make cgroups themselves, as many as they like.
 _END = re.compile(
     r".*\.(service|scope)|user-[0-9]+\.slice|[0-9a-f]{64}|lxc\.payload\..*", re.DOTALL
 )
-# LXC's containers have names that somebody chose, below one of these.
+# The cgroup of an LXC container has any name, below one of these.
 _LXC = frozenset({"lxc", "lxc.payload"})
 
 
 class Scope(StrEnum):
-    """Whose share is meant."""
+    """The set of callers that one share is for."""
 
     USER_IN_CGROUP = "user_in_cgroup"
     USER = "user"
@@ -30,12 +31,12 @@ Key: TypeAlias = tuple[Scope, int, str]
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class Account:
-    """Whom something is put down to. No cgroup: it is in none of its own."""
+    """A user in a cgroup. The cgroup is empty for a process in the root cgroup."""
 
     uid: int
     cgroup: str
     keys: tuple[Key, ...] = field(init=False, repr=False, compare=False)
-    """Whose shares it counts against, the smallest first."""
+    """The shares that the account counts against, the smallest first."""
 
     def __post_init__(self) -> None:
         keys: tuple[Key, ...] = (
@@ -47,18 +48,22 @@ class Account:
         object.__setattr__(self, "keys", keys)
 
 
-# Of most processes that connect it is known already.
+# Most connections come from a cgroup that is cached.
 @lru_cache(maxsize=256)
 def cgroup_of(text: bytes) -> str:
-    """Whose cgroup it is, by the text of /proc/PID/cgroup (cgroups(7)); empty at the root."""
+    """Find the cgroup of an account in the content of /proc/PID/cgroup (cgroups(7)).
+
+    Returns:
+        The path down to the unit, user slice or container; empty for the root cgroup.
+    """
     paths = {}
     for line in text.decode(errors="surrogateescape").split("\n"):
         match line.split(":", 2):
             case [_number, hierarchy, path]:
                 paths[hierarchy] = path.strip("/")
             case _:
-                pass  # the end of the text
-    # The unified hierarchy; on older hosts that in which systemd keeps its units.
+                pass  # the empty line at the end
+    # cgroup v2, else the hierarchy in which systemd keeps its units.
     path = paths.get("") or paths.get("name=systemd") or max(paths.values(), default="")
     kept = []
     for name in path.split("/"):

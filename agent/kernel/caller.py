@@ -1,17 +1,18 @@
-"""Who is calling: what the kernel recorded when a socket was connected, and a pinned view of /proc.
+"""Name the caller of a connection: credentials at connect, pidfd (SO_PEERPIDFD), cgroup.
 
-Rules (reference: unix(7), pidfd_open(2), proc(5)):
+Rules (unix(7), pidfd_open(2), proc(5)):
 
-* identity is the peer's credentials *at connect*, and a pidfd taken from the socket itself
-  (SO_PEERPIDFD), so that a PID is never looked up by its number alone;
-* a process lives as long as its pidfd does not poll readable. A zombie polls readable: it is dead;
-* `/proc/PID` is opened while the pidfd is alive and read through that one descriptor. A PID is not
-  given to another process before its owner is reaped, so what was read while the pidfd stayed
-  alive belongs to that process;
-* a caller whom this kernel cannot name (another PID namespace, a user that is not mapped here) is
-  refused with the reason, never matched.
+* A caller's identity is the peer's credentials at connect, and a pidfd that comes from the socket
+  itself, so that no PID is looked up by its number alone.
+* A process is alive while its pidfd does not poll readable. A zombie's pidfd polls readable: a
+  zombie is dead.
+* `/proc/PID` is opened while the pidfd is alive, and read through that one descriptor. The kernel
+  reuses a PID only after its process was reaped, so everything that is read while the pidfd is
+  alive belongs to that process.
+* A caller that this kernel cannot name (another PID namespace, a user that is not mapped here) is
+  refused with the reason, and never matched.
 
-Nothing here decides who gets what.
+This module decides nothing about identities.
 """
 
 from __future__ import annotations
@@ -26,30 +27,33 @@ from enum import StrEnum
 from agent.errors import PeerError, PeerGoneError
 from agent.kernel.account import Account, cgroup_of
 from agent.kernel.credentials import Credentials, read_credentials
-from agent.kernel.process import _USUAL_BYTES, ProcessHandle, ProcessView
+from agent.kernel.process import ProcessHandle, ProcessView, read_to_end
 
 SO_PEERPIDFD = 77
 
-# These say nothing of the peer.
+# A path has at most 4,096 bytes, and version 1 of cgroups some dozen of them.
+_CGROUP_BYTES_MAX = 1 << 16
+
+# Errors that are the agent's own, and tell nothing about the peer.
 _OUR_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 class Proof(StrEnum):
-    """How the kernel's word on who connected was obtained, strongest first."""
+    """How the kernel proved which process connected, the strongest proof first."""
 
     PEERPIDFD = "peerpidfd"
-    """A pidfd from the socket: pinned by the kernel at connect (Linux 6.5)."""
+    """A pidfd from the socket: the kernel pinned the process at connect (Linux 6.5)."""
     PIDFD_OPEN = "pidfd_open"
-    """A pidfd by number, right after accept: blind to a PID reused between connect and accept."""
+    """A pidfd by number, right after accept: it misses a PID reused between connect and accept."""
 
     def satisfies(self, required: Proof) -> bool:
-        """Whether this is as strong as `required`."""
+        """Return whether this proof is at least as strong as `required`."""
         order = list(Proof)
         return order.index(self) <= order.index(required)
 
 
 class Weakness(StrEnum):
-    """What a kernel cannot tell of a caller, and others can."""
+    """A fact that this kernel does not state about a caller, and newer kernels do."""
 
     NO_PEERPIDFD = (
         "no SO_PEERPIDFD (Linux 6.5): a PID reused between connect and accept is not seen"
@@ -61,23 +65,23 @@ class Weakness(StrEnum):
 class Caller:
     """A connected process as the kernel knows it, one for each connection.
 
-    Whoever holds the connection closes it.
+    It owns the pidfd. The owner of the connection closes it.
     """
 
     credentials: Credentials
     proof: Proof
     process: ProcessHandle
     cgroup: str = ""
-    """Whose cgroup it was in when it was identified; empty at the root."""
+    """The cgroup of its account when it connected; empty for the root cgroup."""
     account: Account = field(init=False)
-    """Whom its calls are put down to."""
+    """The account that its calls count against."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "account", Account(self.credentials.uid, self.cgroup))
 
     @property
     def weaknesses(self) -> tuple[str, ...]:
-        """What this kernel could not tell, and others can."""
+        """The facts that this kernel does not state about it, as text."""
         found = []
         if self.proof is Proof.PIDFD_OPEN:
             found.append(Weakness.NO_PEERPIDFD.value)
@@ -90,22 +94,23 @@ class Caller:
 
         Raises:
             PeerGoneError: the process is gone.
+            AttestationError: the agent is out of descriptors, or may not read `/proc`.
         """
         return ProcessView(self.credentials, self.process)
 
     def close(self) -> None:
-        """Give up the pidfd; the caller counts as dead from now on."""
+        """Close the pidfd. From now on the caller counts as dead."""
         self.process.close()
 
 
 def identify(sock: socket.socket, required: Proof = Proof.PIDFD_OPEN) -> Caller:
-    """Who connected this socket.
+    """Name the process that connected this socket.
 
     The result owns a pidfd: close it.
 
     Raises:
         PeerGoneError: the process is gone.
-        PeerError: this kernel cannot name it, or not with the required proof.
+        PeerError: this kernel cannot name the process, or not with the required proof.
         OSError: the agent is out of descriptors or memory.
     """
     credentials = read_credentials(sock)
@@ -121,12 +126,12 @@ def identify(sock: socket.socket, required: Proof = Proof.PIDFD_OPEN) -> Caller:
 
 
 def _check(process: ProcessHandle, proof: Proof, required: Proof) -> None:
-    """After what was read by PID: while the process lived, nobody else had its PID."""
+    """Check liveness after the reads by PID: a PID has no other owner while its process lives."""
     if not process.is_alive():
         raise PeerGoneError("the process exited before its connection was accepted")
     if not proof.satisfies(required):
         raise PeerError(
-            f"the kernel's proof of who connected is {proof}, and require_proof asks for {required}"
+            f"the kernel's proof of the caller is {proof}, and require_proof asks for {required}"
         )
 
 
@@ -136,9 +141,11 @@ def _read_cgroup(pid: int) -> str:
     except OSError as error:
         if error.errno in _OUR_SHORTAGES:
             raise
-        return ""  # gone, as is found out next, or hidden from the agent: the user alone counts
+        # The process exited, which `_check` detects, or `/proc` hides it: then the user alone
+        # counts.
+        return ""
     try:
-        return cgroup_of(os.read(descriptor, _USUAL_BYTES))
+        return cgroup_of(read_to_end(descriptor, _CGROUP_BYTES_MAX))
     except ProcessLookupError:
         return ""
     finally:
@@ -152,8 +159,8 @@ def _open_pidfd(sock: socket.socket, pid: int) -> tuple[int, Proof]:
     except OSError as error:
         if error.errno in _OUR_SHORTAGES:
             raise
-        # Only "no such option" means an old kernel. Everything else, EINVAL of Linux 6.5 to 6.15
-        # first, is what a reaped peer looks like.
+        # ENOPROTOOPT means a kernel without the option. A reaped peer gives any other error; Linux
+        # 6.5 to 6.15 give EINVAL.
         if error.errno != errno.ENOPROTOOPT:
             raise PeerGoneError("the process exited before its connection was accepted") from error
     try:

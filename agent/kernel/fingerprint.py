@@ -1,8 +1,8 @@
-"""What must not change while a process is attested: who it is, what it runs, and where it lives.
+"""Fingerprint a process during its attestation: its credentials, its program, its namespaces.
 
-One look at `/proc/PID` gives a fingerprint; two looks that are equal could still have another
-program in between. That is what the pin is for: a descriptor of the address space, which is gone
-for good once the process has executed something else, be it the same file again.
+A fingerprint is one look at `/proc/PID`. Between two equal fingerprints the process may still have
+run another program. The pin closes this gap: it is a descriptor of the address space, which ends
+for good when the process executes a program, even the same file again.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ V = TypeVar("V")
 
 _NAMESPACES = ("ns/user", "ns/mnt", "ns/cgroup")
 
-# Real, effective, saved and filesystem ID, in this order (proc_pid_status(5)); the process's name,
-# which it chooses itself, is escaped and stands in a line of its own before these.
+# Real, effective, saved and filesystem ID, in this order (proc_pid_status(5)). The process chooses
+# its own name, but the kernel escapes it and writes it in a line of its own before these.
 _STATUS_IDS = re.compile(
     rb"^Uid:\t\d+\t(?P<uid>\d+)\t.*\nGid:\t\d+\t(?P<gid>\d+)\t.*\n(?:FDSize:.*\n)?"
     rb"Groups:\t(?P<groups>[\d ]*)$",
@@ -37,7 +37,7 @@ _STATUS_IDS = re.compile(
 
 
 class Fingerprint(NamedTuple):
-    """A process at one moment. None stands for what the agent may not look at (proc(5)).
+    """A process at one moment. None stands for a fact that the agent may not read (proc(5)).
 
     A tuple, because every call makes one and compares it.
     """
@@ -48,30 +48,30 @@ class Fingerprint(NamedTuple):
     """Device, inode, size, mtime, ctime."""
     cgroup: bytes
     user_namespace: str | None
-    """Such as `user:[4026531837]`: namespaces(7)."""
+    """Such as `user:[4026531837]` (namespaces(7))."""
     mount_namespace: str | None
     cgroup_namespace: str | None
 
     @property
     def uid(self) -> int:
-        """Its effective user."""
+        """Its effective user ID."""
         return int(self.ids[0])
 
     @property
     def gid(self) -> int:
-        """Its effective group."""
+        """Its effective group ID."""
         return int(self.ids[1])
 
     @property
     def groups(self) -> frozenset[int]:
-        """Its supplementary groups."""
+        """Its supplementary group IDs."""
         return frozenset(map(int, self.ids[2].split()))
 
 
 class ProgramPin:
-    """A descriptor of the address space that a process has now. Whoever pins closes it.
+    """A descriptor of the process's present address space, which it owns: `close` it.
 
-    Reading it gives nothing once the process has executed a program, or has died (proc(5)).
+    A read returns nothing once the process has executed a program or died (proc(5)).
     """
 
     def __init__(self, process: ProcessView) -> None:
@@ -79,25 +79,25 @@ class ProgramPin:
 
     @property
     def holds(self) -> bool:
-        """Whether there is one: the agent may not look into everybody."""
+        """Whether the agent holds a descriptor: it may not open those of every process."""
         return self._descriptor >= 0
 
     def changed(self) -> bool:
-        """Whether the process has left that address space; False if there is no pin."""
+        """Return whether the process left that address space; False if the pin holds none."""
         return self.holds and not os.pread(self._descriptor, 1, 0)
 
     def close(self) -> None:
-        """Let go; again is harmless."""
+        """Close the descriptor. A second call has no effect."""
         if self.holds:
             os.close(self._descriptor)
             self._descriptor = -1
 
 
 def read_fingerprint(process: ProcessView) -> Fingerprint:
-    """The process as it is now.
+    """Read the process's fingerprint as it is now.
 
     Raises:
-        AttestationError: /proc is not as expected.
+        AttestationError: /proc/PID/status has an unknown format.
         PeerGoneError: the process is gone.
     """
     try:
@@ -111,15 +111,15 @@ def read_fingerprint(process: ProcessView) -> Fingerprint:
     except (ProcessLookupError, FileNotFoundError) as error:
         raise PeerGoneError("the process is gone") from error
     if status is None:
-        raise AttestationError("/proc/PID/status is not as this kernel's proc(5) has it")
+        raise AttestationError("/proc/PID/status does not have the format of proc_pid_status(5)")
     return fingerprint
 
 
 def executable_name(process: ProcessView) -> str | None:
-    """What the kernel calls its program, for people to read.
+    """Read the path of the process's program, for display; None if the agent may not read it.
 
-    Files are renamed, and whoever has a mount namespace of its own can give any name to its
-    program: this is no evidence.
+    This is no evidence: files are renamed, and a process in a mount namespace of its own can give
+    its program any path.
 
     Raises:
         PeerGoneError: the process is gone.
@@ -131,47 +131,47 @@ def executable_name(process: ProcessView) -> str | None:
 
 
 def check_credentials(now: Fingerprint, at_connect: Credentials) -> None:
-    """Whether the process is still who connected.
+    """Compare the process's credentials with those at connect.
 
     Raises:
-        PeerError: it is not.
+        PeerError: they differ.
     """
     if (now.uid, now.gid) != (at_connect.uid, at_connect.gid):
         raise PeerError("the process changed its user or group after it connected")
-    # Groups without a mapping look alike and were left out at connect.
+    # All unmapped groups have one number, and were left out at connect.
     if now.groups - {overflow_ids().gid} != frozenset(at_connect.groups):
         raise PeerError("the process changed its supplementary groups after it connected")
 
 
 @cache
 def own_user_namespace() -> str:
-    """The agent's own."""
+    """Read the link of the agent's own user namespace."""
     return str(Path("/proc/self/ns/user").readlink())
 
 
 def _open_address_space(process: ProcessView) -> int:
-    """A descriptor of it; -1 if the agent may not look."""
-    may_look = True
-    # The environment costs least to read. A process without one has a memory map at any rate, and
-    # that may be read with CAP_SYS_PTRACE alone.
+    """Open a descriptor of the address space; -1 if the agent may not."""
+    is_permitted = True
+    # `environ` costs least to read. A process with an empty environment still has `maps`, which the
+    # kernel shows only with CAP_SYS_PTRACE.
     for name in ("environ", "maps"):
         try:
             descriptor = process.open(name)
         except PermissionError:
-            may_look = False
+            is_permitted = False
             continue
         except (ProcessLookupError, FileNotFoundError) as error:
             raise PeerGoneError("the process is gone") from error
         if os.pread(descriptor, 1, 0):
             return descriptor
         os.close(descriptor)
-    if may_look:
+    if is_permitted:
         raise PeerGoneError("the process has no address space any more")
     return -1
 
 
 def _permitted(look: Callable[[V], T], at: V) -> T | None:
-    """None where the agent may not look, or a file system is out of order."""
+    """Return what `look` reads; None if the agent may not, or a file system fails."""
     try:
         return look(at)
     except (ProcessLookupError, FileNotFoundError):

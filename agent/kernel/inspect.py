@@ -1,7 +1,7 @@
-"""Looks at a process for people: everything the kernel says of it, and its place in the tree.
+"""Show a process to an operator: all facts that the kernel states about it, and its ancestors.
 
-Nothing here is evidence. A process that an operator names by its PID has not connected to anything:
-what it would get if it did is all that can be said.
+Nothing here is evidence. A process that an operator names by its PID has not connected: the agent
+can only say which identities it would get.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _NAMESPACES = ("user", "pid", "mnt", "cgroup")
 
 
 def process_by_pid(pid: int) -> Caller:
-    """The process that has this PID now, as if it had just connected. Whoever asks closes it.
+    """Make a caller of the process that has this PID now, as if it had just connected: close it.
 
     Raises:
-        PeerGoneError: there is none.
-        AttestationError: the agent may not look at it.
+        PeerGoneError: there is no such process.
+        AttestationError: the agent may not read its `/proc` directory.
     """
     try:
         process = ProcessHandle(os.pidfd_open(pid))
@@ -53,10 +53,10 @@ def process_by_pid(pid: int) -> Caller:
 
 
 def facts_of(caller: Caller) -> dict[str, Any]:
-    """Everything the kernel says of a process, as plain data for people to read.
+    """Read all facts that the kernel states about a process, as plain data for display.
 
     Raises:
-        PeerGoneError: the process is gone, so that what was read may be of nobody.
+        PeerGoneError: the process is gone, so the facts may belong to no process.
     """
     credentials = caller.credentials
     with caller.open_proc() as view:
@@ -79,7 +79,7 @@ def facts_of(caller: Caller) -> dict[str, Any]:
             "display_only_read_by_pid": {"process_tree": _tree(credentials.pid)},
         }
     if not caller.process.is_alive():
-        raise PeerGoneError(f"the process {credentials.pid} exited while it was looked at")
+        raise PeerGoneError(f"the process {credentials.pid} exited while its facts were read")
     return report
 
 
@@ -88,9 +88,9 @@ def _file_id(view: ProcessView) -> str:
     return f"device {os.major(status.st_dev)}:{os.minor(status.st_dev)} inode {status.st_ino}"
 
 
-def _read(find: Callable[[], str]) -> str:
+def _read(look: Callable[[], str]) -> str:
     try:
-        return find()
+        return look()
     except OSError as error:
         return f"not readable: {error.strerror}"
 
@@ -99,17 +99,17 @@ def _group(gid: int) -> str:
     return _name(lambda: grp.getgrgid(gid).gr_name)
 
 
-def _name(find: Callable[[], str]) -> str:
+def _name(look_up: Callable[[], str]) -> str:
     try:
-        return find()
+        return look_up()
     except KeyError:
         return "(no name)"
 
 
 def _tree(pid: int) -> list[str]:
-    """The process and its ancestors, the nearest first."""
+    """Name the process and its ancestors, the nearest first."""
     try:
-        process = psutil.Process(pid)  # noqa: TID251 - for people to look at, and marked as such
+        process = psutil.Process(pid)  # noqa: TID251 - display only, and marked so
         return [f"{each.pid} {each.name()}" for each in (process, *process.parents())]
     except psutil.Error:
         return []

@@ -1,7 +1,12 @@
-"""Hold a process by its pidfd, and read its `/proc` directory through one descriptor."""
+"""Hold a process by its pidfd, poll whether it is alive, and read its `/proc` directory.
+
+The pidfd is polled here, at each question. `agent.transport.connection` watches it for the life of
+a connection, and ends the connection when the process exits.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 from functools import cache
@@ -9,24 +14,24 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from agent.errors import AttestationError, PeerError, PeerGoneError
+from agent.errors import AttestationError, PeerGoneError
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from agent.kernel.credentials import Credentials
 
-# More than all but a few files of /proc/PID have.
-_USUAL_BYTES = 1 << 16
+# Nearly every file of /proc/PID fits. A buffer of a megabyte triples the cost of a usual read.
+_CHUNK_BYTES = 1 << 16
 
 _CONNECTIONS = count()
 
 
 class ProcessHandle:
-    """Owns a pidfd and closes it. A closed handle counts as a dead process.
+    """A pidfd, which it owns. A closed handle counts as a dead process.
 
-    That matters: a descriptor number is reused at once, and asking the number after it was closed
-    would tell of somebody else.
+    The kernel reuses a descriptor number at once: polling the number after close would tell about
+    another process.
     """
 
     def __init__(self, pidfd: int) -> None:
@@ -34,41 +39,44 @@ class ProcessHandle:
         self._poll = select.poll()
         self._poll.register(pidfd, select.POLLIN)
         self.inode = _pidfs_inode(pidfd)
-        """Unique among all processes since boot; None where there is no pidfs (below Linux 6.9)."""
+        """Unique among all processes since boot; None without pidfs (before Linux 6.9)."""
         self.name = (
             f"connection:{next(_CONNECTIONS)}" if self.inode is None else f"process:{self.inode}"
         )
-        """The process's among all since boot; without pidfs each connection has one of its own."""
+        """Names the process, unique since boot; without pidfs each connection has its own name."""
 
     def fileno(self) -> int:
-        """The pidfd, to wait on.
+        """Return the pidfd, for an event loop to wait on.
 
         Raises:
-            PeerError: the handle is closed.
+            ProcessLookupError: the handle is closed.
         """
         if self._pidfd < 0:
-            raise PeerError("the connection of this process was closed")
+            raise ProcessLookupError(errno.ESRCH, "the connection of the process was closed")
         return self._pidfd
 
     def is_alive(self) -> bool:
-        """Ask the kernel: a pidfd polls readable once its process has exited (pidfd_open(2))."""
+        """Poll the pidfd: it is readable once the process has exited (pidfd_open(2))."""
         if self._pidfd < 0:
             return False
         return not self._poll.poll(0)
 
     def close(self) -> None:
-        """Close the pidfd; again is harmless."""
+        """Close the pidfd. A second call has no effect."""
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1
 
 
 class ProcessView:
-    """Reads through one `/proc/PID` directory descriptor, which it owns (attestors.WorkloadRef).
+    """Reads of one process's `/proc` directory (attestors.api.WorkloadRef).
+
+    It owns the descriptor of `/proc/PID`. Each read polls the pidfd afterwards, so that what a read
+    returns belongs to this process.
 
     Raises:
-        AttestationError: the agent is out of descriptors, or may not look.
-        PeerGoneError: the process was gone before the directory was certainly its own.
+        AttestationError: the agent is out of descriptors, or may not read `/proc`.
+        PeerGoneError: the process exited before the directory was certainly its own.
     """
 
     def __init__(self, credentials: Credentials, process: ProcessHandle) -> None:
@@ -83,7 +91,7 @@ class ProcessView:
         except FileNotFoundError as error:
             raise PeerGoneError("the process is gone") from error
         except OSError as error:
-            raise AttestationError(f"the agent cannot look at /proc: {error.strerror}") from error
+            raise AttestationError(f"the agent cannot read /proc: {error.strerror}") from error
         if not process.is_alive():
             self.close()
             raise PeerGoneError("the process is gone")
@@ -100,7 +108,7 @@ class ProcessView:
         self.close()
 
     def close(self) -> None:
-        """Close the directory; later reads raise, because the descriptor -1 is none."""
+        """Close the directory. Later reads raise ProcessLookupError."""
         if self._directory >= 0:
             os.close(self._directory)
             self._directory = -1
@@ -128,38 +136,71 @@ class ProcessView:
     @property
     def pidfd(self) -> int:
         """See WorkloadRef.pidfd."""
+        self._require_open()
         return self._process.fileno()
 
     def read(self, name: str, limit: int = 1 << 20) -> bytes:
         """See WorkloadRef.read."""
-        descriptor = self.open(name)
         try:
-            # Room for a megabyte costs three times what it takes to read the usual file.
-            content = os.read(descriptor, min(limit, _USUAL_BYTES))
-            if len(content) == _USUAL_BYTES:
-                content += os.read(descriptor, limit - _USUAL_BYTES)
-            return content
+            descriptor = self._open(name)
+            try:
+                return read_to_end(descriptor, limit)
+            finally:
+                os.close(descriptor)
         finally:
-            os.close(descriptor)
+            self._require_alive()
 
     def readlink(self, name: str) -> str:
         """See WorkloadRef.readlink."""
-        return os.readlink(name, dir_fd=self._open_directory())
+        try:
+            return os.readlink(name, dir_fd=self._directory)
+        finally:
+            self._require_alive()
 
     def stat(self, name: str) -> os.stat_result:
         """See WorkloadRef.stat."""
-        return os.stat(name, dir_fd=self._open_directory())
+        try:
+            return os.stat(name, dir_fd=self._directory)
+        finally:
+            self._require_alive()
 
     def open(self, name: str) -> int:
         """See WorkloadRef.open."""
-        return os.open(
-            name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=self._open_directory()
-        )
+        descriptor = -1
+        try:
+            descriptor = self._open(name)
+            self._require_alive()
+        except OSError:
+            if descriptor >= 0:
+                os.close(descriptor)
+            self._require_alive()
+            raise
+        return descriptor
 
-    def _open_directory(self) -> int:
+    def _open(self, name: str) -> int:
+        return os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=self._directory)
+
+    def _require_open(self) -> None:
         if self._directory < 0:
-            raise PeerError("the view of this process was closed")
-        return self._directory
+            raise ProcessLookupError(errno.ESRCH, "the view of the process was closed")
+
+    def _require_alive(self) -> None:
+        self._require_open()
+        if not self._process.is_alive():
+            raise ProcessLookupError(errno.ESRCH, "the process is gone")
+
+
+def read_to_end(descriptor: int, limit: int) -> bytes:
+    """Read until the end of the file, at most `limit` bytes.
+
+    One read(2) of a file in `/proc` may return a page although more follows: only an empty read is
+    the end (proc(5)).
+    """
+    chunks = []
+    while limit > 0 and (chunk := os.read(descriptor, min(limit, _CHUNK_BYTES))):
+        chunks.append(chunk)
+        limit -= len(chunk)
+    return b"".join(chunks)
 
 
 def _pidfs_inode(pidfd: int) -> int | None:
@@ -169,12 +210,12 @@ def _pidfs_inode(pidfd: int) -> int | None:
 
 @cache
 def _anonymous_device() -> int:
-    """The device of descriptors without a file of their own, as pidfds were before pidfs."""
-    with select.epoll() as any_of_them:
-        return os.fstat(any_of_them.fileno()).st_dev
+    """Return the device of anonymous inodes, which a pidfd has on a kernel without pidfs."""
+    with select.epoll() as anonymous:
+        return os.fstat(anonymous.fileno()).st_dev
 
 
 @cache
 def boot_id(proc: Path = Path("/proc")) -> str:
-    """The kernel's name for this boot (proc(5)); with a pidfs inode it names one process of all."""
+    """Read the kernel's name for this boot (proc(5)). With a pidfs inode it names one process."""
     return (proc / "sys/kernel/random/boot_id").read_text().strip()

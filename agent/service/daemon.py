@@ -23,6 +23,7 @@ from agent.api.admin import AdminApi
 from agent.api.guard import Guard
 from agent.api.servers import MAX_ADMIN_CALL_BYTES, make_admin_server, make_workload_server
 from agent.api.workload import STREAMING
+from agent.client.endpoint import endpoint_uri
 from agent.gate.listener import Listener, disregarded
 from agent.gate.socket_activation import take_sockets
 from agent.service.endpoint import Endpoint
@@ -72,7 +73,7 @@ async def serve(settings: Settings, host: Host) -> None:
         _handle_signals(stop, hang_up)
         parts = await _start(settings, host, stack)
         _look_less_for_garbage()
-        host.ready(f"unix://{settings.socket_path}")
+        host.ready(endpoint_uri(settings.socket_path))
         host.log.info(
             "serving",
             trust_domain=str(settings.trust_domain),

@@ -11,6 +11,7 @@ import tempfile
 import threading
 from pathlib import Path
 
+from agent.client.endpoint import endpoint_uri
 from tests.support import secrecy
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -41,6 +42,7 @@ class RunningAgent:
     """
 
     _pass_fds: tuple[int, ...] = ()
+    _directory_prefix = "vouchd-"
 
     def __init__(
         self,
@@ -53,7 +55,7 @@ class RunningAgent:
         new_session: bool = False,
     ) -> None:
         # Short, since a socket's path has at most 107 bytes; open, so that other users get through.
-        self.directory = Path(tempfile.mkdtemp(prefix="vouchd-", dir="/tmp"))
+        self.directory = Path(tempfile.mkdtemp(prefix=self._directory_prefix, dir="/tmp"))
         self.directory.chmod(0o755)
         self.socket = self.directory / "agent.sock"
         self.admin_socket = self.directory / "admin.sock"
@@ -74,7 +76,7 @@ class RunningAgent:
     @property
     def address(self) -> str:
         """What SPIFFE_ENDPOINT_SOCKET has to say to reach it."""
-        return f"unix://{self.socket}"
+        return endpoint_uri(self.socket)
 
     @property
     def pid(self) -> int:

@@ -189,7 +189,7 @@ def test_what_was_read_of_one_who_died_meanwhile_is_not_told(
         child = fork(behave)
         with listener.accept()[0] as connection:
             report = describe(connection)
-    assert report == {"refused": f"the process {child} exited while it was looked at"}
+    assert report == {"refused": f"the process {child} exited while its facts were read"}
 
 
 @pytest.mark.system

@@ -52,8 +52,14 @@ async def test_nor_does_one_who_dies_at_the_very_end(
     me: Caller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After the last look at /proc, and before the answer: the pidfd has the last word."""
-    alive = iter([True, True, False])
-    monkeypatch.setattr(ProcessHandle, "is_alive", lambda _self: next(alive))
+    is_alive, close = [True], ProcessView.close
+
+    def die_after_the_last_read(view: ProcessView) -> None:
+        is_alive.clear()
+        close(view)
+
+    monkeypatch.setattr(ProcessView, "close", die_after_the_last_read)
+    monkeypatch.setattr(ProcessHandle, "is_alive", lambda _self: bool(is_alive))
     with pytest.raises(PeerGoneError, match="while it was attested"):
         await attested(WorkloadAttestor([FakeAttestor(frozenset({"one"}))], Lines().log), me)
 

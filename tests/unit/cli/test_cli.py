@@ -14,7 +14,6 @@ import click
 import pytest
 
 from agent.cli import main as cli
-from agent.cli.options import parse_endpoint
 from agent.cli.output import Data, printable, relative, to_json, to_text
 from tests.support.agent import REPOSITORY
 from tests.support.cli import command, vouchd
@@ -151,28 +150,6 @@ def test_importing_the_command_line_loads_neither_grpc_nor_pydantic() -> None:
 
 
 # --- where the socket is -------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("text", ["unix:///run/a.sock", "unix:/run/a.sock", "unix:///run/%61.sock"])
-def test_an_endpoint_is_a_uri_with_an_absolute_path(text: str) -> None:
-    assert parse_endpoint(text) == Path("/run/a.sock")
-
-
-@pytest.mark.parametrize(
-    ("text", "advice"),
-    [
-        ("/run/a.sock", "write unix:///run/a.sock"),
-        ("unix:run/a.sock", "write three slashes, unix:///run/a.sock"),
-        ("unix://run/a.sock", "write three slashes, unix:///run/a.sock"),
-        ("unix:///run/a.sock?x=1", "something behind its path"),
-        ("unix:///run/a.sock#x", "something behind its path"),
-        ("tcp://127.0.0.1:8000", "is not of the form unix:///"),
-        ("", "is not of the form unix:///"),
-    ],
-)
-def test_a_wrong_endpoint_says_how_it_is_written(text: str, advice: str) -> None:
-    with pytest.raises(ValueError, match=advice):
-        parse_endpoint(text)
 
 
 def test_a_wrong_variable_is_wrong_usage_that_names_the_variable() -> None:

@@ -1,0 +1,1 @@
+"""Generated from tests/conformance/proto by `make proto`; never edited by hand."""
