@@ -1,4 +1,4 @@
-"""Time as a collaborator, so that no test ever waits for an expiry."""
+"""The clock: wall time and sleep behind a Protocol, so that tests replace them with a fake."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """What the daemon knows of time."""
+    """Wall time and sleep."""
 
     def now(self) -> dt.datetime:
-        """The wall clock, timezone-aware, in UTC."""
+        """Return the wall time, timezone-aware, in UTC."""
         ...
 
     async def sleep(self, seconds: float) -> None:
-        """Wait; a suspended host may make this longer than asked."""
+        """Wait at least so long; a suspended host makes the wait longer."""
         ...
 
 

@@ -1,7 +1,7 @@
-"""What the parts of the agent report while they work, to whoever keeps figures of it.
+"""What the rooms report to the metrics: stages and their durations, refusals, ends of calls.
 
-All words are known in advance: nothing that a caller chooses, or that tells callers apart, gets
-here. Those who report do not know what becomes of it.
+All words are known in advance: no report contains text that a caller chooses or that identifies a
+caller. The reporting code does not know the metrics.
 """
 
 from __future__ import annotations
@@ -15,87 +15,87 @@ if TYPE_CHECKING:
 
 
 class Stage(StrEnum):
-    """A part of the way of one call. Each attestor is a stage besides, by its name."""
+    """A timed part of a call. Each attestor is a stage besides, by its name."""
 
     ACCEPT = "accept"
-    """From accept(2) until the kernel has said who it is and the relay is under way."""
+    """From accept(2) until the caller is identified and the relay runs."""
     EVIDENCE = "evidence"
-    """Reading what the process is, before the attestors and again after them."""
+    """Reading the process's fingerprint before the attestors, and again after them."""
     MATCH = "match"
     """Finding the entries."""
     CHALLENGE = "challenge"
-    """Until the caller's own program has answered for itself."""
+    """Waiting until the caller's process has answered a PING."""
     MINT_X509 = "mint:x509"
-    """A key and an X.509-SVID that was not there yet."""
+    """Making a key and an X.509-SVID that is not cached."""
     MINT_JWT = "mint:jwt"
-    """A JWT-SVID that was not there yet."""
+    """Making a JWT-SVID that is not cached."""
     SEND = "send"
-    """Handing over a message of a stream, which waits for a client that does not read."""
+    """Sending a message of a stream; it waits for a client that does not read."""
 
 
 class Refused(StrEnum):
-    """Why somebody did not get what they asked for. Limits have words of their own besides."""
+    """Why a caller was refused. The quotas have their own words (agent.limits.quotas.REASONS)."""
 
     REQUEST = "request"
-    """The request is malformed, or the token in it is not valid."""
+    """The request is malformed, or its token is not valid."""
     UNSUPPORTED = "unsupported"
-    """Such a method is not served here."""
+    """The method is not served."""
     GONE = "gone"
     """The process exited, or hung up."""
     FOREIGN_SENDER = "foreign_sender"
-    """Another process spoke on its connection."""
+    """Another process sent bytes on the connection."""
     EVIDENCE = "evidence"
-    """The kernel cannot name it, or it changed while it was looked at."""
+    """The kernel cannot name the process, or it changed during its attestation."""
     NO_ENTRY = "no_entry"
-    """No entry gives it an identity."""
+    """No entry matches."""
     ATTESTOR = "attestor"
-    """An attestor failed, and nothing else matched."""
+    """An attestor failed, and no entry matched."""
     UNANSWERED = "unanswered"
-    """It did not prove that it is at the other end."""
+    """The process did not answer a PING."""
     HEADERS = "headers"
-    """Its headers have no end."""
+    """A header block is too large."""
     SIZE = "size"
-    """What it sent in one call is too much."""
+    """A request is too large."""
     LOCKED_OUT = "locked_out"
-    """A user, for a second: its processes connect and hang up again and again."""
+    """A user was locked out for a moment: its processes connect and hang up again and again."""
     SILENT = "silent"
-    """It connected and said nothing."""
+    """The connection sent no request in time."""
     AUTHORITY = "authority"
     """The authority cannot sign."""
     UNAVAILABLE = "unavailable"
     """The agent cannot answer now, for another reason."""
     INTERNAL = "internal"
-    """Something broke that nobody expected; the log says what."""
+    """An unexpected exception; the log has it."""
     OTHER = "other"
-    """Of a word that nobody announced."""
+    """A reason that is not declared here."""
 
 
 class Signals(Protocol):
-    """Whoever keeps figures. Called several times for each call, so it has to be quick."""
+    """Receiver of the reports. Each call reports several times, so it must be fast."""
 
     def timed(self, stage: Stage, seconds: float) -> None:
-        """A stage has taken so long."""
+        """Record how long a stage took."""
         ...
 
     def attested(self, attestor: str, seconds: float, *, failed: bool) -> None:
-        """An attestor has answered, or has failed to."""
+        """Record an attestor's answer or failure."""
         ...
 
     def waited(self) -> None:
-        """The requests of somebody have to wait for their share."""
+        """Record that a lane of the fair queue begins to wait for its share."""
         ...
 
     def refused(self, reason: str, times: int = 1) -> None:
-        """Somebody was refused, for one of `Refused` or a limit; or so many, for the same."""
+        """Record refusals for one reason: a value of `Refused`, or a quota's word."""
         ...
 
     def ended(self, method: str, code: str) -> None:
-        """A call has ended, with the name of a gRPC status code."""
+        """Record the end of a call, with the name of its gRPC status code."""
         ...
 
 
-class Unheard:
-    """Signals that nobody keeps."""
+class NoSignals:
+    """Discards all reports."""
 
     def timed(self, stage: Stage, seconds: float) -> None:
         """See Signals.timed."""
@@ -113,11 +113,11 @@ class Unheard:
         """See Signals.ended."""
 
 
-UNHEARD = Unheard()
+NO_SIGNALS = NoSignals()
 
 
 class Stopwatch:
-    """Times the block that it guards, however that ends."""
+    """Times its block as one stage, whether the block returns or raises."""
 
     __slots__ = ("_began", "_signals", "_stage")
 

@@ -27,7 +27,7 @@ from agent.errors import (
     VouchdError,
 )
 from agent.limits.quotas import OverLimitError
-from agent.signals import UNHEARD, Refused, Stage, Stopwatch
+from agent.signals import NO_SIGNALS, Refused, Stage, Stopwatch
 from agent.telemetry.audit import RefusedCall
 from agent.telemetry.throttled_log import ThrottledLog
 
@@ -93,7 +93,7 @@ class Guard:
         quotas: Quotas,
         note_refusal: Callable[[Caller | None, RefusedCall], None],
         log: FilteringBoundLogger,
-        signals: Signals = UNHEARD,
+        signals: Signals = NO_SIGNALS,
     ) -> None:
         self._signals = signals
         self._callers = callers
@@ -140,7 +140,7 @@ class Guard:
                     responses = answer(caller, _decode(request_type, raw))
                     try:
                         async for response in responses:
-                            first.leave()
+                            first.release()
                             await self._write(context, encode(response))
                     finally:
                         await responses.aclose()

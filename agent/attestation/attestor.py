@@ -50,7 +50,7 @@ from agent.kernel.fingerprint import (
     own_user_namespace,
     read_fingerprint,
 )
-from agent.signals import UNHEARD, Stage
+from agent.signals import NO_SIGNALS, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,7 +76,7 @@ class WorkloadAttestor:
         self,
         attestors: Sequence[Attestor],
         log: FilteringBoundLogger,
-        signals: Signals = UNHEARD,
+        signals: Signals = NO_SIGNALS,
     ) -> None:
         self._panel = _Panel(attestors, log, signals)
         self._signals = signals

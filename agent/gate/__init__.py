@@ -1,6 +1,7 @@
 """Accepts connections, identifies callers, and applies quotas before the first byte is read.
 
-`acceptor` accepts, `admission` asks the kernel for the caller and counts it, `gate` owns the open
-connections, `disconnects` logs why they ended. Only `agent.api`, `agent.admin` and `agent.service`
-import this room.
+`listener` makes the socket, `socket_activation` takes it from the service manager. `acceptor`
+accepts in batches. `admission` asks the kernel for the caller and checks the connection quota.
+`gate` owns the open connections. `disconnects` logs why they ended. Only `agent.api`, `agent.admin`
+and `agent.service` import this room.
 """

@@ -1,7 +1,7 @@
-"""The door: who came in, and whether there is room for one more. Nothing is relayed yet.
+"""Admit a connection: ask the kernel for its caller, and check the connection quota.
 
-A flood costs least where hardly anything is done for each who comes: a process that was refused is
-refused again, for a moment, by its PID alone.
+No byte is read yet. A process that was refused is refused again for a moment by its PID alone, so
+that a flood of connections costs little.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from agent.kernel.account import Account
 from agent.kernel.caller import identify
 from agent.kernel.credentials import read_pid
 from agent.limits.quotas import OverLimitError
-from agent.signals import UNHEARD, Refused
+from agent.signals import NO_SIGNALS, Refused
 from agent.telemetry.audit import RefusedConnection
 from agent.transport.connection import Admitted
 
@@ -27,19 +27,19 @@ if TYPE_CHECKING:
     from agent.limits.quotas import Quotas
     from agent.signals import Signals
 
-# How long a process that was refused is refused again without a closer look.
+# After a refusal the process is refused for so long without another look.
 REFUSED_SECONDS = 0.2
 REFUSED_PROCESSES = 1024
-# Nobody in particular, as whom all count together whom the kernel could not name.
-NOBODY = Account(-1, "")
+# All callers that the kernel could not name count against this account.
+UNNAMED = Account(-1, "")
 
 
 class Admission:
-    """Lets visitors in, as long as they are not too many.
+    """Admits connections within the quotas.
 
-    `note_refusal` is told of each connection that ends because of who made it, or speaks on it.
-    `identify_peer`, which tells who connected, may be replaced. `admission` and `call_bytes`, the
-    most that may be sent in one call, are for what its visitors have later.
+    `note_refusal` takes each connection that is refused because of its caller or its sender.
+    `identify_peer` names the caller; it may be replaced. `call_bytes` is the most that a client may
+    send in one call. It and `quotas` are also for the admitted connections.
     """
 
     def __init__(
@@ -48,8 +48,9 @@ class Admission:
         fair_queue: FairQueue,
         note_refusal: Callable[[Caller | None, RefusedConnection], None],
         identify_peer: Callable[[socket.socket], Caller] = identify,
-        signals: Signals = UNHEARD,
+        signals: Signals = NO_SIGNALS,
         call_bytes: float = math.inf,
+        refused_seconds: float = REFUSED_SECONDS,
     ) -> None:
         self.call_bytes = call_bytes
         self.identify_peer = identify_peer
@@ -57,13 +58,14 @@ class Admission:
         self._fair_queue = fair_queue
         self.note_refusal = note_refusal
         self._signals = signals
+        self._refused_seconds = refused_seconds
         self._refused: dict[int, tuple[float, OverLimitError]] = {}
 
-    def enter(self, sock: socket.socket, now: float) -> Admitted | None:
-        """Let somebody in who has connected; `leave` at the end of the connection.
+    def admit(self, sock: socket.socket, now: float) -> Admitted | None:
+        """Admit a connection; `release` it at its end. `now` is in the event loop's seconds.
 
         Returns:
-            None if it is gone already, or one too many.
+            None if its process is gone, or a quota is exhausted.
 
         Raises:
             OSError: the agent is out of descriptors or memory.
@@ -78,8 +80,8 @@ class Admission:
             self._signals.refused(error.reason)
         return None
 
-    def leave(self, admitted: Admitted) -> None:
-        """The end of somebody's connection, and of the caller's pidfd."""
+    def release(self, admitted: Admitted) -> None:
+        """End an admitted connection: release its quota, and close the caller's pidfd."""
         self.quotas.disconnect(admitted.account)
         if not isinstance(admitted.caller, PeerError):
             admitted.caller.close()
@@ -91,26 +93,26 @@ class Admission:
             raise
         except PeerError as error:
             caller = error
-        account = NOBODY if isinstance(caller, PeerError) else caller.account
+        account = UNNAMED if isinstance(caller, PeerError) else caller.account
         try:
             self.quotas.connect(account)
         except OverLimitError as error:
             if not isinstance(caller, PeerError):
-                self._turn_away(caller, error, now)
+                self._refuse(caller, error, now)
             raise
         return Admitted(caller, account, self._fair_queue.lane(account))
 
-    def _turn_away(self, caller: Caller, error: OverLimitError, now: float) -> None:
-        """One more is too many of them: say so, but not each time."""
+    def _refuse(self, caller: Caller, error: OverLimitError, now: float) -> None:
+        """Note the refusal, and refuse the process for a moment without noting it again."""
         caller.close()
         if len(self._refused) >= REFUSED_PROCESSES:
             self._refused.clear()
-        self._refused[caller.credentials.pid] = (now + REFUSED_SECONDS, error)
+        self._refused[caller.credentials.pid] = (now + self._refused_seconds, error)
         self.note_refusal(caller, RefusedConnection(reason=str(error), cgroup=caller.cgroup))
 
     def _check_not_refused_just_now(self, sock: socket.socket, now: float) -> None:
         if self._refused:
             until, error = self._refused.get(read_pid(sock), (0.0, None))
             if error is not None and now < until:
-                # Raised once more as it is, it would keep the trace of each time, for ever.
+                # Each raise would add its frames to the traceback, which would grow without end.
                 raise error.with_traceback(None)

@@ -1,6 +1,8 @@
-"""What is said of connections that came to nothing; of others their calls tell.
+"""Log, audit and count why connections ended.
 
-Whoever spoke in another's name, called too often, or sent too much is told of in any case.
+The log has a line for a connection that ended without a call; calls log themselves. The audit trail
+has a line for each connection that was cut because of its sender, its number of calls or their
+size.
 """
 
 from __future__ import annotations
@@ -30,9 +32,9 @@ LINES_IN_ALL = Rate(1000, 1.0)
 
 
 class DisconnectLog:
-    """Tells the log, the audit trail and the metrics why connections ended.
+    """Writes to the log, the audit trail and the metrics why connections ended.
 
-    `note_refusal` is told of those that ended because of who made them, or spoke on them.
+    `note_refusal` takes the connections that were cut because of their caller or their sender.
     """
 
     def __init__(
@@ -47,7 +49,7 @@ class DisconnectLog:
         self._throttled = ThrottledLog(log, LINES_PER_USER, LINES_IN_ALL, seconds)
 
     def note(self, connection: Connection, reason: str | PeerError) -> None:
-        """A connection has ended."""
+        """Note that a connection has ended."""
         if word := _word(reason):
             self._signals.refused(word)
         caller = connection.admitted.caller
@@ -61,9 +63,9 @@ class DisconnectLog:
         elif isinstance(reason, HeaderBlockError | RequestSizeError):
             self._note_refusal(caller, RefusedConnection(reason=str(reason)))
         elif not connection.calls:
-            self._log_unasked(caller, str(reason))
+            self._log_without_call(caller, str(reason))
 
-    def _log_unasked(self, caller: Caller, reason: str) -> None:
+    def _log_without_call(self, caller: Caller, reason: str) -> None:
         pid, uid = caller.credentials.pid, caller.credentials.uid
         self._throttled.info(
             "connection ended without a call", uid, reason=reason, pid=pid, uid=uid
@@ -71,7 +73,7 @@ class DisconnectLog:
 
 
 def _word(reason: str | PeerError) -> str:
-    """For the metrics; empty if nobody was refused."""
+    """Return the metric's reason; empty if the connection was not refused."""
     match reason:
         case ForeignSenderError():
             return Refused.FOREIGN_SENDER

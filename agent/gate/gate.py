@@ -1,12 +1,14 @@
-"""The gate: accepts every connection, asks the kernel who it is, and relays it to the gRPC server.
+"""The gate owns the open connections: it accepts, identifies and relays them to the gRPC server.
 
-grpcio does not expose the accepted socket, so the gate owns accept and the bytes. It connects each
-caller to the server's private inner socket from a socket bound to a random abstract name. That name
-comes out as the peer of every RPC, and the gate's table says which caller it stands for. The name
-is a key, not a proof: an unknown name is refused, and a name dies with its connection.
+grpcio does not expose the accepted socket, so the gate accepts, and relays the bytes. For each
+connection it opens one to the server's private inner socket, bound to a random abstract name (the
+token). grpcio reports this name as the peer of every call, and the gate's table maps it to the
+caller. The token is a key, not a proof: an unknown token is refused, and a token ends with its
+connection.
 
-One that is too many is closed at once, which gRPC's clients take for UNAVAILABLE; the others have
-their turn to be read. The gate closes each caller's pidfd at the end of its connection.
+A connection over its quota is closed at once; gRPC clients report UNAVAILABLE. The other
+connections are read in the order of the fair queue. The gate closes the caller's pidfd when its
+connection ends.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from agent.errors import PeerError, PeerGoneError
 from agent.gate.acceptor import Acceptor
 from agent.gate.disconnects import DisconnectLog
 from agent.limits.lockout import Lockout
-from agent.signals import UNHEARD, Stage, Stopwatch
+from agent.signals import NO_SIGNALS, Stage, Stopwatch
 from agent.transport.challenge import Challenge
 from agent.transport.connection import Connection, ConnectionToken
 
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
 class Gate:
     """Accepts connections and relays them to the server behind `inner_path`.
 
-    A connection may be silent for `first_request_seconds`.
+    A connection must send its first request within `first_request_seconds`.
     """
 
     def __init__(
@@ -48,7 +50,7 @@ class Gate:
         admission: Admission,
         log: FilteringBoundLogger,
         first_request_seconds: float,
-        signals: Signals = UNHEARD,
+        signals: Signals = NO_SIGNALS,
     ) -> None:
         self._loop = loop
         self._inner_path = inner_path
@@ -65,56 +67,58 @@ class Gate:
         self._acceptor = Acceptor(loop, self._admit, lambda: len(self), log, signals)
 
     def __len__(self) -> int:
-        """How many connections are open."""
+        """The number of open connections."""
         return len(self._connections)
 
     def processes(self) -> int:
-        """How many different processes these are of, as far as the kernel can name them."""
+        """Count the processes that have open connections, as far as the kernel names them."""
         return len({caller.process.name for caller in self._of_caller})
 
     @property
     def accepts(self) -> bool:
-        """Whether whoever connects now is served."""
+        """Whether new connections are accepted."""
         return self._acceptor.accepts
 
     @property
     def weaknesses(self) -> Mapping[str, int]:
-        """How many connections so far had each of `Caller.weaknesses`."""
+        """The number of connections so far with each of `Caller.weaknesses`."""
         return self._weaknesses
 
     @property
     def locked_out(self) -> Collection[int]:
-        """The users whom the socket refuses just now."""
+        """The users that are locked out of the socket now."""
         return () if self._lockout is None else self._lockout.users
 
     def start(self, listener: socket.socket, *, locks_out: bool = False) -> None:
-        """Begin to accept. The listener must have its senders stamped (agent.kernel.sender).
+        """Start accepting. The listener must have SO_PASSCRED set (agent.kernel.sender).
 
-        `locks_out`: who connects and hangs up without end is kept out (agent.limits.lockout).
+        With `locks_out` a user whose processes connect and hang up without end is locked out of
+        the socket (agent.limits.lockout).
         """
         if locks_out:
             self._lockout = Lockout(self._loop, listener.getsockname(), self._log, self._signals)
-        self._acceptor.start(listener, self._lockout.hung_up if self._lockout else _nobody_cares)
+        self._acceptor.start(listener, self._lockout.hung_up if self._lockout else _ignore_hang_ups)
 
     def stop_accepting(self) -> None:
-        """Accept no more; what is open goes on."""
+        """Stop accepting. Open connections continue."""
         self._acceptor.stop()
         if self._lockout is not None:
             self._lockout.close()
             self._lockout = None
 
-    async def turn_away(self, seconds: float) -> None:
-        """Accept no more, and wait until each call that has come has had its first response.
+    async def go_away(self, seconds: float) -> None:
+        """Stop accepting, send GOAWAY to all clients, and wait for calls that were on their way.
 
-        Meanwhile clients are told to make their next calls on other connections. They do so without
-        an error, which one whose connection just ends cannot be sure of. At most so many seconds.
+        After a GOAWAY a client makes its next calls on another connection, without an error. A
+        connection that just ends does not guarantee that. The wait ends when each call has had its
+        first response, or after `seconds`.
         """
         self.stop_accepting()
-        await self._all(Challenge.turn_away, seconds)
+        await self._all(Challenge.go_away, seconds)
 
-    async def quiet(self, seconds: float) -> None:
-        """Wait until no call is under way, at most so many seconds."""
-        await self._all(Challenge.quiet, seconds)
+    async def wait_for_calls(self, seconds: float) -> None:
+        """Wait until no call is open, at most so many seconds."""
+        await self._all(Challenge.wait_for_calls, seconds)
 
     async def _all(
         self, wait: Callable[[Challenge], Coroutine[None, None, None]], seconds: float
@@ -125,7 +129,7 @@ class Gate:
                     tasks.create_task(wait(connection.challenge))
 
     async def drain(self, seconds: float) -> None:
-        """Wait until all connections have ended by themselves, at most so long."""
+        """Wait until the clients have closed all connections, at most so many seconds."""
         self._drained.clear()
         if self._connections:
             with suppress(TimeoutError):
@@ -133,15 +137,15 @@ class Gate:
                     await self._drained.wait()
 
     def close(self) -> None:
-        """Cut every connection."""
+        """Close every connection."""
         self.stop_accepting()
         for connection in list(self._connections.values()):
             connection.end("agent stopped")
         for weakness, count in self._weaknesses.items():
-            self._log.info("callers with weaker proof", count=count, weakness=weakness)
+            self._log.info("connections with weak proof", count=count, weaknesses=[weakness])
 
     async def prove_sender(self, caller: Caller) -> None:
-        """Return when the caller's own process has answered on its connection, just now.
+        """Return when the caller's process has answered a new PING on its connection.
 
         Raises:
             PeerGoneError: the connection has ended.
@@ -154,21 +158,20 @@ class Gate:
             await connection.challenge.prove()
 
     def begin_call(self, peer: str) -> Caller:
-        """The caller behind a gRPC peer name, who has made a call.
+        """Count a call of this gRPC peer, and return its caller.
 
         Raises:
-            PeerError: the name stands for no open connection, or for a process that the kernel
-                could not name.
+            PeerError: the peer is no open connection, or the kernel could not name its process.
         """
         connection = self._connection(peer)
         connection.begin_call()
         return connection.caller
 
     def caller(self, peer: str) -> Caller:
-        """The caller behind a gRPC peer name.
+        """Return the caller of this gRPC peer.
 
         Raises:
-            PeerError: as above.
+            PeerError: the peer is no open connection, or the kernel could not name its process.
         """
         return self._connection(peer).caller
 
@@ -178,18 +181,18 @@ class Gate:
             raise PeerError("the connection did not come through the public socket")
         return connection
 
-    # --- a connection's life ----------------------------------------------------------------------
+    # --- the life of a connection -----------------------------------------------------------------
 
     def _admit(self, outer: socket.socket) -> None:
         with Stopwatch(self._signals, Stage.ACCEPT):
             admitted = None
             try:
-                admitted = self.admission.enter(outer, self._loop.time())
+                admitted = self.admission.admit(outer, self._loop.time())
             finally:
                 if admitted is None:
                     outer.close()
             if admitted is not None:
-                self._let_in(
+                self._start(
                     Connection(
                         self._loop,
                         outer,
@@ -200,7 +203,7 @@ class Gate:
                     )
                 )
 
-    def _let_in(self, connection: Connection) -> None:
+    def _start(self, connection: Connection) -> None:
         self._connections[connection.token] = connection
         caller = connection.admitted.caller
         if not isinstance(caller, PeerError):
@@ -208,16 +211,18 @@ class Gate:
             self._note_weaknesses(caller)
         try:
             connection.start(self._inner_path, self._first_request_seconds)
-        except OSError as error:  # it cannot be watched
+        except OSError as error:
             connection.end(f"agent cannot watch it ({error.strerror})")
             raise
 
     def _note_weaknesses(self, caller: Caller) -> None:
-        """One warning for each kind; all are counted, and each caller's record has its own."""
+        """Count each weakness, and warn of the first connection that has it."""
         for weakness in caller.weaknesses:
             self._weaknesses[weakness] += 1
             if self._weaknesses[weakness] == 1:
-                self._log.warning("weaker proof", proof=str(caller.proof), weakness=weakness)
+                self._log.warning(
+                    "caller proof is weak", proof=str(caller.proof), weaknesses=[weakness]
+                )
 
     def _on_end(self, connection: Connection, reason: str | PeerError) -> None:
         del self._connections[connection.token]
@@ -225,9 +230,9 @@ class Gate:
             self._drained.set()
         if not isinstance(connection.admitted.caller, PeerError):
             del self._of_caller[connection.admitted.caller]
-        self.admission.leave(connection.admitted)
+        self.admission.release(connection.admitted)
         self._disconnects.note(connection, reason)
 
 
-def _nobody_cares(_uid: int, _times: int) -> None:
-    """Connections of this user came to nothing."""
+def _ignore_hang_ups(_uid: int, _times: int) -> None:
+    """Take the hung-up connections of a user where no lockout is wanted."""

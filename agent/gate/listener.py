@@ -1,7 +1,8 @@
-"""The public socket's life on disk: made, never stolen, and removed only if it is still ours.
+"""Make the socket file, and remove it at the end if it is still the agent's own.
 
-A lock file beside the socket is held while the agent lives, so that two agents that start at the
-same moment cannot both win. The socket is closed to everybody until it has its owner and mode.
+The agent holds a lock file beside the socket while it runs: of two agents that start at the same
+moment only one gets the path. A socket with a live server is never replaced. No other user can
+connect before the file has its owner and mode.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from agent.kernel.sender import stamp_senders
 if TYPE_CHECKING:
     from pathlib import Path
 
-# The kernel cuts this to net.core.somaxconn, 4096 by default.
+# The kernel lowers this to net.core.somaxconn, 4096 by default.
 BACKLOG = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SocketFile:
-    """Where the socket is to appear, and who may connect."""
+    """The path of the socket, and its owner, group and mode."""
 
     path: Path
     mode: int
@@ -39,11 +40,11 @@ class SocketFile:
 
 
 class Listener:
-    """A listening Unix socket, its file and its lock, which it owns.
+    """A listening Unix socket with its file and its lock, which it owns.
 
     Raises:
-        StartupError: the path is taken by a live server or by something that is no socket, or
-            cannot be made as asked.
+        StartupError: a live server or a file that is no socket has the path, or the socket cannot
+            be made as configured.
     """
 
     def __init__(self, file: SocketFile) -> None:
@@ -58,15 +59,15 @@ class Listener:
                 f"or start with the right to write to {file.path.parent}"
             ) from error
         try:
-            _refuse_to_steal(file.path)
+            _require_free(file.path)
             self.socket, self._inode = _bind(file)
         except BaseException:
             os.close(self._lock)
             raise
 
     def close(self) -> None:
-        """Remove the file if it is the one that was made here, and stop listening."""
-        # In this order: while the socket is open, nobody else's file can have its inode number.
+        """Remove the file if it is still the one made here, and stop listening."""
+        # In this order: while the socket is open, no other file can have its inode number.
         with suppress(FileNotFoundError):
             if _inode(self.path) == self._inode:
                 self.path.unlink()
@@ -74,11 +75,11 @@ class Listener:
         os.close(self._lock)
 
 
-def disregarded(file: SocketFile) -> tuple[str, ...]:
-    """What of the settings the socket that is there, which another made, is not like.
+def settings_without_effect(file: SocketFile) -> tuple[str, ...]:
+    """Name the settings that the existing socket file, made by another program, does not have.
 
     Raises:
-        StartupError: there is no such user or group.
+        StartupError: a configured user or group does not exist.
     """
     status = file.path.stat()
     pairs = {
@@ -86,13 +87,14 @@ def disregarded(file: SocketFile) -> tuple[str, ...]:
         "socket_owner": (_uid(file.owner), status.st_uid),
         "socket_group": (group_id(file.group), status.st_gid),
     }
-    return tuple(name for name, (wanted, is_) in pairs.items() if wanted not in {-1, is_})
+    return tuple(name for name, (wanted, actual) in pairs.items() if wanted not in {-1, actual})
 
 
 def _make_directory(directory: Path) -> None:
     if not directory.exists():
         directory.mkdir(parents=True, exist_ok=True)
-        directory.chmod(0o755)  # workloads of all users must get through, whatever our umask is
+        # Whatever the umask is, workloads of all users must reach the socket.
+        directory.chmod(0o755)
 
 
 def _check_length(path: Path) -> None:
@@ -116,23 +118,23 @@ def _lock(path: Path) -> int:
     return descriptor
 
 
-def _refuse_to_steal(path: Path) -> None:
+def _require_free(path: Path) -> None:
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise StartupError(f"{path} exists and is not a socket; it was left untouched")
+        raise StartupError(f"{path} exists and is not a socket; remove it, or choose another path")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(0)  # a full queue is a sign of life too
+        probe.settimeout(0)  # EAGAIN, a full queue, means that the server is alive
         try:
             probe.connect(os.fspath(path))
         except (ConnectionRefusedError, FileNotFoundError):
             return
         except PermissionError as error:
             raise StartupError(
-                f"{path} is a socket that this user may not connect to, so that nobody can tell "
-                "whether it is in use; remove it if it is not"
+                f"{path} is a socket that this user may not connect to, so the agent cannot find "
+                "out whether it is in use; remove it if it is not"
             ) from error
         except OSError:
             pass
@@ -145,13 +147,13 @@ def _bind(file: SocketFile) -> tuple[socket.socket, tuple[int, int]]:
     owner, group = _uid(file.owner), group_id(file.group)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        file.path.unlink(missing_ok=True)  # stale, as was just found out
+        file.path.unlink(missing_ok=True)  # `_require_free` found no server behind it
         umask = os.umask(0o777)
         try:
             sock.bind(os.fspath(file.path))
         finally:
             os.umask(umask)
-        _open_up(sock, file, owner, group)
+        _open_to_callers(sock, file, owner, group)
         return sock, _inode(file.path)
     except OSError as error:
         sock.close()
@@ -161,16 +163,16 @@ def _bind(file: SocketFile) -> tuple[socket.socket, tuple[int, int]]:
 
 
 def _remedy(error: OSError, file: SocketFile) -> str:
-    is_given_away = file.owner is not None or file.group is not None
-    if error.errno != errno.EPERM or not is_given_away:
+    changes_owner = file.owner is not None or file.group is not None
+    if error.errno != errno.EPERM or not changes_owner:
         return ""
     return (
-        "; an agent that is not root can give it to no other user, and only to a group that it is "
-        "in itself: name that in SupplementaryGroups= of its unit"
+        "; without root the agent cannot give it to another user, and only to a group of its own: "
+        "add the group to SupplementaryGroups= in its unit"
     )
 
 
-def _open_up(sock: socket.socket, file: SocketFile, owner: int, group: int) -> None:
+def _open_to_callers(sock: socket.socket, file: SocketFile, owner: int, group: int) -> None:
     try:
         os.chown(file.path, owner, group)
         file.path.chmod(file.mode)
@@ -193,14 +195,14 @@ def _uid(owner: str | None) -> int:
     try:
         return pwd.getpwnam(owner).pw_uid
     except KeyError as error:
-        raise StartupError(f"socket_owner: there is no user {owner!r} on this host") from error
+        raise StartupError(f"socket_owner: user {owner!r} does not exist on this host") from error
 
 
 def group_id(group: str | None) -> int:
-    """The number of a group that is given by name or number; -1 if it is not given.
+    """Return the ID of a group that is given by name or number; -1 for None.
 
     Raises:
-        StartupError: there is no such group.
+        StartupError: the group does not exist.
     """
     if group is None or group.isdecimal():
         return int(group or -1)
@@ -208,6 +210,6 @@ def group_id(group: str | None) -> int:
         return grp.getgrnam(group).gr_gid
     except KeyError as error:
         raise StartupError(
-            "socket_group, admin_socket_group or telemetry.group: there is no group"
-            f" {group!r} on this host"
+            f"socket_group, admin_socket_group or telemetry.group: group {group!r} does not exist"
+            " on this host"
         ) from error

@@ -1,5 +1,6 @@
-"""Bounds on what one user or one cgroup may use.
+"""Bounds on the use of the agent by one user or one cgroup.
 
-`quotas` count, `fair_queue` orders requests, `lockout` closes the socket to a user. This room
-imports `agent.kernel` and `agent.telemetry`.
+`quotas` bounds connections, streams, attestations and calls at a time. `fair_queue` bounds requests
+per second, and orders them. `lockout` closes the socket file to a user that floods it with hung-up
+connections. This room imports `agent.kernel` and `agent.telemetry`.
 """

@@ -1,13 +1,13 @@
-"""Users whose clients ask much are heard in turn, and in the long run no faster than their share.
+"""Fair queueing: each user and cgroup gets its share of requests per second; the rest waits.
 
-Nobody is refused: what a client has sent stays in its socket until it is its turn, so that a flood
-costs little but the flooder's own time. Connections of one user in one cgroup wait in one queue, a
-lane. Three things make it wait:
+No request is refused. The agent leaves a client's bytes in the socket until its turn, so that a
+flood costs little but the flooder's own time. All connections of one user in one cgroup wait in one
+queue, a lane. A lane waits
 
-* what it passed on before, and the server has not begun to answer: whoever else calls then waits
-  behind a few calls of the lane, however many there are;
-* what it passed on within this millisecond, be it calls or frames that cost no less;
-* its share in the long run: a bucket of tokens for the lane, for its user, and for its cgroup.
+* until the server has begun with the calls that it passed on before: other lanes then wait behind a
+  few calls of this lane, however many it has;
+* for the next millisecond, once it has used its reads of this one;
+* for tokens, in the long run: one bucket for the lane, one for its user, one for its cgroup.
 """
 
 from __future__ import annotations
@@ -28,62 +28,76 @@ if TYPE_CHECKING:
     from agent.kernel.account import Account, Key
     from agent.signals import Signals
 
-# What passes at once. A new connection weighs as much as several reads.
+# Reads of one lane in one quantum of time. A new connection costs as much as several reads.
 QUANTUM_SECONDS = 0.001
 READS_PER_QUANTUM = 12
 CONNECT_READS = 4
-# A first request, or a dozen of the smallest later ones, for all of which others have to wait; and
-# three or four of them, where many want to be heard.
-BITE_BYTES = 512
-SMALL_BITE_BYTES = 128
+# One read holds a first request or a dozen of the smallest later ones, and other lanes wait for all
+# of them. While connections wait in the lane, one read holds three or four.
+READ_BYTES = 512
+SMALL_READ_BYTES = 128
 CROWDED_SECONDS = 1.0
-# A read that brings no request costs this much of one.
+# The cost of a read without a request, in requests.
 READ_COST = 0.05
-# So few bytes hold what a client answers to the server's first frames, and no call: the smallest
-# has 30. To let them wait takes longer than to read them. So often, until all calls have begun.
-TINY_BITE_BYTES = 28
+# A client answers the server's first frames in at most this many bytes; the smallest call has 30.
+# Such reads pass at once, since waiting would cost more, but only a few until all calls have begun.
+TINY_READ_BYTES = 28
 TINY_READS = 3
-# The server begins with what it was passed on within a millisecond or two, but never with a request
-# that is not complete.
+# The server begins with a complete request within a millisecond or two, and never with half of one.
 PATIENCE_SECONDS = 0.05
-# As much as this many seconds bring may be had at once: many processes start together.
+# The tokens of so many seconds can be used at once: many processes start together.
 BURST_SECONDS = 3.0
 
 
 def _unknown() -> int:
-    """How many bytes there are is not known: they may be many."""
-    return TINY_BITE_BYTES + 1
+    """Count unread bytes that are not known as too many for a tiny read."""
+    return TINY_READ_BYTES + 1
 
 
 class FairQueue:
-    """Lets `rate` requests a second pass of each user and cgroup, and half as many of a lane.
+    """Passes `rate` requests a second for each user and each cgroup, and half as many for a lane.
 
-    It reports whenever a lane begins to wait for its share.
+    It reports each time a lane begins to wait for tokens. A request with which the server does not
+    begin holds its lane for `patience_seconds`.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, rate: float, signals: Signals) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        rate: float,
+        signals: Signals,
+        patience_seconds: float = PATIENCE_SECONDS,
+    ) -> None:
         self._loop = loop
         self._shares = _Shares(rate)
         self._signals = signals
+        self._patience_seconds = patience_seconds
         self._lanes: WeakValueDictionary[Account, Lane] = WeakValueDictionary()
 
     def lane(self, account: Account) -> Lane:
-        """Where the connections of this user in this cgroup wait. Each of them holds it."""
+        """Return the lane of this account. It lives as long as a connection holds it."""
         lane = self._lanes.get(account)
         if lane is None:
-            lane = self._lanes[account] = Lane(self._loop, self._shares.of(account), self._signals)
+            lane = self._lanes[account] = Lane(
+                self._loop, self._shares.of(account), self._signals, self._patience_seconds
+            )
         return lane
 
 
 class Lane:
-    """The queue of one user in one cgroup, and the buckets that hold its shares."""
+    """The queue of one user in one cgroup, with the buckets that it pays from."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, shares: tuple[Bucket, ...], signals: Signals
+        self,
+        loop: asyncio.AbstractEventLoop,
+        shares: tuple[Bucket, ...],
+        signals: Signals,
+        patience_seconds: float,
     ) -> None:
         self._loop = loop
         self._shares = shares
         self._signals = signals
+        self._patience_seconds = patience_seconds
         self._waiting: deque[Callable[[], None]] = deque()
         self._armed = False
         self._crowded_until = 0.0
@@ -97,10 +111,10 @@ class Lane:
     def pass_or_wait(
         self, resume: Callable[[], None], unread: Callable[[], int] = _unknown
     ) -> bool:
-        """Whether it may go on now; if not, `resume` is called when it is its turn.
+        """Return whether a connection may be read now; if not, call `resume` when it may.
 
-        Whoever goes on says at once what it has passed on. `unread` tells how many bytes it has to
-        read.
+        After the read the connection reports it at once (`note_read`). `unread` returns the number
+        of bytes that wait in its socket.
         """
         now = self._loop.time()
         if not self._waiting and self._may_pass(now, unread):
@@ -112,22 +126,22 @@ class Lane:
         return False
 
     @property
-    def bite(self) -> int:
-        """How many bytes to read at once: fewer while there are others who wait."""
+    def read_bytes(self) -> int:
+        """The most bytes to read at once: fewer while other connections of the lane wait."""
         if self._is_tiny:
-            return TINY_BITE_BYTES
+            return TINY_READ_BYTES
         crowded = self._loop.time() < self._crowded_until
-        return SMALL_BITE_BYTES if crowded else BITE_BYTES
+        return SMALL_READ_BYTES if crowded else READ_BYTES
 
-    def connected(self) -> None:
-        """A connection has passed."""
+    def note_connection(self) -> None:
+        """Charge a new connection."""
         self._reads += CONNECT_READS
         self._charge(1.0, self._loop.time())
 
-    def passed(self, requests: int, complete: int) -> None:
-        """What was read once has passed, with so many requests in it, and the ends of so many.
+    def note_read(self, requests: int, complete: int) -> None:
+        """Charge a read in which `requests` calls began and `complete` requests became complete.
 
-        The server begins with one that is complete; for another its client must be read on.
+        The server begins with a complete request; of an incomplete one the client must send more.
         """
         now = self._loop.time()
         self._reads += 1
@@ -136,22 +150,22 @@ class Lane:
             self._unbegun += complete
             self._unbegun_since = now
 
-    def begun(self) -> None:
-        """The server has begun with a request."""
+    def note_begun(self) -> None:
+        """Note that the server has begun with a request."""
         self._unbegun -= self._unbegun > 0
         if not self._unbegun:
             self._tiny = 0
             if self._waiting:
-                self._loop.call_soon(self._go_on)
+                self._loop.call_soon(self._resume_waiting)
 
     def _may_pass(self, now: float, unread: Callable[[], int] = _unknown) -> bool:
         if now - self._quantum >= QUANTUM_SECONDS:
             self._quantum, self._reads = now, 0
         if self._reads >= READS_PER_QUANTUM:
             return False
-        if not self._unbegun or now - self._unbegun_since >= PATIENCE_SECONDS:
+        if not self._unbegun or now - self._unbegun_since >= self._patience_seconds:
             self._unbegun = self._tiny = 0
-        elif self._tiny >= TINY_READS or unread() > TINY_BITE_BYTES:
+        elif self._tiny >= TINY_READS or unread() > TINY_READ_BYTES:
             return False
         self._is_tiny = self._unbegun > 0
         self._tiny += self._is_tiny
@@ -165,28 +179,28 @@ class Lane:
 
     def _on_time(self) -> None:
         try:
-            self._go_on()
-        finally:  # a lane must not stand still for ever because of one who waited in it
+            self._resume_waiting()
+        finally:  # an error of one connection must not stop the lane
             self._armed = False
             if self._waiting:
                 self._arm()
 
-    def _go_on(self) -> None:
+    def _resume_waiting(self) -> None:
         while self._waiting and self._may_pass(self._loop.time()):
             self._waiting.popleft()()
 
     def _charge(self, cost: float, now: float) -> None:
-        """Put something down to them, whether they can pay or not."""
+        """Take tokens from all buckets, into debt if necessary."""
         for bucket in self._shares:
             bucket.charge(cost, now)
 
     def _seconds_to_wait(self, now: float) -> float:
-        """Until all of them can pay."""
+        """Return the seconds until every bucket has a token."""
         return max([bucket.seconds_until(1, now) for bucket in self._shares])
 
 
 class _Shares:
-    """What users and cgroups have left of their rate. Who is here now is never forgotten."""
+    """The buckets of users and cgroups. A bucket that a lane holds is never forgotten."""
 
     def __init__(self, rate: float) -> None:
         self._rates = {Scope.USER_IN_CGROUP: rate / 2, Scope.USER: rate, Scope.CGROUP: rate}
@@ -196,7 +210,7 @@ class _Shares:
         self._held: WeakValueDictionary[Key, Bucket] = WeakValueDictionary()
 
     def of(self, account: Account) -> tuple[Bucket, ...]:
-        """The buckets of all against whom it counts."""
+        """Return the buckets that an account pays from."""
         return tuple(self._bucket(key) for key in account.keys)
 
     def _bucket(self, key: Key) -> Bucket:

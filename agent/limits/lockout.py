@@ -1,14 +1,14 @@
-"""Users whose processes connect and hang up without end are locked out for a while, by the kernel.
+"""Lock a user out of the socket for a moment, when its processes connect and hang up without end.
 
-Such a connect costs its maker nearly nothing, and everybody else waits behind it in the one queue
-that a listening socket has (listen(2)). Nobody gets as far as that queue who may not write to the
-socket's file (unix(7)), so that an entry in the file's access control list (acl(5)) keeps out one
-user and nobody else.
+Such a connect costs the client nearly nothing, and all other connections wait behind it in the one
+queue of the listening socket (listen(2)). The kernel refuses a connect before this queue if the
+user may not write to the socket's file (unix(7)). An entry in the file's access control list
+(acl(5)) therefore keeps out one user and no other.
 
-Our entries have the right to execute, which means nothing on a socket, so that no operator's looks
-like them: what an agent that was killed has left behind goes at the next start. Root and the owner
-of the file are spared: such an entry would keep out only those of them who have given up their
-capabilities.
+The agent's entries have the execute permission, which means nothing on a socket: no entry of an
+operator looks like that. At its start the agent removes such entries, which a killed agent leaves
+behind. Root and the owner of the file are never locked out: an entry would stop only their
+processes without capabilities.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 
     from agent.signals import Signals
 
-# The queue may hold 4096 from before an agent was there.
+# At the start the queue may hold 4096 connections, hung up while no agent was running.
 HANG_UPS_AT_ONCE = 2 * 4096
-# More than any program does that is in its right mind; a loop makes some 200,000. As many get
-# through each second before the next lockout, and everybody waits behind those: 3 ms.
+# More than any sensible program makes; a loop makes some 200,000. Each second before the next
+# lockout lets so many through, and other users wait behind them for 3 ms.
 HANG_UPS_PER_SECOND = 1000.0
 LOCKED_SECONDS = 1.0
-# As many at a time. A list may be longer, but takes longer then.
+# Users at a time: the kernel walks the list at each connect.
 MOST_USERS = 64
 # Log lines of each user, and of all users together.
 LINES_PER_USER = Rate(1, 10.0)
@@ -48,13 +48,13 @@ LINES_IN_ALL = Rate(10, 1.0)
 _ATTRIBUTE = "system.posix_acl_access"
 _HEADER, _ENTRY = struct.Struct("<I"), struct.Struct("<HHI")
 _VERSION, _NO_ID = 2, 0xFFFFFFFF
-# To execute.
+# The permission to execute marks the agent's entries.
 _OURS = 1
 _OWNER, _USER, _GROUP_OF_FILE, _GROUP, _MASK, _OTHERS = 1, 2, 4, 8, 16, 32
 
 
 class AclEntry(NamedTuple):
-    """Of an access control list: whom it is about, and what they may do."""
+    """An entry of an access control list (acl(5))."""
 
     tag: int
     identity: int
@@ -62,7 +62,7 @@ class AclEntry(NamedTuple):
 
 
 class Lockout:
-    """Locks users out of the socket file at `path`, to which this process has to belong."""
+    """Locks users out of the socket file at `path`, which must belong to the agent's user."""
 
     def __init__(
         self,
@@ -70,10 +70,12 @@ class Lockout:
         path: str,
         log: FilteringBoundLogger,
         signals: Signals,
+        locked_seconds: float = LOCKED_SECONDS,
     ) -> None:
         self._loop = loop
         self._path = path
         self._signals = signals
+        self._locked_seconds = locked_seconds
         self._buckets: LRUCache[int, Bucket] = LRUCache(KEYS)
         self._throttled = ThrottledLog(log, LINES_PER_USER, LINES_IN_ALL, loop.time)
         self._timers: dict[int, asyncio.TimerHandle] = {}
@@ -82,24 +84,25 @@ class Lockout:
 
     @property
     def users(self) -> Collection[int]:
-        """Who is locked out now."""
+        """The users that are locked out now."""
         return self._timers.keys()
 
     def hung_up(self, uid: int, times: int) -> None:
-        """So many connections of this user came to nothing."""
+        """Count connections of this user that were hung up before they were accepted."""
         now = self._loop.time()
         bucket = self._buckets.get(uid)
         if bucket is None:
             bucket = Bucket(burst=HANG_UPS_AT_ONCE, rate=HANG_UPS_PER_SECOND)
             self._buckets[uid] = bucket
-        # At most a second's debt: who goes on is locked out again at once, who has stopped is free.
-        owed = bucket.tokens(now) + HANG_UPS_PER_SECOND * LOCKED_SECONDS
-        bucket.charge(min(times, max(0.0, owed)), now)
+        # The debt is at most that of one lockout: a user that continues is locked out again at
+        # once, and a user that has stopped is free after it.
+        room = bucket.tokens(now) + HANG_UPS_PER_SECOND * self._locked_seconds
+        bucket.charge(min(times, max(0.0, room)), now)
         if bucket.tokens(now) < 0 and uid not in self._timers and len(self._timers) < MOST_USERS:
             self._lock(uid)
 
     def close(self) -> None:
-        """Let everybody in again."""
+        """Remove the agent's entries from the list."""
         pending = [*self._timers.values(), *([self._retry] if self._retry else [])]
         for timer in pending:
             timer.cancel()
@@ -110,27 +113,27 @@ class Lockout:
     def _lock(self, uid: int) -> None:
         if uid in {0, self._owner()} or not self._change((*self._timers, uid)):
             return
-        self._timers[uid] = self._loop.call_later(LOCKED_SECONDS, self._unlock, uid)
+        self._timers[uid] = self._loop.call_later(self._locked_seconds, self._unlock, uid)
         self._signals.refused(Refused.LOCKED_OUT)
         self._throttled.warning(
             "user locked out",
             uid,
             reason="its processes connect and hang up again and again",
             uid=uid,
-            duration_seconds=LOCKED_SECONDS,
+            duration_seconds=self._locked_seconds,
         )
 
     def _unlock(self, uid: int) -> None:
         del self._timers[uid]
-        self._keep_up()
+        self._write_list()
 
-    def _keep_up(self) -> None:
-        """Have those locked out who are to be, and nobody else, however often that fails."""
+    def _write_list(self) -> None:
+        """Write the list of the users to lock out, and retry until it succeeds."""
         if self._retry is not None:
-            self._retry.cancel()  # of two who could not be let in, one tries for both
+            self._retry.cancel()  # one retry serves all users
             self._retry = None
         if not self._change(tuple(self._timers)):
-            self._retry = self._loop.call_later(LOCKED_SECONDS, self._keep_up)
+            self._retry = self._loop.call_later(self._locked_seconds, self._write_list)
 
     def _owner(self) -> int:
         try:
@@ -139,7 +142,7 @@ class Lockout:
             return -1
 
     def _change(self, users: Collection[int]) -> bool:
-        """Have these users locked out, and no others; whether that is possible."""
+        """Lock these users out and no others; return whether the list could be written."""
         try:
             entries = sorted(_locked(_read(self._path), users))
             os.setxattr(self._path, _ATTRIBUTE, _encode(entries), follow_symlinks=False)
@@ -156,9 +159,10 @@ class Lockout:
 
 
 def _locked(entries: Sequence[AclEntry], users: Collection[int]) -> Sequence[AclEntry]:
-    """The entries that others have made, and ours for these users.
+    """Return the operator's entries, and the agent's for these users.
 
-    The kernel takes the first of two about one user: that is ours, as it has the fewest rights.
+    Of two entries for one user the kernel takes the first. After sorting that is the agent's, which
+    has the fewest rights.
     """
     kept = [each for each in entries if not (each.tag == _USER and each.rights == _OURS)]
     ours = [AclEntry(_USER, uid, _OURS) for uid in users]
@@ -166,13 +170,13 @@ def _locked(entries: Sequence[AclEntry], users: Collection[int]) -> Sequence[Acl
     if all(each.tag in {_OWNER, _GROUP_OF_FILE, _MASK, _OTHERS} for each in (*kept, *ours)):
         return [_narrowed(each, masks) for each in kept if each.tag != _MASK]
     if not masks:
-        # What the group of the file may do, it may do on.
+        # A list with users needs a mask. This one leaves the file's group its rights.
         kept += [AclEntry(_MASK, _NO_ID, e.rights) for e in kept if e.tag == _GROUP_OF_FILE]
     return [*kept, *ours]
 
 
 def _narrowed(entry: AclEntry, masks: Sequence[int]) -> AclEntry:
-    """What a mask took from the group, by chmod(1) meanwhile, it does not get back with its end."""
+    """Keep from the file's group the rights that the mask took, for example by chmod(1)."""
     if entry.tag != _GROUP_OF_FILE or not masks:
         return entry
     return entry._replace(rights=entry.rights & masks[0])

@@ -1,11 +1,12 @@
-"""How much of the agent one user, one cgroup, and all together may have at a time.
+"""Quotas: how many connections, streams, attestations and calls an account may have at a time.
 
-Each is counted by itself: what a user has in one cgroup, what it has in all, and what all users of
-one cgroup have. A container that runs away leaves the other half to the containers of the same
-user; a user that runs away leaves the other half to the other users of its cgroup.
+Each quota counts a user in one cgroup, a user in all cgroups, all users of one cgroup, and all
+together. A runaway container leaves half of its user's quota to the user's other containers. A
+runaway user leaves half of its cgroup's quota to the other users of that cgroup.
 
-The cgroup is cut where it begins to be the affair of whoever runs there, who could otherwise have
-as many as it likes. What is over a limit gets an error that asks to come again.
+The cgroup is cut at the unit, user slice or container (agent.kernel.account): below, a process
+could make as many cgroups as it likes. Over a quota the caller gets an error that asks it to try
+again.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from agent.kernel.account import Account, Key, Scope
 
 
 class Resource(StrEnum):
-    """What there may be too many of."""
+    """A thing that a quota bounds."""
 
     CONNECTIONS = "connections"
     STREAMS = "streams"
@@ -27,28 +28,28 @@ class Resource(StrEnum):
     CALLS = "calls"
 
 
-_WHOSE = {
+_OF = {
     Scope.USER_IN_CGROUP: "this user in this cgroup",
     Scope.USER: "this user",
     Scope.CGROUP: "this cgroup",
     Scope.ALL: "all processes together",
 }
 REASONS = tuple(f"{kind}_of_{scope}" for kind in Resource for scope in Scope)
-"""All words of OverLimitError.reason."""
+"""All values of OverLimitError.reason."""
 
 
 class OverLimitError(UnavailableError):
-    """Somebody has its share already. `reason` is one of few words, for counting."""
+    """A quota is exhausted. `reason` is one of REASONS, for the metrics."""
 
     def __init__(self, what: Resource, scope: Scope) -> None:
         self.reason = f"{what}_of_{scope}"
-        super().__init__(f"too many {what} of {_WHOSE[scope]}; try again later")
+        super().__init__(f"too many {what} of {_OF[scope]}; try again later")
 
 
 class Quota:
-    """How many there may be at a time: `most` in all, `per_user` of one user or cgroup.
+    """A bound on one resource: `most` in all, `per_user` for one user or one cgroup.
 
-    Half of that of one user in one cgroup.
+    One user in one cgroup may have half of `per_user`.
     """
 
     def __init__(self, what: Resource, *, most: int, per_user: int) -> None:
@@ -62,11 +63,11 @@ class Quota:
         self._counts: dict[Key, int] = {}
         self._count = 0
 
-    def enter(self, account: Account, number: int = 1) -> None:
-        """Be one more, or so many.
+    def acquire(self, account: Account, number: int = 1) -> None:
+        """Count so many more for this account.
 
         Raises:
-            OverLimitError: there are enough; none of them has entered.
+            OverLimitError: a share is exhausted; then none is counted.
         """
         counts = {key: self._counts.get(key, 0) + number for key in account.keys}
         for key, count in counts.items():
@@ -77,8 +78,8 @@ class Quota:
         self._counts.update(counts)
         self._count += number
 
-    def leave(self, account: Account, number: int = 1) -> None:
-        """Be one less, or so many."""
+    def release(self, account: Account, number: int = 1) -> None:
+        """Count so many less for this account."""
         self._count -= number
         for key in account.keys:
             self._counts[key] -= number
@@ -88,7 +89,7 @@ class Quota:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How many there may be, of all and of one user or cgroup."""
+    """The sizes of the quotas: in all, and for one user or cgroup."""
 
     connections: int
     connections_per_user: int
@@ -99,11 +100,11 @@ class Limits:
 
 
 class Quotas:
-    """Admits connections, streams and attestations, and calls on top.
+    """The quotas of connections, streams, attestations and calls.
 
-    A stream counts when the server has begun with it, and not before its request is complete. Calls
-    count from their first byte, whatever they are for: there may be as many as streams and
-    attestations together.
+    A stream counts from the moment when the server begins with its complete request. A call counts
+    from its first byte, whatever its method: there may be as many calls as streams and attestations
+    together.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -123,65 +124,65 @@ class Quotas:
         )
 
     def connect(self, account: Account) -> None:
-        """Let a connection in; `disconnect` at its end.
+        """Count a connection; `disconnect` at its end.
 
         Raises:
-            OverLimitError: it is one too many.
+            OverLimitError: the quota is exhausted.
         """
-        self._connections.enter(account)
+        self._connections.acquire(account)
 
     def disconnect(self, account: Account) -> None:
-        """The end of a connection that was let in."""
-        self._connections.leave(account)
+        """Release a connection that was counted."""
+        self._connections.release(account)
 
     def calls(self, account: Account, before: int, now: int) -> None:
-        """On a connection of theirs there are so many calls under way now, and were before.
+        """Change the number of open calls of one connection.
 
         Raises:
-            OverLimitError: these are too many; those before still count.
+            OverLimitError: the quota is exhausted; then `before` still counts.
         """
         if now > before:
-            self._calls.enter(account, now - before)
+            self._calls.acquire(account, now - before)
         elif now < before:
-            self._calls.leave(account, before - now)
+            self._calls.release(account, before - now)
 
     def stream(self, account: Account) -> Slot:
-        """Be a stream for the block.
+        """Count a stream while the block runs.
 
         Raises:
-            OverLimitError: it is one too many.
+            OverLimitError: the quota is exhausted.
         """
         return Slot(self._streams, account)
 
     def attestation(self, account: Account) -> Slot:
-        """Be attested for the block.
+        """Count an attestation while the block runs.
 
         Raises:
-            OverLimitError: it is one too many.
+            OverLimitError: the quota is exhausted.
         """
         return Slot(self._attestations, account)
 
 
 class Slot:
-    """Somebody within an occupancy, for the block or until they `leave` it."""
+    """A unit of a quota, held while a block runs or until `release`."""
 
-    __slots__ = ("_account", "_entered", "_quota")
+    __slots__ = ("_account", "_held", "_quota")
 
     def __init__(self, quota: Quota, account: Account) -> None:
         self._quota = quota
         self._account = account
-        self._entered = False
+        self._held = False
 
     def __enter__(self) -> Self:
-        self._quota.enter(self._account)
-        self._entered = True
+        self._quota.acquire(self._account)
+        self._held = True
         return self
 
     def __exit__(self, *_error: object) -> None:
-        self.leave()
+        self.release()
 
-    def leave(self) -> None:
-        """Before the end of the block; again is harmless."""
-        if self._entered:
-            self._entered = False
-            self._quota.leave(self._account)
+    def release(self) -> None:
+        """Release it before the end of the block. A second call has no effect."""
+        if self._held:
+            self._held = False
+            self._quota.release(self._account)

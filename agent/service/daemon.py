@@ -24,7 +24,7 @@ from agent.api.guard import Guard
 from agent.api.servers import MAX_ADMIN_CALL_BYTES, make_admin_server, make_workload_server
 from agent.api.workload import STREAMING
 from agent.client.endpoint import endpoint_uri
-from agent.gate.listener import Listener, disregarded
+from agent.gate.listener import Listener, settings_without_effect
 from agent.gate.socket_activation import take_sockets
 from agent.service.endpoint import Endpoint
 from agent.service.policies import admin_socket, administrators, public_socket
@@ -154,7 +154,9 @@ def _take_sockets(settings: Settings, stack: AsyncExitStack) -> dict[str, Activa
 
 def _warn_of_disregarded(settings: Settings, log: FilteringBoundLogger) -> None:
     """Whoever wrote down who may connect believes that it holds."""
-    for name in settings.model_fields_set.intersection(disregarded(public_socket(settings))):
+    for name in settings.model_fields_set.intersection(
+        settings_without_effect(public_socket(settings))
+    ):
         log.warning(
             "setting does not hold for a socket that the service manager made: "
             "set SocketMode=, SocketUser= or SocketGroup= in its unit",

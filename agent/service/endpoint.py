@@ -63,9 +63,9 @@ class Endpoint:
         """Stop, as told above."""
         self.gate.stop_accepting()
         self.listener.close()
-        await self.gate.turn_away(TURN_AWAY_SECONDS)
+        await self.gate.go_away(TURN_AWAY_SECONDS)
         self.end_streams()
-        await self.gate.quiet(QUIET_SECONDS)
+        await self.gate.wait_for_calls(QUIET_SECONDS)
         await self.server.stop(grace=None)
         await self.gate.drain(DRAIN_SECONDS)
         self.gate.close()

@@ -31,7 +31,7 @@ from agent.limits.fair_queue import FairQueue
 from agent.limits.quotas import REASONS, Quotas
 from agent.service.policies import authority_policy, identification, limits, serving_policy, spread
 from agent.service.reload import CurrentSettings, SettingsReloader
-from agent.signals import UNHEARD
+from agent.signals import NO_SIGNALS
 from agent.svids.disk_cache import FILE as CACHE_FILE
 from agent.svids.disk_cache import KEY_FILE, DiskCache, cache_secret
 from agent.svids.jwt import JwtSvids
@@ -220,7 +220,7 @@ def make_gate(
     call_bytes: int,
     audit: Audit,
     log: FilteringBoundLogger,
-    signals: Signals = UNHEARD,
+    signals: Signals = NO_SIGNALS,
 ) -> Gate:
     """A gate in front of the server on the socket `inner` in the data directory."""
     loop, path = asyncio.get_running_loop(), str(Path(settings.data_dir) / inner)

@@ -13,7 +13,7 @@ from cachetools import LRUCache
 
 from agent.authority.jwt_issuer import JwtSvidRequest
 from agent.errors import AuthorityError
-from agent.signals import UNHEARD, Stage, Stopwatch
+from agent.signals import NO_SIGNALS, Stage, Stopwatch
 from agent.telemetry.throttled_log import ThrottledLog
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class JwtSvids:
         clock: Clock,
         default_ttl: timedelta,
         log: FilteringBoundLogger,
-        signals: Signals = UNHEARD,
+        signals: Signals = NO_SIGNALS,
         cache_size: int = CACHE_SIZE,
     ) -> None:
         self.default_ttl = default_ttl

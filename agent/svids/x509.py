@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from agent.authority.x509_issuer import X509SvidRequest
 from agent.errors import AuthorityError
-from agent.signals import UNHEARD, Stage, Stopwatch
+from agent.signals import NO_SIGNALS, Stage, Stopwatch
 from agent.spiffe import keys
 from agent.spiffe.keys import KeyType
 from agent.svids.x509_svid import X509Svid
@@ -114,7 +114,7 @@ class X509Svids:
         default_ttl: timedelta,
         spread: Callable[[], float],
         log: FilteringBoundLogger,
-        signals: Signals = UNHEARD,
+        signals: Signals = NO_SIGNALS,
         store: SvidStore | None = None,
     ) -> None:
         self.default_ttl = default_ttl

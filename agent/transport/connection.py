@@ -1,7 +1,7 @@
-"""One accepted connection: in its turn it is relayed to the server, and watched while it is.
+"""One accepted connection: relay it to the gRPC server, and watch its process's pidfd meanwhile.
 
-It ends when either side ends it, the moment its process exits (the pidfd polls readable), and at
-the first byte of anybody else, whoever may still hold the socket.
+It ends when either side closes it, when its process exits (the event loop watches the pidfd), and
+at the first byte of another process, even if that process holds the socket rightfully.
 
 A connection owns its sockets, and closes them at its end.
 """
@@ -19,7 +19,7 @@ from agent.errors import PeerError
 from agent.kernel.sender import receive
 from agent.limits.quotas import OverLimitError
 from agent.transport.challenge import Challenge
-from agent.transport.relay import CHUNK_BYTES, Relay, Side, at_once, unread_bytes
+from agent.transport.relay import CHUNK_BYTES, Relay, Side, unread_bytes
 
 if TYPE_CHECKING:
     import asyncio
@@ -32,15 +32,15 @@ if TYPE_CHECKING:
 
 ConnectionToken = NewType("ConnectionToken", str)
 
-# How often, and how many times, the inner server is tried again while it cannot be reached.
+# Retries while the inner server cannot be reached.
 INNER_RETRY_SECONDS = 0.01
 INNER_ATTEMPTS = 300
-# A full queue, and no descriptors left: others come to an end meanwhile.
-_PASSING = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE})
+# A full queue, or no free descriptors: other connections may end meanwhile.
+_TEMPORARY = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE})
 
 
 class TooManyCallsError(PeerError):
-    """One call more is too much."""
+    """The quota of calls is exhausted."""
 
     def __init__(self, error: OverLimitError) -> None:
         super().__init__(str(error))
@@ -48,7 +48,7 @@ class TooManyCallsError(PeerError):
 
 
 class SilentError(PeerError):
-    """It has not asked for anything."""
+    """The connection sent no request in time."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"no request within {seconds:g} s")
@@ -56,18 +56,18 @@ class SilentError(PeerError):
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """Who came in. `caller` is an error where the kernel could not name the peer."""
+    """A connection's caller, account and lane. Where the kernel cannot name it, `caller` is why."""
 
     caller: Caller | PeerError
     account: Account
     lane: Lane
-    """Where what it sends waits for its turn."""
+    """The lane of the fair queue in which its bytes wait."""
 
 
 class Connection:
-    """A connection on the socket `outer`. `call_bytes`: the most bytes of a call's request.
+    """A connection on the socket `outer`. `call_bytes` bounds the bytes of a request.
 
-    `on_end` is called once, after it has ended, with the reason: a word, or the error that cut it.
+    `on_end` is called once, after its end, with the reason: a text, or the error that ended it.
     """
 
     __slots__ = (
@@ -96,50 +96,54 @@ class Connection:
         on_end: Callable[[Connection, str | PeerError], None],
     ) -> None:
         self.token = ConnectionToken(secrets.token_hex(16))
-        """Its name on the side of the server, which nobody can guess."""
+        """The name of its inner connection, which no other process can guess."""
         self.admitted = admitted
         self.calls = 0
-        """With how many the server has begun."""
+        """The number of calls with which the server has begun."""
         self.challenge = Challenge(self._send, call_bytes)
         self._loop = loop
         self._outer = outer
         self._quotas = quotas
         self._on_end = on_end
-        self._unbegun = 0  # how many the server can begin with and has not
-        self._counted = 0  # how many are under way, as `quotas` was told
+        self._unbegun = 0  # complete requests with which the server has not begun
+        self._counted = 0  # open calls that `quotas` counts
         self._relay: Relay | None = None
         self._silence: asyncio.TimerHandle | None = None
         self._ended = False
 
     @property
     def caller(self) -> Caller:
-        """Who made it.
+        """The caller that made it.
 
         Raises:
             PeerError: the kernel could not name the peer.
         """
         if isinstance(self.admitted.caller, PeerError):
-            # Without the trace of the last call, all that was at hand in which would be kept.
+            # The traceback of the last raise would keep that call's objects in memory.
             raise self.admitted.caller.with_traceback(None)
         return self.admitted.caller
 
-    def start(self, inner_path: str, first_request_seconds: float) -> None:
-        """Relay it to the server there when it is its turn; it may be silent for so long."""
+    def start(
+        self, inner_path: str, first_request_seconds: float, attempts: int = INNER_ATTEMPTS
+    ) -> None:
+        """Relay it to the server behind `inner_path` when its lane passes it."""
         if not isinstance(self.admitted.caller, PeerError):
             self._loop.add_reader(self.admitted.caller.process, self.end, "process exited")
-        begin = partial(self._connect_in_turn, inner_path, first_request_seconds)
+        begin = partial(self._connect_in_turn, inner_path, first_request_seconds, attempts)
         if self.admitted.lane.pass_or_wait(begin):
             begin()
 
     def begin_call(self) -> None:
-        """The server has begun with a call."""
+        """Note that the server has begun with a call."""
         self.calls += 1
-        if self._unbegun:  # one that needs no message, as of an unknown method, was never counted
+        # The server begins with a call of an unknown method before its request is complete: such a
+        # call was never counted.
+        if self._unbegun:
             self._unbegun -= 1
-            self.admitted.lane.begun()
+            self.admitted.lane.note_begun()
 
     def end(self, reason: str | PeerError) -> None:
-        """Cut it at once; again is harmless."""
+        """Close it at once. A second call has no effect."""
         if self._ended:
             return
         self._ended = True
@@ -156,15 +160,17 @@ class Connection:
 
     # --- to the server --------------------------------------------------------------------------
 
-    def _connect_in_turn(self, inner_path: str, first_request_seconds: float) -> None:
+    def _connect_in_turn(
+        self, inner_path: str, first_request_seconds: float, attempts: int
+    ) -> None:
         if self._ended:
             return
         if has_hung_up(self._outer):
-            self.admitted.lane.passed(0, 0)
+            self.admitted.lane.note_read(0, 0)
             self.end("closed")
         else:
-            self.admitted.lane.connected()
-            self._connect(inner_path, first_request_seconds, INNER_ATTEMPTS)
+            self.admitted.lane.note_connection()
+            self._connect(inner_path, first_request_seconds, attempts)
 
     def _connect(self, inner_path: str, first_request_seconds: float, attempts: int) -> None:
         if self._ended:
@@ -177,7 +183,7 @@ class Connection:
         except OSError as error:
             if inner is not None:
                 inner.close()
-            if error.errno in _PASSING and attempts:
+            if error.errno in _TEMPORARY and attempts:
                 again = partial(self._connect, inner_path, first_request_seconds, attempts - 1)
                 self._loop.call_later(INNER_RETRY_SECONDS, again)
             else:
@@ -187,11 +193,13 @@ class Connection:
             self._await_request(first_request_seconds)
 
     def _start_relay(self, inner: socket.socket) -> None:
-        turn = partial(self.admitted.lane.pass_or_wait, unread=partial(unread_bytes, self._outer))
+        may_read = partial(
+            self.admitted.lane.pass_or_wait, unread=partial(unread_bytes, self._outer)
+        )
         self._relay = Relay(
             self._loop,
-            Side(self._outer, self._client_reader(), turn),
-            Side(inner, partial(self._read_server, inner), at_once),
+            Side(self._outer, self._client_reader(), may_read),
+            Side(inner, partial(self._read_server, inner)),
             self.end,
         )
         self._relay.start()
@@ -201,17 +209,17 @@ class Connection:
 
     def _end_if_silent(self, seconds: float) -> None:
         if self._relay is not None and self._relay.outbound.waiting:
-            self._await_request(seconds)  # we were not listening
+            self._await_request(seconds)  # the agent did not read meanwhile
         elif not self.challenge.frames.requests:
             self.end(SilentError(seconds))
 
-    # --- what passes ----------------------------------------------------------------------------
+    # --- bytes ----------------------------------------------------------------------------------
 
     def _client_reader(self) -> Callable[[], bytes | None]:
         caller, outer, lane = self.admitted.caller, self._outer, self.admitted.lane
-        if isinstance(caller, PeerError):  # refused anyway, whoever speaks
-            return lambda: self._from_client(outer.recv(lane.bite))
-        return lambda: self._from_client(receive(outer, lane.bite, caller))
+        if isinstance(caller, PeerError):  # every call is refused, whichever process sends it
+            return lambda: self._from_client(outer.recv(lane.read_bytes))
+        return lambda: self._from_client(receive(outer, lane.read_bytes, caller))
 
     def _from_client(self, chunk: bytes) -> bytes | None:
         if not chunk:
@@ -223,7 +231,7 @@ class Connection:
             if len(challenge.open) != self._counted:
                 self._count_calls(len(challenge.open))
             if self._silence is not None and frames.requests:
-                self._silence.cancel()  # to find out later that all is well costs more
+                self._silence.cancel()  # cheaper than a timer that fires
                 self._silence = None
         except OverLimitError as error:
             raise TooManyCallsError(error) from error
@@ -232,7 +240,7 @@ class Connection:
         finally:
             complete = frames.complete - complete
             self._unbegun += complete
-            self.admitted.lane.passed(frames.requests - requests, complete)
+            self.admitted.lane.note_read(frames.requests - requests, complete)
 
     def _read_server(self, inner: socket.socket) -> bytes | None:
         chunk = inner.recv(CHUNK_BYTES)
@@ -254,7 +262,7 @@ class Connection:
 
 
 def has_hung_up(sock: socket.socket) -> bool:
-    """Whether there is nothing to read, nor will be."""
+    """Return whether the client has hung up and left nothing to read."""
     try:
         return not sock.recv(1, socket.MSG_PEEK)
     except BlockingIOError:

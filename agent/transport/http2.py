@@ -1,10 +1,10 @@
-"""HTTP/2 frames as they pass by (RFC 9113): where one may be put in, and which answer is ours.
+"""HTTP/2 frames that pass through (RFC 9113): insert frames, take out answers, count calls.
 
-Nothing is changed but that: a frame more towards the client, and one less towards the server.
-Whatever the bytes are, valid or not, all others pass in their order; only the beginning of a frame
-that is still incomplete is held back until the rest of it has come. What does not pass
-is what the server would have to keep in memory: a header block without end, and a request that is
-too large. On the way it is noted which calls are under way.
+The module changes the stream in two ways only: it inserts a frame towards the client, and removes
+the answer to it. All other bytes, valid or not, pass in their order. It holds back only the
+beginning of a frame until its header, or its PING, is complete. It refuses what the server would
+have to keep in memory: a header block without end, and a request that is too large. It counts the
+open calls.
 """
 
 from __future__ import annotations
@@ -15,18 +15,17 @@ from typing import TypeAlias
 
 from agent.errors import PeerError
 
-# RFC 9113 section 3.4: what a client sends before its first frame.
+# RFC 9113 section 3.4: the connection preface of a client.
 CLIENT_PREFACE_BYTES = 24
 # Sections 4.1 and 6.7.
 _HEADER = struct.Struct(">HBBBI")  # the length has 24 bits
 HEADER_BYTES = 9
 PAYLOAD_BYTES = 8
 PING_BYTES = HEADER_BYTES + PAYLOAD_BYTES
-# As much as the server takes in the end, with the headers of the frames: a call of a workload has
-# some 200 bytes.
+# The limit of the server, with the headers of the frames. A workload's call has some 200 bytes.
 MAX_HEADER_BLOCK_BYTES = 16 * 1024
 
-# What gRPC has before each message. Its server begins with a call when it has one.
+# The prefix of a gRPC message. The server begins with a call when it has one.
 MESSAGE_HEADER_BYTES = 5
 
 _DATA, _HEADERS, _RST_STREAM, _PUSH_PROMISE, _PING, _GOAWAY, _CONTINUATION = 0, 1, 3, 5, 6, 7, 9
@@ -36,17 +35,17 @@ _OF_HEADER_BLOCKS = frozenset({_HEADERS, _PUSH_PROMISE, _CONTINUATION})
 _PING_HEADER = bytes([0, 0, PAYLOAD_BYTES, _PING, 0, 0, 0, 0, 0])
 _HIGHEST_STREAM = (1 << 31) - 1
 GO_AWAY = bytes([0, 0, 8, _GOAWAY, 0, 0, 0, 0, 0]) + _HIGHEST_STREAM.to_bytes(4, "big") + bytes(4)
-"""Tells a client to make its next calls on another connection; those under way go on (section 6.8).
+"""Tells a client to make its next calls on another connection (section 6.8).
 
-No call is said to be too late for this one, because some may be on their way.
+The last stream is the highest number, so that calls on their way are still served.
 """
 
 
 def ping(payload: bytes) -> bytes:
-    """A PING frame. The other side must send the same eight bytes back (section 6.7).
+    """Make a PING frame. The other side must send the same eight bytes back (section 6.7).
 
     Raises:
-        ValueError: the payload has not eight bytes.
+        ValueError: the payload does not have eight bytes.
     """
     if len(payload) != PAYLOAD_BYTES:
         raise ValueError(f"a PING carries {PAYLOAD_BYTES} bytes, not {len(payload)}")
@@ -54,29 +53,29 @@ def ping(payload: bytes) -> bytes:
 
 
 Header: TypeAlias = tuple[int, int, int, int, int]
-"""Where a frame begins in the bytes that it is in, and what it says: kind, flags, stream, length.
+"""A frame's offset in its chunk, and its header: kind, flags, stream, length.
 
-A plain tuple, because there is one for each frame of each call.
+A plain tuple, because each frame of each call has one.
 """
 
 
 class _Cutter:
-    """Finds where frames begin in a stream that arrives in any pieces."""
+    """Finds the beginnings of frames in a stream that arrives in chunks of any size."""
 
     def __init__(self, preface_bytes: int) -> None:
         self._ahead = preface_bytes
-        """How many bytes of what comes next belong to what has begun already."""
+        """The number of coming bytes that belong to the present frame."""
         self._held = b""
 
     @property
     def between_frames(self) -> bool:
-        """Whether all that was handed out so far ends with the end of a frame."""
+        """Whether the bytes returned so far end with the end of a frame."""
         return self._ahead == 0
 
     def cut(self, chunk: bytes) -> tuple[bytes, list[Header]]:
-        """The bytes that may pass now, and the frames that begin in them.
+        """Return the bytes that may pass now, and the frames that begin in them.
 
-        A header is never cut in two, nor is a PING.
+        A frame's header is never cut in two, nor is a PING.
         """
         data = self._held + chunk if self._held else chunk
         headers = []
@@ -86,7 +85,7 @@ class _Cutter:
             length = high << 8 | low
             if kind == _PING and length == PAYLOAD_BYTES and at + PING_BYTES > end:
                 break
-            # The first bit of the stream is reserved, and to be ignored (section 4.1).
+            # The first bit of the stream is reserved and must be ignored (section 4.1).
             headers.append((at, kind, flags, stream & _HIGHEST_STREAM, length))
             at += HEADER_BYTES + length
         if at >= end:
@@ -97,11 +96,11 @@ class _Cutter:
 
 
 class RequestSizeError(PeerError):
-    """A client sends too much in one call."""
+    """A call is too large."""
 
 
 class Calls:
-    """The calls of one connection that are under way, by the frames that pass (section 5.1).
+    """The open calls of one connection, by the frames that pass (section 5.1).
 
     In each of them the client may send `most_bytes`.
     """
@@ -109,26 +108,27 @@ class Calls:
     def __init__(self, most_bytes: float = math.inf) -> None:
         self._most_bytes = most_bytes
         self.open: dict[int, int] = {}
-        """Those that the server has not ended, nor the client given up; how much that has sent."""
+        """Calls that neither side has ended, with the number of bytes that the client has sent."""
         self.unanswered: set[int] = set()
-        """Those of them that have had no response yet, not even the first of many."""
+        """Open calls without a first response."""
         self._last = 0
 
     def from_client(self, kind: int, flags: int, stream: int, length: int) -> bool:
-        """Such a frame of the client's begins to pass.
+        """Note that a frame of the client begins to pass.
 
         Returns:
-            Whether with its end the server has something to begin with: once for each call.
+            Whether the end of this frame lets the server begin with the call; once for each call.
 
         Raises:
-            RequestSizeError: with it the client has sent too much in one call.
+            RequestSizeError: with this frame the call is too large.
         """
         if kind == _RST_STREAM:
             self._end(stream)
         if kind not in _MAY_END_STREAM:
             return False
         if kind == _HEADERS and stream > self._last:
-            # Each call has a higher number than the last (section 5.1.1); others are trailers.
+            # Each call has a higher number than the last (section 5.1.1). Other HEADERS are
+            # trailers.
             self._last = stream
             self.open[stream] = 0
             self.unanswered.add(stream)
@@ -142,7 +142,7 @@ class Calls:
         return has_message and before < MESSAGE_HEADER_BYTES
 
     def from_server(self, kind: int, flags: int, stream: int) -> None:
-        """Such a frame of the server's begins to pass."""
+        """Note that a frame of the server begins to pass."""
         if kind == _RST_STREAM or (flags & _END_STREAM and kind in _MAY_END_STREAM):
             self._end(stream)
         elif kind == _DATA:
@@ -154,14 +154,14 @@ class Calls:
 
 
 class HeaderBlockError(PeerError):
-    """A client sends headers without end."""
+    """A header block is too large."""
 
 
 class ClientFrames:
-    """Client to server: takes out the answers to our own PINGs, and those only.
+    """Client to server: removes the answers to the agent's own PINGs, and no other frame.
 
-    `requests` is how many header blocks have begun: each is a request, or one of the trailers that
-    no client of ours sends. `complete` is with how many of them the server can begin.
+    `requests` counts the header blocks: each begins a request (or is a trailer, which gRPC clients
+    do not send). `complete` counts the requests with which the server can begin.
     """
 
     def __init__(self, calls: Calls | None = None) -> None:
@@ -175,31 +175,31 @@ class ClientFrames:
         self._answered: list[bytes] = []
 
     def expect(self, payload: bytes) -> None:
-        """Take out the answer with this payload when it comes."""
+        """Remove the answer with this payload when it comes."""
         self._awaited.add(payload)
 
     def forget(self, payload: bytes) -> None:
-        """Expect it no more."""
+        """Stop expecting it."""
         self._awaited.discard(payload)
 
     def answered(self) -> list[bytes]:
-        """The payloads that were answered since this was last asked."""
+        """Return the payloads that were answered since the last call."""
         answered, self._answered = self._answered, []
         return answered
 
     def feed(self, chunk: bytes) -> bytes:
-        """What of the stream passes on.
+        """Return the bytes that pass to the server.
 
         Raises:
-            HeaderBlockError: there are too many bytes of headers in one block.
-            RequestSizeError: there are too many bytes in one call.
+            HeaderBlockError: a header block is too large.
+            RequestSizeError: a call is too large.
         """
         data, headers = self._cutter.cut(chunk)
         for _at, kind, flags, stream, length in headers:
             if self._last_is_passing:
                 self.complete += 1
             if kind in _OF_HEADER_BLOCKS:
-                self._look_at_headers(kind, length)
+                self._count_header_bytes(kind, length)
             self._last_is_passing = self._calls.from_client(kind, flags, stream, length)
         if self._last_is_passing and self._cutter.between_frames:
             self.complete += 1
@@ -219,36 +219,36 @@ class ClientFrames:
                 start = at + PING_BYTES
         return b"".join([*kept, data[start:]])
 
-    def _look_at_headers(self, kind: int, length: int) -> None:
+    def _count_header_bytes(self, kind: int, length: int) -> None:
         if kind == _HEADERS:
             self.requests += 1
             self._block_bytes = 0
         elif kind != _CONTINUATION:
             return
-        # The frames' own headers count, so that there is an end to empty frames too.
+        # The headers of the frames count, which bounds the number of empty frames too.
         self._block_bytes += HEADER_BYTES + length
         if self._block_bytes > MAX_HEADER_BLOCK_BYTES:
             raise HeaderBlockError(f"headers of more than {MAX_HEADER_BLOCK_BYTES} bytes")
 
 
 class Insertion:
-    """Server to client: puts frames of ours between others, where the standard allows it."""
+    """Server to client: inserts the agent's frames between others, where the standard allows it."""
 
     def __init__(self, calls: Calls | None = None) -> None:
         self._calls = calls or Calls()
         self._cutter = _Cutter(0)
         self._waiting: list[bytes] = []
-        # The server's first frame must be SETTINGS (section 3.4), and nothing may come between the
-        # frames of one header block (section 4.3).
+        # The server's first frame must be SETTINGS (section 3.4), and no frame may come between
+        # those of one header block (section 4.3).
         self._open = False
 
     def insert(self, frame: bytes) -> bytes:
-        """What to send at once; nothing if ours has to wait for the end of another."""
+        """Return the bytes to send now; none if the frame must wait for the end of another."""
         self._waiting.append(frame)
         return self._release() if self._cutter.between_frames else b""
 
     def feed(self, chunk: bytes) -> bytes:
-        """The stream, with what was waiting put in."""
+        """Return the stream with the waiting frames inserted."""
         data, headers = self._cutter.cut(chunk)
         parts, start = [], 0
         for at, kind, flags, stream, _length in headers:

@@ -1,10 +1,10 @@
-"""Two sockets, tied together: bytes, half-closes and errors pass from each to the other.
+"""Relay between two sockets: pass bytes, half-closes and errors from each to the other.
 
-Memory is bounded: each direction holds at most one chunk, and reads no further until that chunk is
-written, so that a peer which stops reading stops the other side too.
+Memory is bounded: each direction holds at most one chunk, and reads on when the chunk is written. A
+peer that stops reading stops the other side too.
 
-The relay owns both sockets and closes them. It knows nothing of who is calling: how a chunk is
-read, and what of it passes on, is its owner's affair.
+The relay owns both sockets and closes them. It does not know the caller: its owner supplies the
+function that reads a chunk and returns the part that passes.
 """
 
 from __future__ import annotations
@@ -22,39 +22,39 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
-# Linux hands a stream socket's bytes out in buffers of up to 32 KiB payload; two fit.
+# Linux stores the bytes of a stream socket in buffers of up to 32 KiB. Two of them fit.
 CHUNK_BYTES = 64 * 1024
 
 
 def unread_bytes(sock: socket.socket) -> int:
-    """How many bytes there are to read (unix(7), SIOCINQ); none at the end of the stream either."""
+    """Return the number of bytes to read (unix(7), SIOCINQ); 0 also at the end of the stream."""
     return int.from_bytes(fcntl.ioctl(sock, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
-def at_once(_resume: Callable[[], None]) -> bool:
-    """Nobody waits."""
+def always(_resume: Callable[[], None]) -> bool:
+    """Let a side read without waiting."""
     return True
 
 
 @dataclass(slots=True)
 class Side:
-    """One of the two sockets, when and how it is read, and what of its bytes passes to the other.
+    """One of the two sockets, and how it is read.
 
-    `read` gives what is to pass, which may be nothing, and None at the end of the stream. It may
-    raise OSError, and PeerError if what came must not pass: that cuts the connection. `turn` tells
-    whether to read now; if not, it calls what it was handed when it is time.
+    `read` returns the bytes that pass to the other side, which may be none, and None at the end of
+    the stream. It may raise OSError, and PeerError for bytes that must not pass: both end the
+    relay. `may_read` returns whether to read now; if not, it calls its argument later.
     """
 
     sock: socket.socket
     read: Callable[[], bytes | None]
-    turn: Callable[[Callable[[], None]], bool] = at_once
+    may_read: Callable[[Callable[[], None]], bool] = always
 
 
 class Relay:
     """Relays between two connected, non-blocking stream sockets until both have finished.
 
-    `on_close` is called exactly once, after both sockets were closed, with the reason: a word, or
-    the error of a `read` that refused what came.
+    `on_close` is called exactly once, after both sockets were closed, with the reason: a text, or
+    the PeerError of a `read`.
     """
 
     def __init__(
@@ -71,12 +71,12 @@ class Relay:
         self.inbound = _Flow(loop, right, left.sock, self._flow_ended)
 
     def start(self) -> None:
-        """Begin to relay."""
+        """Start to relay."""
         self.outbound.start()
         self.inbound.start()
 
     def close(self, reason: str | PeerError) -> None:
-        """Cut both sides at once; again is harmless."""
+        """Close both sockets at once. A second call has no effect."""
         if self._closed:
             return
         self._closed = True
@@ -109,7 +109,7 @@ class _Flow:
         self._loop = loop
         self._source = source.sock
         self._take = source.read
-        self._turn = source.turn
+        self._may_read = source.may_read
         self._target = target
         self._on_end = on_end
         self._pending = memoryview(b"")
@@ -126,7 +126,7 @@ class _Flow:
         self.ended = True
 
     def send(self, data: bytes) -> None:
-        """Send something else, behind what is on its way."""
+        """Send other bytes, behind those that are on their way."""
         if self.ended:
             return
         if self._pending:
@@ -135,7 +135,7 @@ class _Flow:
             self._pass_on(data)
 
     def _on_readable(self) -> None:
-        if self._turn(self._resume):
+        if self._may_read(self._resume):
             self._read()
         else:
             self.waiting = True
@@ -175,7 +175,7 @@ class _Flow:
             self._loop.add_reader(self._source, self._on_readable)
 
     def _write(self, data: bytes | memoryview) -> int:
-        """Write what can be written; how much that was. It may end the flow."""
+        """Write as much as the socket takes, and return its length. An error ends the flow."""
         try:
             return self._target.send(data, socket.MSG_NOSIGNAL)
         except (BlockingIOError, InterruptedError):

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 from agent.entries.explain import explain
 from agent.entries.identity import match
 from agent.errors import AttestationError, NoIdentityError
-from agent.signals import UNHEARD, Stage, Stopwatch
+from agent.signals import NO_SIGNALS, Stage, Stopwatch
 from agent.telemetry.plain import to_plain
 from agent.telemetry.throttled_log import PER_KEY, Rate, Throttle, ThrottledLog
 
@@ -87,7 +87,7 @@ class Entitlements:
         prove_sender: Callable[[Caller], Awaitable[None]],
         clock: Clock,
         log: FilteringBoundLogger,
-        signals: Signals = UNHEARD,
+        signals: Signals = NO_SIGNALS,
         lines_per_user: Rate = PER_KEY,
     ) -> None:
         self.entries = entries

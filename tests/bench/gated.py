@@ -16,7 +16,7 @@ from agent.gate.gate import Gate
 from agent.gate.listener import Listener, SocketFile
 from agent.limits.fair_queue import FairQueue
 from agent.limits.quotas import Limits, Quotas
-from agent.signals import UNHEARD
+from agent.signals import NO_SIGNALS
 from tests.bench.baseline import Answers, Bare, run, start, until_killed
 
 _PLENTY = 1_000_000
@@ -43,7 +43,7 @@ def _gate(inner: str) -> Gate:
         attestations=_PLENTY,
         attestations_per_user=_PLENTY,
     )
-    fair_queue = FairQueue(loop, _PLENTY, UNHEARD)
+    fair_queue = FairQueue(loop, _PLENTY, NO_SIGNALS)
     admission = Admission(Quotas(limits), fair_queue, lambda _caller, _refusal: None)
     return Gate(loop, inner, admission, structlog.get_logger(), _PATIENCE_SECONDS)
 

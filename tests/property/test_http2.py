@@ -1,4 +1,4 @@
-"""PINGs go in and out between frames, however the stream is cut, and nothing else changes."""
+"""PINGs are inserted and removed between frames in any chunks; no other byte changes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def frame(kind: int, flags: int, payload: bytes, stream: int) -> bytes:
 
 
 payloads = st.binary(max_size=60) | st.binary(min_size=8, max_size=8) | st.just(OURS)
-# Every type there is and some that are not; those of header blocks come in blocks, below.
+# Every frame type, and unknown ones. Types of header blocks come in blocks, below.
 plain_frames = st.builds(
     frame,
     st.sampled_from([0, 2, 3, 4, 6, 7, 8, 10, 200]),
@@ -67,7 +67,7 @@ cuts = st.lists(st.integers(0, 10_000), max_size=20)
 
 
 @given(frames=streams, position=st.integers(0, 12), acks=st.integers(0, 2), cuts=cuts)
-def test_our_answer_is_taken_out_once_and_all_else_passes(
+def test_the_expected_answer_is_removed_once_and_all_other_bytes_pass(
     frames: list[bytes], position: int, acks: int, cuts: list[int]
 ) -> None:
     walker = ClientFrames()
@@ -76,7 +76,7 @@ def test_our_answer_is_taken_out_once_and_all_else_passes(
     place = position % (len(frames) + 1)
     sent = PREFACE + b"".join([*frames[:place], *([answer] * acks), *frames[place:]])
     passed = b"".join(walker.feed(chunk) for chunk in cut(sent, cuts))
-    # A second answer is none of ours: it was expected once.
+    # A second answer was not expected.
     extra = [answer] * max(acks - 1, 0)
     assert passed == PREFACE + b"".join([*frames[:place], *extra, *frames[place:]])
     assert walker.answered() == ([OURS] if acks else [])
@@ -84,7 +84,7 @@ def test_our_answer_is_taken_out_once_and_all_else_passes(
 
 
 @given(frames=streams, cuts=cuts)
-def test_without_a_question_every_answer_passes(frames: list[bytes], cuts: list[int]) -> None:
+def test_an_answer_that_is_not_expected_passes(frames: list[bytes], cuts: list[int]) -> None:
     walker = ClientFrames()
     sent = PREFACE + b"".join([*frames, frame(6, 1, OURS, 0)])
     assert b"".join(walker.feed(chunk) for chunk in cut(sent, cuts)) == sent
@@ -92,7 +92,7 @@ def test_without_a_question_every_answer_passes(frames: list[bytes], cuts: list[
 
 
 @given(garbage=st.binary(max_size=400), cuts=cuts)
-def test_garbage_passes_but_for_the_beginning_of_a_frame(garbage: bytes, cuts: list[int]) -> None:
+def test_garbage_passes_except_the_beginning_of_a_frame(garbage: bytes, cuts: list[int]) -> None:
     for walker in (ClientFrames(), Insertion()):
         passed = b"".join(walker.feed(chunk) for chunk in cut(garbage, cuts))
         assert garbage.startswith(passed)
@@ -100,7 +100,7 @@ def test_garbage_passes_but_for_the_beginning_of_a_frame(garbage: bytes, cuts: l
 
 
 @given(frames=streams, moments=st.lists(st.integers(0, 20), max_size=3), cuts=cuts)
-def test_a_question_goes_between_frames_only(
+def test_a_ping_is_inserted_only_between_frames(
     frames: list[bytes], moments: list[int], cuts: list[int]
 ) -> None:
     walker = Insertion()
@@ -123,7 +123,7 @@ def test_a_question_goes_between_frames_only(
             assert unit == ping(OURS)
             found += 1
     assert expected == []
-    assert found == len(moments), "each question was asked"
+    assert found == len(moments), "each PING was inserted"
 
 
 def split(stream: bytes) -> list[bytes]:
@@ -139,7 +139,7 @@ def split(stream: bytes) -> list[bytes]:
     return units
 
 
-def test_before_the_servers_first_frame_it_waits() -> None:
+def test_a_ping_waits_for_the_servers_first_frame() -> None:
     walker = Insertion()
     assert walker.insert(ping(OURS)) == b""
     settings = frame(4, 0, b"", 0)
@@ -147,7 +147,7 @@ def test_before_the_servers_first_frame_it_waits() -> None:
     assert walker.feed(settings[5:]) == settings + ping(OURS)
 
 
-def test_a_real_stack_answers_and_nobody_else_is_asked() -> None:
+def test_h2_answers_the_ping_and_the_server_sees_no_answer() -> None:
     client = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
     server = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
     insertion, answers = Insertion(), ClientFrames()
@@ -162,7 +162,7 @@ def test_a_real_stack_answers_and_nobody_else_is_asked() -> None:
     assert [e.ping_data for e in events if isinstance(e, h2.events.PingReceived)] == [b"theirown"]
 
 
-def test_the_frame_is_what_the_standard_says() -> None:
+def test_a_ping_frame_equals_that_of_hyperframe() -> None:
     assert ping(OURS) == hf.PingFrame(stream_id=0, opaque_data=OURS).serialize()
     assert len(PREFACE) == CLIENT_PREFACE_BYTES
     with pytest.raises(ValueError, match="carries 8 bytes, not 7"):
@@ -171,9 +171,9 @@ def test_the_frame_is_what_the_standard_says() -> None:
 
 @st.composite
 def calls(draw: st.DrawFn) -> tuple[bytes, list[int]]:
-    """Calls one after another, other frames between theirs, and where each can be begun with.
+    """Calls with other frames between, and the offsets at which the server can begin with each.
 
-    That is with a message, however it is cut into frames, or at the end of what the client sends.
+    It can begin with a message, in any frames, or at the end of the client's stream.
     """
     sent, beginnings = PREFACE, []
     others = st.lists(plain_frames.filter(lambda raw: raw[3] not in {0, 3}), max_size=2).map(
@@ -195,7 +195,7 @@ def calls(draw: st.DrawFn) -> tuple[bytes, list[int]]:
 
 
 @given(call=calls(), cuts=cuts)
-def test_a_request_is_complete_with_its_message_and_not_before(
+def test_a_request_is_complete_with_its_message_and_not_earlier(
     call: tuple[bytes, list[int]], cuts: list[int]
 ) -> None:
     sent, beginnings = call

@@ -1,4 +1,4 @@
-"""Whatever is sent, however it is cut, arrives: nothing lost, added, or out of order."""
+"""The relay passes any bytes in any chunks: nothing lost, added, or out of order."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ async def exchange(left_says: Chunks, right_says: Chunks, read_size: int) -> tup
         async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
             tasks.create_task(pump(left, left_says))
             tasks.create_task(pump(right, right_says))
-            heard_left = tasks.create_task(collect(left, read_size))
-            heard_right = tasks.create_task(collect(right, read_size))
+            got_left = tasks.create_task(collect(left, read_size))
+            got_right = tasks.create_task(collect(right, read_size))
         assert await closed == "closed"
-    return heard_left.result(), heard_right.result()
+    return got_left.result(), got_right.result()
 
 
 chunks = st.lists(st.binary(min_size=1, max_size=20_000), max_size=8)
@@ -60,6 +60,6 @@ chunks = st.lists(st.binary(min_size=1, max_size=20_000), max_size=8)
 def test_bytes_are_preserved_under_any_split(
     left_says: Chunks, right_says: Chunks, read_size: int
 ) -> None:
-    heard_left, heard_right = asyncio.run(exchange(left_says, right_says, max(read_size, 16)))
-    assert heard_right == b"".join(left_says)
-    assert heard_left == b"".join(right_says)
+    got_left, got_right = asyncio.run(exchange(left_says, right_says, max(read_size, 16)))
+    assert got_right == b"".join(left_says)
+    assert got_left == b"".join(right_says)

@@ -6,7 +6,6 @@ import asyncio
 import datetime as dt
 import heapq
 import json
-import math
 import time
 from itertools import count
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,9 +16,9 @@ from pydantic import BaseModel
 from agent.entries.entry import EntryId
 from agent.entries.identity import Identity
 from agent.gate.admission import Admission
-from agent.limits.fair_queue import FairQueue
+from agent.limits.fair_queue import PATIENCE_SECONDS, FairQueue
 from agent.limits.quotas import Limits, Quotas
-from agent.signals import UNHEARD, Signals
+from agent.signals import NO_SIGNALS, Signals
 from agent.spiffe.ids import SpiffeId, TrustDomain
 from agent.telemetry.audit import Audit
 from agent.telemetry.plain import to_plain
@@ -47,15 +46,16 @@ def admission(
     connections: int = 4000,
     per_user: int = 8000,
     rate: float = 1_000_000,
-    signals: Signals = UNHEARD,
+    signals: Signals = NO_SIGNALS,
     lines: Lines | None = None,
-    call_bytes: float = math.inf,
+    patience_seconds: float = PATIENCE_SECONDS,
+    **options: Any,
 ) -> Admission:
-    """Everybody may come in, unless the test says otherwise."""
-    fair_queue = FairQueue(asyncio.get_running_loop(), rate, signals)
+    """An admission with large quotas, unless the test chooses others."""
+    fair_queue = FairQueue(asyncio.get_running_loop(), rate, signals, patience_seconds)
     admits = quotas(connections=connections, per_user=per_user)
     note = (lines or Lines()).audit().refused
-    return Admission(admits, fair_queue, note, signals=signals, call_bytes=call_bytes)
+    return Admission(admits, fair_queue, note, signals=signals, **options)
 
 
 def quotas(
@@ -65,7 +65,7 @@ def quotas(
     attestations: int = 10_000,
     per_user: int = 20_000,
 ) -> Quotas:
-    """Admits everything, unless the test says otherwise."""
+    """Large quotas, unless the test chooses others."""
     limits = Limits(
         connections=connections,
         connections_per_user=per_user,

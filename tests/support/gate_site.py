@@ -1,4 +1,4 @@
-"""A gate between real sockets and a plain inner server."""
+"""A gate between real sockets and an inner server that echoes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FRAME = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 
 @dataclass
 class Site:
-    """A gate in front of an inner server that echoes, and remembers its peers' names."""
+    """A gate, and the peer names (tokens) that its inner server has seen."""
 
     gate: Gate
     outer: socket.socket
@@ -41,7 +41,7 @@ class Site:
         return await asyncio.open_unix_connection(self.path)
 
     async def connected(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, str]:
-        """A connection that has come through, and its name at the inner server."""
+        """A connection that reached the inner server, and its peer name there."""
         before = len(self.names)
         reader, writer = await self.connect()
         writer.write(HELLO)
@@ -60,7 +60,7 @@ def listen(path: Path) -> socket.socket:
 
 @asynccontextmanager
 async def guarded(
-    tmp_path: Path, *, first_request_seconds: float = 10.0, **door_options: Any
+    tmp_path: Path, *, first_request_seconds: float = 10.0, **admission_options: Any
 ) -> AsyncIterator[Site]:
     names: list[str] = []
     echoes: set[asyncio.StreamWriter] = set()
@@ -82,7 +82,7 @@ async def guarded(
     gate = Gate(
         asyncio.get_running_loop(),
         str(tmp_path / "inner"),
-        admission(**door_options, lines=lines, signals=metrics),
+        admission(**admission_options, lines=lines, signals=metrics),
         lines.log,
         first_request_seconds,
         metrics,

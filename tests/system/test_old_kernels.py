@@ -42,9 +42,9 @@ def test_without_peerpidfd_callers_are_served_and_their_proof_is_named(
         assert outcome(agent) == "spiffe://example.org/test/me"
     assert "proof=pidfd_open" in agent.wait_for_log("caller attested")
     assert agent.log.count("Z warning ") == 1, "said once"
-    assert "weaker proof" in agent.wait_for_log("Z warning ")
+    assert "caller proof is weak" in agent.wait_for_log("Z warning ")
     agent.stop()
-    line = agent.wait_for_log("callers with weaker proof")
+    line = agent.wait_for_log("connections with weak proof")
     assert "count=3" in line
     assert "no SO_PEERPIDFD (Linux 6.5)" in line
 
@@ -63,7 +63,7 @@ def test_where_it_is_required_and_there_they_are_served(
     agent = agent_factory(config="require_proof: peerpidfd\nlog: {level: debug}")
     assert outcome(agent) == "spiffe://example.org/test/me"
     assert "proof=peerpidfd" in agent.wait_for_log("caller attested")
-    assert "weaker proof" not in agent.log
+    assert "proof is weak" not in agent.log
 
 
 def test_a_peer_that_was_reaped_is_gone_and_not_looked_up_by_number(

@@ -1,4 +1,4 @@
-"""How connections are accepted: in their order, those that are worth nothing quickly, none lost."""
+"""Accepting: in order of arrival, hung-up connections quickly, none lost."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from agent.gate import acceptor as acceptor_module
 from agent.gate.acceptor import BATCH, BATCHES_PER_TURN, Acceptor
-from agent.signals import Refused, Unheard
+from agent.signals import NoSignals, Refused
 from tests.support.fakes import Lines
 
 
-class Heard(Unheard):
-    """Signals that remember who was refused, and why."""
+class Refusals(NoSignals):
+    """Keeps the reasons of refusals."""
 
     def __init__(self) -> None:
         self.refused_for: list[str] = []
@@ -30,14 +30,14 @@ class Heard(Unheard):
 
 
 @dataclass
-class Hall:
-    """Who was admitted, by what they had sent; whoever comes is refused while `failure` is set."""
+class Server:
+    """Keeps what the admitted connections have sent; while `failure` is set, admission fails."""
 
     path: Path
     listener: socket.socket
     failure: OSError | None = None
     admitted: list[bytes] = field(default_factory=list)
-    signals: Heard = field(default_factory=Heard)
+    signals: Refusals = field(default_factory=Refusals)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     users: list[int] = field(default_factory=list)
     hung_up: int = 0
@@ -49,7 +49,7 @@ class Hall:
                 raise self.failure
             self.admitted.append(sock.recv(100))
 
-    def visit(self, name: bytes) -> socket.socket:
+    def connect(self, name: bytes) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.connect(os.fspath(self.path))
         sock.sendall(name)
@@ -57,16 +57,15 @@ class Hall:
 
     def hang_up(self, times: int) -> None:
         for _ in range(times):
-            self.visit(b"gone").close()
+            self.connect(b"gone").close()
 
     def note_hung_up(self, uid: int, times: int) -> None:
         self.users.append(uid)
         self.hung_up += times
 
-    def acceptor(self, lines: Lines | None = None) -> Acceptor:
-        acceptor = Acceptor(
-            asyncio.get_running_loop(), self.admit, lambda: 7, (lines or Lines()).log, self.signals
-        )
+    def acceptor(self, lines: Lines | None = None, **options: Any) -> Acceptor:
+        loop, log = asyncio.get_running_loop(), (lines or Lines()).log
+        acceptor = Acceptor(loop, self.admit, lambda: 7, log, self.signals, **options)
         acceptor.start(self.listener, self.note_hung_up)
         return acceptor
 
@@ -76,92 +75,95 @@ class Hall:
 
 
 @pytest.fixture
-def hall(tmp_path: Path) -> Iterator[Hall]:
+def server(tmp_path: Path) -> Iterator[Server]:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     with closing(listener):
         listener.bind(os.fspath(tmp_path / "s"))
         listener.listen(1000)
-        yield Hall(tmp_path / "s", listener)
+        yield Server(tmp_path / "s", listener)
 
 
-async def test_they_are_admitted_in_their_order(hall: Hall) -> None:
+async def test_connections_are_admitted_in_order_of_arrival(server: Server) -> None:
     names = [str(number).encode() for number in range(3 * BATCH)]
-    visitors = [hall.visit(name) for name in names]
-    acceptor = hall.acceptor()
-    await hall.until(len(names))
-    assert hall.admitted == names
+    clients = [server.connect(name) for name in names]
+    acceptor = server.acceptor()
+    await server.until(len(names))
+    assert server.admitted == names
     acceptor.stop()
-    for each in visitors:
+    for each in clients:
         each.close()
 
 
-async def test_one_behind_many_who_hung_up_is_admitted_within_a_few_turns(hall: Hall) -> None:
-    hall.hang_up(3 * BATCHES_PER_TURN * BATCH)
-    with closing(hall.visit(b"patient")):
-        acceptor = hall.acceptor()
-        for _ in range(6):  # a turn each, and what the loop takes to see that there are more
-            await asyncio.sleep(0)
-        assert hall.admitted == [b"patient"]
-        gone = 3 * BATCHES_PER_TURN * BATCH
-        assert hall.signals.refused_for == [Refused.GONE] * gone, "a flood of them is seen"
-        assert hall.hung_up == gone
-        assert set(hall.users) == {os.geteuid()}
-        acceptor.stop()
-
-
-async def test_of_many_who_hung_up_another_stands_for_all_each_time(
-    hall: Hall, monkeypatch: pytest.MonkeyPatch
+async def test_a_connection_behind_many_hung_up_ones_is_admitted_within_a_few_turns(
+    server: Server,
 ) -> None:
-    """Else a flooder who sees to it that another user's is the first has that one locked out."""
-    monkeypatch.setattr(acceptor_module, "read_user", lambda sock: sock.fileno())
-    hall.hang_up(BATCHES_PER_TURN * BATCH)
-    with closing(hall.visit(b"patient")):
-        acceptor = hall.acceptor()
-        await hall.until(1)
-        assert len(hall.users) == BATCHES_PER_TURN
-        assert len(set(hall.users)) == BATCHES_PER_TURN
+    server.hang_up(3 * BATCHES_PER_TURN * BATCH)
+    with closing(server.connect(b"patient")):
+        acceptor = server.acceptor()
+        for _ in range(6):  # three turns, and the loop needs one more after each to see the next
+            await asyncio.sleep(0)
+        assert server.admitted == [b"patient"]
+        gone = 3 * BATCHES_PER_TURN * BATCH
+        assert server.signals.refused_for == [Refused.GONE] * gone, "the metrics count the flood"
+        assert server.hung_up == gone
+        assert set(server.users) == {os.geteuid()}
         acceptor.stop()
 
 
-async def test_many_who_hung_up_do_not_keep_others_from_their_turn(hall: Hall) -> None:
-    hall.hang_up(2 * BATCHES_PER_TURN * BATCH)
-    with closing(hall.visit(b"patient")):
-        acceptor = hall.acceptor()
+async def test_each_batch_of_hung_up_connections_samples_another_position(server: Server) -> None:
+    """Otherwise a flooder could place another user's connection there, and have it locked out."""
+    server.hang_up(BATCHES_PER_TURN * BATCH)
+    with closing(server.connect(b"patient")):
+        acceptor = server.acceptor(user_of=lambda sock: sock.fileno())
+        await server.until(1)
+        assert len(server.users) == BATCHES_PER_TURN
+        assert len(set(server.users)) == BATCHES_PER_TURN
+        acceptor.stop()
+
+
+async def test_a_flood_of_hung_up_connections_leaves_turns_to_open_connections(
+    server: Server,
+) -> None:
+    server.hang_up(2 * BATCHES_PER_TURN * BATCH)
+    with closing(server.connect(b"patient")):
+        acceptor = server.acceptor()
         turns = 0
-        while not hall.admitted:
+        while not server.admitted:
             await asyncio.sleep(0)
             turns += 1
         assert turns > 2
         acceptor.stop()
 
 
-async def test_nobody_is_lost_while_the_agent_is_out_of_descriptors(hall: Hall) -> None:
+async def test_no_waiting_connection_is_lost_while_the_agent_is_out_of_descriptors(
+    server: Server,
+) -> None:
     lines = Lines()
-    hall.failure = OSError(errno.EMFILE, "Too many open files")
-    visitors = [hall.visit(name) for name in (b"first", b"second", b"third")]
-    acceptor = hall.acceptor(lines)
-    await hall.arrived.wait()
-    hall.failure = None
-    await hall.until(2)
-    assert hall.admitted == [b"second", b"third"]  # the first was cut, and comes again
+    server.failure = OSError(errno.EMFILE, "Too many open files")
+    clients = [server.connect(name) for name in (b"first", b"second", b"third")]
+    acceptor = server.acceptor(lines)
+    await server.arrived.wait()
+    server.failure = None
+    await server.until(2)
+    assert server.admitted == [b"second", b"third"]  # the first was closed, and may try again
     (line,) = lines.lines
     assert line["event"] == "cannot accept connections"
     assert line["reason"] == "Too many open files"
     assert line["connections"] == 7
     acceptor.stop()
-    for each in visitors:
+    for each in clients:
         each.close()
 
 
-async def test_stop_while_out_of_descriptors_leaves_nothing_open(hall: Hall) -> None:
-    hall.failure = OSError(errno.EMFILE, "Too many open files")
-    visitors = [hall.visit(name) for name in (b"first", b"second")]
-    acceptor = hall.acceptor()
-    await hall.arrived.wait()
+async def test_stop_while_out_of_descriptors_closes_waiting_connections(server: Server) -> None:
+    server.failure = OSError(errno.EMFILE, "Too many open files")
+    clients = [server.connect(name) for name in (b"first", b"second")]
+    acceptor = server.acceptor()
+    await server.arrived.wait()
     acceptor.stop()
     assert not acceptor.accepts
-    for each in visitors:
+    for each in clients:
         each.settimeout(5)
-        with pytest.raises(ConnectionResetError):  # it was not left unanswered for ever
+        with pytest.raises(ConnectionResetError):  # it does not wait without end
             each.recv(1)
         each.close()

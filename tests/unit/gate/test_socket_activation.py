@@ -1,4 +1,4 @@
-"""Sockets that are passed at start: which are taken, and which are refused with the way out."""
+"""Sockets that the service manager passes: taken by name, or refused with advice."""
 
 from __future__ import annotations
 
@@ -11,19 +11,11 @@ from pathlib import Path
 import pytest
 
 from agent.errors import StartupError
-from agent.gate import socket_activation
 from agent.gate.socket_activation import ActivatedListener, take_sockets
 from agent.kernel.sender import stamp_senders
-from tests.support.activated import ActivatedAgent
-from tests.support.agent import entry_for_me
 
+# In the tests' own process the numbers from 3 are in use.
 FIRST = 500
-
-
-@pytest.fixture(autouse=True)
-def first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the tests' own process the numbers from 3 on are taken."""
-    monkeypatch.setattr(socket_activation, "_FIRST", FIRST)
 
 
 @pytest.fixture
@@ -51,15 +43,15 @@ def environment(count: int, names: str, pid: int | None = None) -> dict[str, str
 def take(
     held: ExitStack, path: Path, *passed: socket.socket, names: str = "agent"
 ) -> dict[str, ActivatedListener]:
-    """What comes of passing these, where only `path` is wanted."""
+    """Pass these sockets, where only `path` is configured."""
     for number, sock in enumerate(passed):
         with sock:
             os.dup2(sock.fileno(), FIRST + number)
     wanted = {"agent": path, "admin": None}
-    return take_sockets(environment(len(passed), names), wanted, held)
+    return take_sockets(environment(len(passed), names), wanted, held, FIRST)
 
 
-def test_the_socket_is_taken_by_its_name_and_its_file_stays(
+def test_a_passed_socket_is_taken_by_name_and_its_file_stays(
     held: ExitStack, tmp_path: Path
 ) -> None:
     path = tmp_path / "s"
@@ -70,13 +62,13 @@ def test_the_socket_is_taken_by_its_name_and_its_file_stays(
     assert path.exists()
 
 
-def test_the_variables_are_not_handed_on(held: ExitStack) -> None:
+def test_the_variables_are_removed_for_children(held: ExitStack) -> None:
     others = environment(0, "") | {"PATH": "/bin"}
     assert take_sockets(others, {}, held) == {}
     assert others == {"PATH": "/bin"}
 
 
-def test_what_was_passed_to_another_process_is_not_touched(held: ExitStack) -> None:
+def test_sockets_for_another_process_are_not_taken(held: ExitStack) -> None:
     assert take_sockets(environment(1, "agent", pid=1), {}, held) == {}
     assert take_sockets({}, {}, held) == {}
 
@@ -112,7 +104,7 @@ def datagrams(path: Path) -> socket.socket:
         (listening, "admin", "set admin_socket_path, or disable the socket unit"),
     ],
 )
-def test_what_cannot_be_used_is_refused_with_the_way_out(
+def test_an_unusable_socket_is_refused_with_advice(
     held: ExitStack,
     tmp_path: Path,
     make: Callable[[Path], socket.socket],
@@ -123,29 +115,17 @@ def test_what_cannot_be_used_is_refused_with_the_way_out(
         take(held, tmp_path / "s", make(tmp_path / "s"), names=names)
 
 
-def test_two_of_one_name_are_refused(held: ExitStack, tmp_path: Path) -> None:
+def test_two_sockets_with_one_name_are_refused(held: ExitStack, tmp_path: Path) -> None:
     path, other = tmp_path / "s", tmp_path / "t"
     with pytest.raises(StartupError, match="one each of agent, admin"):
         take(held, path, listening(path), listening(other), names="agent:agent")
 
 
-def test_what_is_no_socket_is_refused(held: ExitStack) -> None:
+def test_a_descriptor_that_is_no_socket_is_refused(held: ExitStack) -> None:
     with Path("/dev/null").open("rb") as file:
         os.dup2(file.fileno(), FIRST)
     try:
-        with pytest.raises(StartupError, match="500 that was passed is no socket"):
-            take_sockets(environment(1, "agent"), {"agent": Path("/s")}, held)
+        with pytest.raises(StartupError, match="descriptor 500 is no socket"):
+            take_sockets(environment(1, "agent"), {"agent": Path("/s")}, held, FIRST)
     finally:
         os.close(FIRST)
-
-
-def test_an_agent_serves_who_connected_before_it_was_there() -> None:
-    agent = ActivatedAgent(entry_for_me())
-    assert agent.stop() == 0
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as early:
-        early.connect(str(agent.socket))
-        early.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
-        agent.start()
-        early.settimeout(30)
-        assert early.recv(9)[3:4] == b"\x04", "the server's SETTINGS"
-    agent.close()

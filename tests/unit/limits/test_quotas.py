@@ -1,4 +1,4 @@
-"""Whom something is put down to, and how much of it is too much."""
+"""Accounts, and the quotas that count against them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ALICE, BOB = 1001, 1002
         ),
         (b"0::/lxc.payload.web/system.slice/made.service\n", "lxc.payload.web"),
         (b"0::/lxc/101/ns/made/by/its/root\n", "lxc/101"),
-        # Version 1 and hybrid: where systemd has its own hierarchy, that one.
+        # Version 1 and hybrid: the hierarchy of systemd, if there is one.
         (
             b"4:memory:/a\n1:name=systemd:/system.slice/b.service/c\n0::/\n",
             "system.slice/b.service",
@@ -44,23 +44,23 @@ ALICE, BOB = 1001, 1002
         (b"0::/\xff.service/x\n", "\udcff.service"),
     ],
 )
-def test_the_cgroup_ends_where_those_who_run_there_could_make_more(
+def test_the_cgroup_of_an_account_ends_at_the_unit_slice_or_container(
     text: bytes, cgroup: str
 ) -> None:
     assert cgroup_of(text) == cgroup
 
 
 def full(quota: Quota, account: Account) -> tuple[int, str]:
-    """How many it takes until it is too much, and why."""
+    """Return how many the quota admits, and the reason of its refusal."""
     for number in range(1000):
         try:
-            quota.enter(account)
+            quota.acquire(account)
         except OverLimitError as error:
             return number, error.reason
-    raise AssertionError("there is no end")
+    raise AssertionError("the quota has no bound")
 
 
-def test_one_container_leaves_half_to_the_others_of_its_user() -> None:
+def test_one_container_leaves_half_of_its_users_quota_to_the_others() -> None:
     quota = Quota(Resource.STREAMS, most=100, per_user=20)
     assert full(quota, Account(ALICE, "a")) == (10, "streams_of_user_in_cgroup")
     assert full(quota, Account(ALICE, "b")) == (10, "streams_of_user_in_cgroup")
@@ -68,7 +68,7 @@ def test_one_container_leaves_half_to_the_others_of_its_user() -> None:
     assert full(quota, Account(BOB, "c")) == (10, "streams_of_user_in_cgroup")
 
 
-def test_many_users_in_one_cgroup_have_together_what_one_user_has() -> None:
+def test_all_users_of_one_cgroup_share_the_quota_of_one_user() -> None:
     quota = Quota(Resource.STREAMS, most=100, per_user=20)
     taken = [full(quota, Account(uid, "rootless"))[0] for uid in range(100_000, 100_010)]
     assert sum(taken) == 20
@@ -76,29 +76,29 @@ def test_many_users_in_one_cgroup_have_together_what_one_user_has() -> None:
     assert full(quota, Account(ALICE, "elsewhere"))[0] == 10
 
 
-def test_without_a_cgroup_the_user_counts() -> None:
+def test_a_process_in_the_root_cgroup_counts_for_its_user_alone() -> None:
     quota = Quota(Resource.STREAMS, most=100, per_user=20)
     assert full(quota, Account(ALICE, "")) == (10, "streams_of_user_in_cgroup")
     assert full(quota, Account(BOB, "")) == (10, "streams_of_user_in_cgroup")
 
 
-def test_there_is_an_end_for_all_together() -> None:
+def test_all_accounts_together_have_a_bound() -> None:
     quota = Quota(Resource.STREAMS, most=15, per_user=20)
     assert full(quota, Account(ALICE, "a"))[0] == 10
     assert full(quota, Account(BOB, "b")) == (5, "streams_of_all")
 
 
-def test_who_leaves_makes_room_and_leaves_nothing_behind() -> None:
+def test_a_released_account_makes_room_and_takes_no_memory() -> None:
     quota = Quota(Resource.STREAMS, most=2, per_user=2)
     for number in range(1000):
         account = Account(number, f"{number}.service")
-        quota.enter(account)
-        quota.leave(account)
+        quota.acquire(account)
+        quota.release(account)
     assert not quota._counts
     assert full(quota, Account(ALICE, "a")) == (1, "streams_of_user_in_cgroup")
 
 
-def test_a_refusal_takes_no_room() -> None:
+def test_a_refusal_is_not_counted() -> None:
     admits = quotas(streams=1)
     account = Account(ALICE, "a")
     with ExitStack() as stack:
@@ -111,7 +111,7 @@ def test_a_refusal_takes_no_room() -> None:
         pass
 
 
-def test_calls_count_whatever_they_are_for_and_in_one_step() -> None:
+def test_calls_are_counted_in_one_step_whatever_their_method() -> None:
     admits = quotas(streams=2, attestations=1)
     account = Account(ALICE, "a")
     admits.calls(account, 0, 2)
@@ -127,7 +127,7 @@ def test_calls_count_whatever_they_are_for_and_in_one_step() -> None:
     assert not admits._calls._counts
 
 
-def test_each_refusal_says_of_what_and_whose_there_are_too_many() -> None:
+def test_each_refusal_names_the_resource_and_the_scope() -> None:
     errors = [OverLimitError(kind, scope) for kind in Resource for scope in Scope]
     assert len({str(error) for error in errors}) == len(errors)
     assert all(str(error).endswith("; try again later") for error in errors)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from agent.signals import UNHEARD, Refused, Stage, Stopwatch
+from agent.signals import NO_SIGNALS, Refused, Stage, Stopwatch
 from agent.telemetry.metrics import CODES, NEVER, Levels, Metrics, Words
 from tests.support.scrape import changes, series
 
@@ -134,9 +134,9 @@ def test_a_stopwatch_times_a_block_that_raises() -> None:
     assert found['vouchd_stage_duration_seconds_count{stage="send"}'] == 1
 
 
-def test_unheard_signals_are_discarded() -> None:
-    with Stopwatch(UNHEARD, Stage.SEND):
+def test_no_signals_discards_all_reports() -> None:
+    with Stopwatch(NO_SIGNALS, Stage.SEND):
         pass
-    UNHEARD.attested("unix", 1.0, failed=True)
-    UNHEARD.refused(Refused.OTHER)
-    UNHEARD.ended("FetchX509SVID", "OK")
+    NO_SIGNALS.attested("unix", 1.0, failed=True)
+    NO_SIGNALS.refused(Refused.OTHER)
+    NO_SIGNALS.ended("FetchX509SVID", "OK")

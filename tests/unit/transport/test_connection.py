@@ -1,11 +1,10 @@
-"""One connection: how it comes to be relayed, what passes, and what ends it."""
+"""One connection: its relay, its bounds, and the reasons of its end."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 import os
-import signal
 import socket
 import weakref
 from collections.abc import AsyncIterator
@@ -17,18 +16,17 @@ import pytest
 from agent.errors import PeerError, PeerGoneError
 from agent.gate.gate import Gate
 from agent.kernel.caller import Caller
-from agent.limits import fair_queue
-from agent.transport import connection
-from tests.support import pids
+from agent.limits.fair_queue import READ_BYTES
+from agent.transport.connection import Connection
 from tests.support.fakes import Lines, admission, settle
-from tests.support.gate_site import FRAME, Site, descriptors, guarded, listen, until
+from tests.support.gate_site import FRAME, HELLO, Site, descriptors, guarded, listen, until
 
 PREFACE_AND_SETTINGS = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 HEADERS = bytes([0, 0, 1, 1, 4, 0, 0, 0, 1]) + b"\x82"
 
 
 class Request:
-    """What a call holds while it is answered."""
+    """An object that a call holds."""
 
 
 @pytest.fixture
@@ -37,32 +35,7 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
         yield site
 
 
-async def test_the_exit_of_the_process_ends_its_connection_though_the_socket_lives_on(
-    site: Site,
-) -> None:
-    # The parent holds a copy of the child's connected socket, so no end-of-file tells of its death.
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connected, ready = os.pipe()
-
-    def child() -> None:
-        sock.connect(str(site.path))
-        os.write(ready, b"!")
-        signal.pause()
-
-    with pids.sleeping_child(child) as pid:
-        await asyncio.to_thread(os.read, connected, 1)
-        await until(lambda: len(site.gate) == 1)
-    assert pid
-    await until(lambda: len(site.gate) == 0)
-    sock.settimeout(5)
-    assert sock.recv(1) == b"", "the holder of the copy sees the end"
-    assert site.lines.of("connection ended without a call")[0]["reason"] == "process exited"
-    for descriptor in (connected, ready):
-        os.close(descriptor)
-    sock.close()
-
-
-async def test_a_refused_peer_is_connected_but_never_named(site: Site) -> None:
+async def test_the_calls_of_a_caller_that_the_kernel_cannot_name_are_refused(site: Site) -> None:
     def refuse(_sock: socket.socket) -> Caller:
         raise PeerError("cannot be named")
 
@@ -72,10 +45,10 @@ async def test_a_refused_peer_is_connected_but_never_named(site: Site) -> None:
         site.gate.begin_call(name)
     writer.close()
     await until(lambda: len(site.gate) == 0)
-    assert not site.lines.lines, "its call was refused, and that is told of"
+    assert not site.lines.lines, "the refused call has its own line"
 
 
-async def test_nothing_is_kept_of_the_calls_of_a_refused_peer(site: Site) -> None:
+async def test_refused_calls_of_an_unnamed_caller_are_not_kept_in_memory(site: Site) -> None:
     def refuse(_sock: socket.socket) -> Caller:
         raise PeerError("cannot be named")
 
@@ -96,11 +69,13 @@ async def test_nothing_is_kept_of_the_calls_of_a_refused_peer(site: Site) -> Non
 
 
 @pytest.mark.parametrize("said", [b"", PREFACE_AND_SETTINGS], ids=["nothing", "no request"])
-async def test_one_who_asks_nothing_is_cut(tmp_path: Path, said: bytes) -> None:
+async def test_a_connection_without_a_request_is_closed_after_the_timeout(
+    tmp_path: Path, said: bytes
+) -> None:
     async with guarded(tmp_path, first_request_seconds=0.01) as site:
         reader, writer = await site.connect()
         writer.write(said)
-        assert await reader.read() == said, "it came through, and then there was the end"
+        assert await reader.read() == said, "the bytes were relayed until the end"
         [line] = site.lines.of("connection ended without a call")
         assert line["pid"] == os.getpid()
         assert line["reason"] == "no request within 0.01 s"
@@ -108,18 +83,20 @@ async def test_one_who_asks_nothing_is_cut(tmp_path: Path, said: bytes) -> None:
         writer.close()
 
 
-async def test_one_who_has_asked_may_be_silent_afterwards(tmp_path: Path) -> None:
+async def test_a_connection_may_be_silent_after_its_first_request(tmp_path: Path) -> None:
     async with guarded(tmp_path, first_request_seconds=0.05) as site:
         reader, writer = await site.connect()
         writer.write(PREFACE_AND_SETTINGS + HEADERS)
         await reader.readexactly(len(PREFACE_AND_SETTINGS + HEADERS))
-        await asyncio.sleep(0.1)
+        later, silent = await site.connect()
+        assert await later.read() == b"", "the timeout of a later connection is over"
+        silent.close()
         writer.write(FRAME)
         assert await reader.readexactly(len(FRAME)) == FRAME
         writer.close()
 
 
-async def test_who_hangs_up_while_it_waits_is_forgotten(tmp_path: Path) -> None:
+async def test_a_connection_that_hangs_up_in_the_queue_leaves_no_descriptor(tmp_path: Path) -> None:
     async with guarded(tmp_path, rate=2) as site:
         before = descriptors()
         for _ in range(100):  # its share is three connects
@@ -137,8 +114,8 @@ def whole_request(stream: int) -> bytes:
     return bytes([0, 0, 1, 1, 5]) + stream.to_bytes(4, "big") + b"\x82"
 
 
-async def test_calls_with_which_nobody_begins_have_an_end_too(tmp_path: Path) -> None:
-    """Half requests are streams of the server's, which it does not count before they are whole."""
+async def test_half_requests_count_against_the_quota_of_calls(tmp_path: Path) -> None:
+    """The server holds a stream for each of them, and counts it only when it is complete."""
     async with guarded(tmp_path, per_user=8) as site:  # 8 streams and 8 attestations
         reader, writer = await site.connect()
         said = PREFACE_AND_SETTINGS + b"".join(map(half_a_request, range(1, 17, 2)))
@@ -153,14 +130,14 @@ async def test_calls_with_which_nobody_begins_have_an_end_too(tmp_path: Path) ->
         reason = "calls_of_user_in_cgroup"
         assert site.refusals() == {f'vouchd_refusals_total{{reason="{reason}"}}': 1}
         writer.close()
-        # Its end made room for as many.
+        # Its end released the quota.
         reader, writer = await site.connect()
         writer.write(said)
         assert await reader.readexactly(len(said)) == said
         writer.close()
 
 
-async def test_headers_without_end_are_cut(site: Site) -> None:
+async def test_a_header_block_without_end_closes_the_connection(site: Site) -> None:
     reader, writer = await site.connect()
     writer.write(PREFACE_AND_SETTINGS + bytes([0, 0, 1, 1, 0, 0, 0, 0, 1]) + b"\x82")
     for _ in range(3000):
@@ -178,14 +155,16 @@ def data(stream: int, length: int) -> bytes:
     return length.to_bytes(3, "big") + bytes(2) + stream.to_bytes(4, "big") + bytes(length)
 
 
-async def test_a_call_that_is_too_large_is_cut_and_counted(tmp_path: Path) -> None:
+async def test_a_call_that_is_too_large_closes_the_connection_and_is_counted(
+    tmp_path: Path,
+) -> None:
     async with guarded(tmp_path, call_bytes=100) as site:
         reader, writer = await site.connect()
         said = PREFACE_AND_SETTINGS + half_a_request(1) + data(1, 60) + half_a_request(3)
         said += data(3, 60) + data(3, 40)
         writer.write(said)
-        assert await reader.readexactly(len(said)) == said, "each of them is small enough"
-        writer.write(data(1, 41)[:9])  # more is never waited for
+        assert await reader.readexactly(len(said)) == said, "each call is small enough"
+        writer.write(data(1, 41)[:9])  # the header alone is too much
         with suppress(ConnectionError):
             assert await reader.read() == b""
         [line] = site.lines.of("connection refused")
@@ -195,48 +174,55 @@ async def test_a_call_that_is_too_large_is_cut_and_counted(tmp_path: Path) -> No
         writer.close()
 
 
-async def test_who_asks_a_lot_is_heard_at_its_rate(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nothing is lost, and the order stays."""
-    monkeypatch.setattr(fair_queue, "PATIENCE_SECONDS", 0.0)
-    async with guarded(tmp_path, rate=200) as site:
+async def test_requests_over_the_rate_arrive_in_order(tmp_path: Path) -> None:
+    async with guarded(tmp_path, rate=2000, patience_seconds=0.0) as site:
         reader, writer = await site.connect()
-        flood = PREFACE_AND_SETTINGS + HEADERS * 350
+        flood = PREFACE_AND_SETTINGS + HEADERS * 3200  # more than the burst of 3000
         writer.write(flood)
-        loop = asyncio.get_running_loop()
-        began = loop.time()
         assert await reader.readexactly(len(flood)) == flood
-        # 300 at once (a burst of three seconds), then 100 a second of one user in one cgroup.
-        assert loop.time() - began > 0.4
         writer.close()
 
 
-async def test_a_call_that_was_not_counted_does_not_release_the_place_of_one_that_was(
-    site: Site, monkeypatch: pytest.MonkeyPatch
+async def test_requests_over_the_rate_wait_in_the_socket(tmp_path: Path) -> None:
+    async with guarded(tmp_path, rate=2, patience_seconds=0.0) as site:
+        _, writer, token = await site.connected()
+        lane = site.gate.admission._fair_queue.lane(site.gate.caller(token).account)
+        flood = HEADERS * 3200
+        writer.write(flood)
+        [connection] = site.gate._connections.values()
+        relay = connection._relay
+        assert relay is not None
+        await until(lambda: relay.outbound.waiting and relay.outbound.bytes > len(HELLO))
+        assert relay.outbound.bytes <= len(HELLO) + READ_BYTES
+        assert lane._seconds_to_wait(asyncio.get_running_loop().time()) > 1
+        writer.close()
+
+
+async def test_the_start_of_an_uncounted_call_does_not_release_a_counted_one(
+    tmp_path: Path,
 ) -> None:
-    """With that of an unknown method the server begins before it has a message."""
-    monkeypatch.setattr(fair_queue, "PATIENCE_SECONDS", math.inf)
-    one, two = await site.connected(), await site.connected()
-    for (reader, writer, _), said in ((one, half_a_request(1)), (two, whole_request(1))):
-        writer.write(said)
-        assert await reader.readexactly(len(said)) == said
-    unknown, counted = one[2], two[2]
-    lane = site.gate.admission._fair_queue.lane(site.gate.caller(counted).account)
-    next_turn = asyncio.Event()
-    assert not lane.pass_or_wait(next_turn.set)
-    site.gate.begin_call(unknown)
-    await settle()
-    assert not next_turn.is_set()
-    site.gate.begin_call(counted)
-    async with asyncio.timeout(5):
-        await next_turn.wait()
-    for _, writer, _ in (one, two):
-        writer.close()
+    """The server begins with a call of an unknown method before it has a message."""
+    async with guarded(tmp_path, patience_seconds=math.inf) as site:
+        one, two = await site.connected(), await site.connected()
+        for (reader, writer, _), said in ((one, half_a_request(1)), (two, whole_request(1))):
+            writer.write(said)
+            assert await reader.readexactly(len(said)) == said
+        unknown, counted = one[2], two[2]
+        lane = site.gate.admission._fair_queue.lane(site.gate.caller(counted).account)
+        next_turn = asyncio.Event()
+        assert not lane.pass_or_wait(next_turn.set)
+        site.gate.begin_call(unknown)
+        await settle()
+        assert not next_turn.is_set()
+        site.gate.begin_call(counted)
+        async with asyncio.timeout(5):
+            await next_turn.wait()
+        for _, writer, _ in (one, two):
+            writer.close()
 
 
-async def test_the_inner_server_is_waited_for(tmp_path: Path) -> None:
-    """A full queue is retried: EAGAIN, unlike on other sockets, means that nothing was begun."""
+async def test_the_connect_to_a_busy_inner_server_is_retried(tmp_path: Path) -> None:
+    """EAGAIN of a Unix socket means a full queue: the connect did not begin (connect(2))."""
     busy = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     busy.bind(str(tmp_path / "inner"))
     busy.listen(0)
@@ -262,12 +248,7 @@ async def test_the_inner_server_is_waited_for(tmp_path: Path) -> None:
         sock.close()
 
 
-async def test_an_overloaded_inner_server_ends_the_connection_with_a_reason(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(connection, "INNER_ATTEMPTS", 2)
-    lines = Lines()
-    outer = listen(tmp_path / "outer")
+async def test_a_busy_inner_server_ends_the_connection_after_the_last_retry(tmp_path: Path) -> None:
     busy = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     busy.bind(str(tmp_path / "inner"))
     busy.listen(0)
@@ -275,20 +256,25 @@ async def test_an_overloaded_inner_server_ends_the_connection_with_a_reason(
     for sock in fill:
         sock.setblocking(False)
         sock.connect_ex(str(tmp_path / "inner"))
-    gate = Gate(
-        asyncio.get_running_loop(), str(tmp_path / "inner"), admission(lines=lines), lines.log, 10.0
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    loop, admits = asyncio.get_running_loop(), admission()
+    admitted = admits.admit(theirs, loop.time())
+    assert admitted is not None
+    ended: asyncio.Future[str] = loop.create_future()
+    connection = Connection(
+        loop, theirs, admitted, admits.quotas, math.inf, lambda _, why: ended.set_result(str(why))
     )
-    gate.start(outer)
-    reader, writer = await asyncio.open_unix_connection(tmp_path / "outer")
-    assert await reader.read() == b""
-    assert lines.lines[0]["reason"].startswith("agent cannot relay")
-    writer.close()
-    gate.close()
-    for sock in [*fill, busy, outer]:
+    connection.start(str(tmp_path / "inner"), 10.0, attempts=2)
+    assert (await ended).startswith("agent cannot relay")
+    admits.release(admitted)
+    for sock in [*fill, busy, ours]:
         sock.close()
 
 
-async def test_no_inner_server_is_one_line_and_no_leak(tmp_path: Path) -> None:
+async def test_a_missing_inner_server_is_logged_once_and_leaks_no_descriptor(
+    tmp_path: Path,
+) -> None:
     lines = Lines()
     outer = listen(tmp_path / "outer")
     gate = Gate(asyncio.get_running_loop(), str(tmp_path / "missing"), admission(), lines.log, 10.0)
@@ -302,21 +288,7 @@ async def test_no_inner_server_is_one_line_and_no_leak(tmp_path: Path) -> None:
     outer.close()
 
 
-async def test_bytes_of_another_process_cut_the_connection_and_are_told_of(site: Site) -> None:
-    reader, writer, name = await site.connected()
-    child = pids.fork(lambda: os.write(writer.get_extra_info("socket").fileno(), FRAME))
-    assert pids.reap(child) == 0
-    assert await reader.read() == b"", "nothing of it was passed on"
-    [line] = site.lines.of("connection refused")
-    assert (line["pid"], line["sender_pid"], line["bytes"]) == (os.getpid(), child, len(FRAME))
-    assert (line["uid"], line["sender_uid"]) == (os.getuid(), os.getuid())
-    assert site.refusals() == {'vouchd_refusals_total{reason="foreign_sender"}': 1}
-    with pytest.raises(PeerError):
-        site.gate.caller(name)
-    writer.close()
-
-
-async def test_the_caller_proves_itself_on_its_own_connection(site: Site) -> None:
+async def test_a_caller_that_answers_the_ping_is_proven(site: Site) -> None:
     reader, writer, name = await site.connected()
     caller = site.gate.caller(name)
     async with asyncio.TaskGroup() as tasks:
@@ -326,11 +298,11 @@ async def test_the_caller_proves_itself_on_its_own_connection(site: Site) -> Non
         writer.write(question[:4] + b"\x01" + question[5:])
         await proof
     writer.write(FRAME)
-    assert await reader.readexactly(len(FRAME)) == FRAME, "the answer was not passed on"
+    assert await reader.readexactly(len(FRAME)) == FRAME, "the answer did not reach the server"
     writer.close()
 
 
-async def test_one_who_hangs_up_instead_ends_the_wait(site: Site) -> None:
+async def test_a_caller_that_hangs_up_instead_fails_the_proof(site: Site) -> None:
     reader, writer, name = await site.connected()
 
     async def hang_up() -> None:
@@ -343,7 +315,7 @@ async def test_one_who_hangs_up_instead_ends_the_wait(site: Site) -> None:
     assert isinstance(outcome, PeerGoneError)
 
 
-async def test_after_its_end_nobody_can(site: Site) -> None:
+async def test_an_ended_connection_cannot_be_proven(site: Site) -> None:
     _, writer, name = await site.connected()
     caller = site.gate.caller(name)
     writer.close()

@@ -1,3 +1,5 @@
+"""The relay between two sockets: order, half-close, reset, and bounded memory."""
+
 from __future__ import annotations
 
 import asyncio
@@ -14,7 +16,7 @@ from tests.support.relays import read_from
 
 @dataclass
 class Ends:
-    """The far ends of a relayed pair, and what the relay said at its end."""
+    """The far ends of a relayed pair, and the reasons that the relay reported at its end."""
 
     left: socket.socket
     right: socket.socket
@@ -68,7 +70,7 @@ async def test_bytes_pass_both_ways() -> None:
         assert await receive(ends.left, 6) == b"answer"
 
 
-def test_what_there_is_to_read_is_known_without_reading_it() -> None:
+def test_unread_bytes_are_counted_without_reading_them() -> None:
     left, right = socket.socketpair()
     with left, right:
         assert unread_bytes(right) == 0
@@ -99,7 +101,7 @@ async def test_half_close_is_passed_on_and_the_other_way_stays_open() -> None:
         assert not ends.closed
 
 
-async def test_it_ends_when_both_sides_have_ended() -> None:
+async def test_the_relay_ends_when_both_sides_have_ended() -> None:
     async with relayed() as ends:
         ends.left.shutdown(socket.SHUT_WR)
         ends.right.shutdown(socket.SHUT_WR)
@@ -107,7 +109,7 @@ async def test_it_ends_when_both_sides_have_ended() -> None:
         assert ends.closed == ["closed"]
 
 
-async def test_a_reset_cuts_the_other_side() -> None:
+async def test_a_reset_closes_the_other_side() -> None:
     loop = asyncio.get_running_loop()
     async with relayed() as ends:
         # Closing a Unix socket with unread data in it resets the peer (unix(7)).
@@ -120,7 +122,7 @@ async def test_a_reset_cuts_the_other_side() -> None:
         assert await receive(ends.right, 1) == b""
 
 
-async def test_a_peer_that_stops_reading_stops_the_sender_and_memory_stays_bounded() -> None:
+async def test_a_peer_that_stops_reading_stops_the_sender_within_bounded_memory() -> None:
     async with relayed() as ends:
         sent = 0
         idle = 0
@@ -147,7 +149,7 @@ def drain(sock: socket.socket) -> bytes:
             return data
 
 
-async def test_after_back_pressure_everything_still_arrives() -> None:
+async def test_all_bytes_arrive_after_back_pressure() -> None:
     loop = asyncio.get_running_loop()
     payload = b"0123456789abcdef" * 131072
     async with relayed() as ends, asyncio.TaskGroup() as tasks:

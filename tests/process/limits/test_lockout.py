@@ -1,4 +1,4 @@
-"""Users are locked out of a real socket file, and let in again; the operator's list stays."""
+"""Lockouts on a real socket file, read with getfacl(1): they end, and the operator's list stays."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ from typing import Any
 
 import pytest
 
-from agent.limits import lockout as lockout_module
 from agent.limits.lockout import HANG_UPS_AT_ONCE, MOST_USERS, Lockout
-from agent.signals import UNHEARD
+from agent.signals import NO_SIGNALS
 from tests.support.fakes import Lines
 
 pytestmark = pytest.mark.skipif(
@@ -37,18 +36,13 @@ def path(tmp_path: Path) -> Iterator[Path]:
         yield tmp_path / "s"
 
 
-@pytest.fixture(autouse=True)
-def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lockout_module, "LOCKED_SECONDS", 0.02)
-
-
 def lockout(path: Path, lines: Lines | None = None) -> Lockout:
     log = (lines or Lines()).log
-    return Lockout(asyncio.get_running_loop(), os.fspath(path), log, UNHEARD)
+    return Lockout(asyncio.get_running_loop(), os.fspath(path), log, NO_SIGNALS, 0.02)
 
 
 def acl(path: Path) -> list[str]:
-    """As others read it."""
+    """The list as getfacl(1) shows it."""
     command = [
         "getfacl",
         "--omit-header",
@@ -75,7 +69,7 @@ async def until_open(path: Path) -> None:
             await asyncio.sleep(0.005)
 
 
-async def test_one_who_floods_is_locked_out_and_nobody_else_and_for_a_while(path: Path) -> None:
+async def test_a_flooding_user_is_locked_out_for_a_while_and_no_other(path: Path) -> None:
     before, mode = acl(path), path.stat().st_mode
     lines = Lines()
     locks = lockout(path, lines)
@@ -92,8 +86,8 @@ async def test_one_who_floods_is_locked_out_and_nobody_else_and_for_a_while(path
     locks.close()
 
 
-async def test_what_the_operator_has_put_there_stays(path: Path) -> None:
-    """Whom he keeps out, too, and whom he lets in who floods."""
+async def test_entries_of_the_operator_stay(path: Path) -> None:
+    """Entries that deny stay, and so do entries that allow the flooding user."""
     rules = f"u:3000:rw,u:3002:---,u:{SOMEBODY}:rw,g:3001:r,m::rw"
     subprocess.run(["setfacl", "-m", rules, path], check=True)
     before = acl(path)
@@ -106,7 +100,7 @@ async def test_what_the_operator_has_put_there_stays(path: Path) -> None:
     locks.close()
 
 
-async def test_what_is_taken_from_the_group_meanwhile_is_not_given_back(path: Path) -> None:
+async def test_rights_that_the_group_loses_during_a_lockout_stay_lost(path: Path) -> None:
     locks = lockout(path)
     flood(locks)
     path.chmod(0o600)
@@ -117,7 +111,7 @@ async def test_what_is_taken_from_the_group_meanwhile_is_not_given_back(path: Pa
 
 
 def fill_up(patch: pytest.MonkeyPatch) -> asyncio.Queue[None]:
-    """No list can be changed any more; each try is put into the queue, and fails."""
+    """Let every write of the list fail; each attempt is put into the queue."""
     tries: asyncio.Queue[None] = asyncio.Queue()
 
     def fail(*_arguments: object, **_options: object) -> None:
@@ -134,7 +128,7 @@ async def two_of(tries: asyncio.Queue[None]) -> None:
             await tries.get()
 
 
-async def test_one_failure_keeps_nobody_locked_out(
+async def test_a_failed_write_is_retried_until_the_lockout_ends(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = Lines()
@@ -143,17 +137,15 @@ async def test_one_failure_keeps_nobody_locked_out(
     with monkeypatch.context() as patch:
         tries = fill_up(patch)
         flood(locks, OTHER)
-        await two_of(tries)  # OTHER cannot be locked out, nor SOMEBODY be let in
+        await two_of(tries)  # OTHER cannot be locked out, and SOMEBODY cannot be released
         assert locked(path) == [f"user:{SOMEBODY}:--x"]
         assert lines.of("lockout failed")
     await until_open(path)
     locks.close()
 
 
-async def test_after_the_end_nothing_is_tried_any_more(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whoever has the path next has its own list."""
+async def test_close_cancels_all_retries(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next owner of the path has a list of its own."""
     timers: list[asyncio.TimerHandle] = []
     loop = asyncio.get_running_loop()
     call_later = loop.call_later
@@ -167,17 +159,17 @@ async def test_after_the_end_nothing_is_tried_any_more(
     for uid in (SOMEBODY, OTHER):
         flood(locks, uid)
     with monkeypatch.context() as patch:
-        await two_of(fill_up(patch))  # neither of them can be let in
+        await two_of(fill_up(patch))  # neither of them can be released
     flood(locks, THIRD)
     locks.close()
     assert not locks.users
     assert not locked(path)
-    to_come = timers[2:]  # the two whose time is over have each left a retry
+    to_come = timers[2:]  # both lockouts that ended have left a retry
     assert len(to_come) == 3
     assert all(timer.cancelled() for timer in to_come)
 
 
-async def test_root_and_the_owner_of_the_file_are_spared(path: Path) -> None:
+async def test_root_and_the_owner_of_the_file_are_never_locked_out(path: Path) -> None:
     if os.geteuid() == 0:  # else the owner is not root anyway
         os.chown(path, SOMEBODY, -1)
     locks = lockout(path)
@@ -187,7 +179,9 @@ async def test_root_and_the_owner_of_the_file_are_spared(path: Path) -> None:
     locks.close()
 
 
-async def test_one_who_has_stopped_is_free_however_much_it_was(path: Path) -> None:
+async def test_a_user_that_stops_is_free_after_one_lockout_whatever_it_did_before(
+    path: Path,
+) -> None:
     locks = lockout(path)
     for _ in range(1000):
         flood(locks)
@@ -196,7 +190,7 @@ async def test_one_who_has_stopped_is_free_however_much_it_was(path: Path) -> No
     locks.close()
 
 
-async def test_what_a_former_agent_left_behind_goes_at_the_start(path: Path) -> None:
+async def test_entries_of_a_killed_agent_are_removed_at_the_start(path: Path) -> None:
     before = acl(path)
     flood(lockout(path))
     assert acl(path) != before
@@ -204,7 +198,7 @@ async def test_what_a_former_agent_left_behind_goes_at_the_start(path: Path) -> 
     assert acl(path) == before
 
 
-async def test_many_who_flood_do_not_make_the_list_endless(path: Path) -> None:
+async def test_the_number_of_users_that_are_locked_out_is_bounded(path: Path) -> None:
     locks = lockout(path)
     for uid in range(3000, 3000 + 2 * MOST_USERS):
         flood(locks, uid)
@@ -212,7 +206,7 @@ async def test_many_who_flood_do_not_make_the_list_endless(path: Path) -> None:
     locks.close()
 
 
-async def test_where_the_list_cannot_be_changed_it_is_said_with_the_way_out(tmp_path: Path) -> None:
+async def test_a_list_that_cannot_be_written_is_logged_with_advice(tmp_path: Path) -> None:
     lines = Lines()
     locks = lockout(tmp_path / "gone", lines)
     flood(locks)
