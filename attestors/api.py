@@ -1,21 +1,22 @@
-"""The public plug-in interface: from a process to selectors.
+"""The plug-in interface: an attestor turns a process into selectors.
 
-An attestor is a class with a `name` (the selector type it may produce), an `Options` model for its
-part of `agent.yaml`, and one coroutine. Third parties name theirs under the entry-point group
-`vouchd.attestors` and need nothing of vouchd but this module. See `attestors/README.md`.
+An attestor is a class with a `name` (the type of its selectors), an `Options` model for its part of
+`agent.yaml`, and one coroutine. A third-party package names its class under the entry-point group
+`vouchd.attestors` and imports nothing of vouchd but this module. See `attestors/README.md`.
 
-Rules an attestor lives by:
+The rules:
 
-* it reads the process only through the `WorkloadRef` it is given, never by PID: a PID can be
-  somebody else a microsecond later;
-* it returns selectors of its own type only; what it does not know it leaves out, because a missing
-  selector can only remove matches, never add one;
-* it raises `AttestorError` when it could not find out. The other attestors' selectors still count.
+* Read the process only through the `WorkloadRef`, never by PID: the kernel may give the PID to
+  another process a microsecond later.
+* Return selectors of your own type only. Leave out what you do not know: a missing selector can
+  only remove matches, never add one.
+* Raise `AttestorError` if you could not find out. The selectors of other attestors still count.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
@@ -37,10 +38,11 @@ _VARIABLE = re.compile(r"(?:[0-9]+:)?env:[^=]*")
 
 @dataclass(frozen=True, slots=True, order=True)
 class Selector:
-    """One fact about a process: a type (the attestor that vouches for it) and a value.
+    """A fact about a process: a type, which is the name of its attestor, and a value.
 
     Raises:
-        ValueError: the type is not a plain word or the value is empty.
+        TypeError: a part is not text.
+        ValueError: the type is not a plain word, or the value is empty.
     """
 
     type: str
@@ -51,12 +53,14 @@ class Selector:
             raise ValueError(
                 f"selector type {self.type!r} is not a word of [A-Za-z0-9_-], at most 64 long"
             )
+        if not isinstance(self.value, str):
+            raise TypeError(f"selector value {self.value!r} is not text")
         if not self.value:
             raise ValueError("selector value is empty")
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read `type:value`; the value may hold further colons.
+        """Parse `type:value`; the value may contain further colons.
 
         Raises:
             ValueError: no colon, or one of the two parts is not valid.
@@ -76,14 +80,14 @@ class Selector:
         return match[0] if match else self.value
 
     def redacted(self) -> str:
-        """The text for logs and people, without the value of an environment variable."""
+        """Return the text for logs and people, without the value of an environment variable."""
         if _VARIABLE.match(self.value):
             return f"{self.type}:{self.kind}=<hidden>"
         return str(self)
 
 
 class AttestorError(Exception):
-    """An attestor could not find out what it should; the text says why, for the operator."""
+    """An attestor could not find out; the text tells the operator why."""
 
 
 class WorkloadRef(Protocol):
@@ -153,83 +157,109 @@ class WorkloadRef(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What an attestor found out.
+    """The findings of one attestor about one process.
 
-    `notes` say which selectors are missing for good and why ("executable not readable: …");
-    `pending` which ones may be had later. The caller is then asked to come again if nothing
-    matched. Operators see both in the log, callers never do.
+    The log and `vouchd explain` show `notes` and `pending` to operators; callers never see them.
 
     Raises:
-        ValueError: `program` holds what `selectors` does not.
+        TypeError: a field does not hold what its type says.
+        ValueError: a selector in `program` is not among the selectors.
     """
 
     selectors: frozenset[Selector] = frozenset()
     notes: tuple[str, ...] = ()
+    """Why selectors are missing permanently: `executable not readable: …`."""
     pending: tuple[str, ...] = ()
+    """Why selectors are missing now. If no entry matches, the caller is asked to try again."""
     program: frozenset[Selector] = frozenset()
-    """Those of `selectors` that hold because of what program runs, such as `unix:path`.
+    """The selectors that hold because of the program that the process runs, such as `unix:path`.
 
-    Who gets an identity by one of these must first prove that this program holds the connection.
+    Before the agent issues an identity by one of them, this program must prove that it holds the
+    connection.
     """
 
     def __post_init__(self) -> None:
+        _check(self, "selectors", frozenset, Selector)
+        _check(self, "program", frozenset, Selector)
+        _check(self, "notes", tuple, str)
+        _check(self, "pending", tuple, str)
         if not self.program <= self.selectors:
             raise ValueError("a selector in `program` is not among the selectors")
 
 
+def _check(findings: Findings, name: str, make: type, kind: type) -> None:
+    """Turn a field into its type, and check each value in it."""
+    values = getattr(findings, name)
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise TypeError(f"Findings.{name} is {type(values).__name__} instead of a collection")
+    values = make(values)  # the same object if it has the type already
+    for value in values:
+        if not isinstance(value, kind):
+            found = type(value).__name__
+            raise TypeError(f"Findings.{name} contains {found} instead of {kind.__name__}")
+    object.__setattr__(findings, name, values)
+
+
 class Options(BaseModel):
-    """Base of an attestor's part of `agent.yaml`. Unknown keys are errors with file and line."""
+    """Base of an attestor's part of `agent.yaml`. An unknown key is an error with file and line."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 @dataclass(frozen=True, slots=True)
 class AttestorContext:
-    """What the agent lends every attestor."""
+    """The services of the agent for an attestor."""
 
     log: Callable[..., None] = field(default=lambda *_args, **_fields: None)
-    """Logs one warning: `log("event in plain words", key=value)`."""
+    """Logs one warning, at a limited rate: `log("event in plain words", key=value)`."""
 
 
 class Attestor(Protocol):
     """Turns a process into selectors of one type."""
 
     name: ClassVar[str]
-    """The selector type, and the key under `attestors:` that switches this one on."""
+    """The type of its selectors, and the key under `attestors:` that enables it."""
 
     Options: ClassVar[type[BaseModel]]
-    """Validates that key's value; an instance is handed to the constructor."""
+    """Validates the value of that key; the constructor gets an instance."""
 
     timeout: ClassVar[float]
-    """Seconds that it may take for one caller; then it has failed, and the others count."""
+    """Time limit for one process, in seconds. After it, the attestor has failed for that process.
+
+    An attestor that does not end when it is cancelled then is not called again until it ends.
+    """
 
     reuse_seconds: ClassVar[float]
-    """How long its findings stay good for a connection whose process stays the same.
+    """How long its findings are used again for a connection whose process stays the same.
 
-    The same means: executable file, user, groups, cgroup, and namespaces; not the command line or
-    the environment, which a process can change as it likes. 0, or left out: asked each time.
+    The same means: executable file, user, groups, cgroup and namespaces. It does not mean command
+    line or environment, which a process can change. 0 or absent: no reuse.
     """
 
     reuse_across_connections: ClassVar[bool]
-    """Whether they are as good for other connections of that same process.
+    """Whether its findings are used for other connections of the same process too.
 
-    False, or left out: whoever connects anew is looked at anew.
+    False or absent: each connection is attested anew.
     """
 
     def __init__(self, options: Any, context: AttestorContext) -> None:
-        """Made once at start. Must not block; raise AttestorError to refuse to start."""
+        """Called once, at start; it must not block.
+
+        Raises:
+            AttestorError: the attestor cannot work; the agent does not start.
+        """
         ...
 
     async def attest(self, workload: WorkloadRef) -> Findings:
-        """Find out what is true of this process.
+        """Find the facts about this process.
 
-        It is cancelled when its time is up or the process exits.
+        The agent cancels it at its time limit, and when the process exits.
 
         Raises:
-            AttestorError: it could not find out.
+            AttestorError: the attestor could not find out.
         """
         ...
 
     async def close(self) -> None:
-        """Release what was opened. Called once, at stop."""
+        """Release what was opened. Called once, at stop, and if the agent cannot start."""
         ...

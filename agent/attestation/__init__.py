@@ -1,5 +1,6 @@
-"""From a caller to its selectors.
+"""Attestation: from a connected caller to its selectors.
 
-`attestor` runs an attestation, checks the evidence before and after it, and remembers its
-result; `panel` runs the plug-ins; `plugins` finds them. This room knows no entries and no SVIDs.
+`attestor` compares the process before and after each attestation, `runner` calls the attestors,
+`memory` keeps their findings while the process does not change, `result` is what they found,
+`plugins` loads and constructs them. This room imports no entries, no authority and no SVIDs.
 """

@@ -1,46 +1,40 @@
-"""From a caller to its selectors: all attestors at once, and the evidence checked on both sides.
+"""Attest a caller: call the attestors, and compare the process before and after.
 
-The order is what makes it safe:
+The order of the steps is the security argument:
 
 1. open the process's `/proc` directory while its pidfd is alive;
-2. pin its address space, which a process loses at exec;
-3. take a fingerprint: credentials, executable, cgroup, namespaces, as they are now;
-4. run the attestors, each within its own time;
-5. let our caller do what rests on the findings: the block of `attest`;
-6. take the fingerprint again, look at the pin, and poll the pidfd last. If anything changed, what
-   was found in between may be true of two different programs, and nothing of it is used.
+2. pin its address space, which the process loses when it executes a program;
+3. read its fingerprint: credentials, executable, cgroup, namespaces;
+4. call the attestors, each within its own time limit;
+5. run the block of `attest`, in which the agent uses the findings;
+6. read the fingerprint again, check the pin, and poll the pidfd last. If anything changed, the
+   findings may describe two different programs: the attestation fails.
 
-While the fingerprint of a connection's process stays the same, an attestor that allows it is not
-asked again, nor on another connection of that process if it allows that too: the process is told by
-its inode in pidfs, which no other ever has. If none is asked, nothing is found in between, and one
-fingerprint does; the pin is looked at all the same. The pin is for one attestation: the same
-executable is the same program, whenever it was started, and a descriptor held for each open stream
-would be dear.
+Findings are remembered while the fingerprint of the connection's process stays the same, for the
+time that each attestor allows, and for other connections of the process if the attestor allows that
+too. The inode of the pidfd in pidfs identifies the process. If all findings are remembered, step 4
+finds nothing in between, and step 6 skips the second fingerprint; it still checks the pin. A pin
+lasts for one attestation: the same executable is the same program whenever it started, and one
+descriptor for each open stream would cost too much.
 
-A failed attestor is not an answer. Its selectors are missing, which can only remove matches
-(entries match on subsets), and the result says so, so that "nothing matched" is not mistaken for
-"no identity".
+A failed attestor is not an answer. Its selectors are missing, which can only remove matches (an
+entry matches if all its selectors are present), and the result names the failure, so that the agent
+answers "try again" instead of "no identity" if nothing matched.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from cachetools import LRUCache
 
-from agent.attestation.panel import _Panel
-from agent.attestation.result import (
-    Attested,
-    Report,
-    _join,
-    _Known,
-    _KnownProcess,
-    _Memory,
-    _without_program,
-)
+from agent.attestation.memory import KnownCaller, KnownProcess, Memory
+from agent.attestation.result import Attested, Report, join
+from agent.attestation.runner import AttestorRunner
 from agent.errors import PeerError, PeerGoneError
 from agent.kernel.caller import Proof
 from agent.kernel.fingerprint import (
@@ -53,7 +47,7 @@ from agent.kernel.fingerprint import (
 from agent.signals import NO_SIGNALS, Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
@@ -65,87 +59,108 @@ if TYPE_CHECKING:
     from agent.signals import Signals
     from attestors.api import Attestor
 
-# Of how many processes it is known what was found out, though they are not connected any more.
+# Processes whose findings are kept for their next connection.
 KNOWN_PROCESSES = 1024
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """The functions that read a process's state from the kernel."""
+
+    fingerprint: Callable[[ProcessView], Fingerprint] = read_fingerprint
+    pin: Callable[[ProcessView], ProgramPin] = ProgramPin
+    executable: Callable[[ProcessView], str | None] = executable_name
+    own_user_namespace: Callable[[], str] = own_user_namespace
+
+
 class WorkloadAttestor:
-    """Runs the enabled attestors for a caller."""
+    """Attests callers with the enabled attestors, which it owns: `close` it."""
 
     def __init__(
         self,
         attestors: Sequence[Attestor],
         log: FilteringBoundLogger,
         signals: Signals = NO_SIGNALS,
+        evidence: Evidence = Evidence(),
     ) -> None:
-        self._panel = _Panel(attestors, log, signals)
+        self._runner = AttestorRunner(attestors, log, signals)
         self._signals = signals
-        self._known: WeakKeyDictionary[Caller, _Known] = WeakKeyDictionary()
-        self._processes: LRUCache[str, _KnownProcess] = LRUCache(KNOWN_PROCESSES)
+        self._evidence = evidence
+        self._known: WeakKeyDictionary[Caller, KnownCaller] = WeakKeyDictionary()
+        self._processes: LRUCache[str, KnownProcess] = LRUCache(KNOWN_PROCESSES)
 
     def attest(self, caller: Caller) -> AbstractAsyncContextManager[Attested]:
-        """What is true of the caller's process, from before a block to after it.
+        """Attest the caller's process; the findings hold from the begin of the block to its end.
 
-        Raises, at the beginning or at the end of the block:
+        Raises, at the begin or at the end of the block:
             PeerGoneError: the process is gone.
-            PeerError: it changed its program or its credentials.
+            PeerError: the process changed its program, its credentials, its cgroup or a namespace.
         """
         known = self._known.get(caller)
         if known is None:
-            known = self._known[caller] = _Known(self._process(caller))
-        return _Attestation(caller, known, self._panel, self._signals)
-
-    def _process(self, caller: Caller) -> _KnownProcess:
-        # Findings are shared between connections only if the kernel pinned the process at connect;
-        # without a pidfs inode, or for a process read by PID (agent.kernel.inspect), it did not.
-        if caller.process.inode is None or caller.proof is not Proof.PEERPIDFD:
-            return _KnownProcess()
-        name = caller.process.name
-        known = self._processes.get(name)
-        if known is None:
-            known = self._processes[name] = _KnownProcess()
-        return known
+            known = self._known[caller] = KnownCaller(self._process(caller))
+        return _Attestation(caller, known, self._runner, self._evidence, self._signals)
 
     def latest(self, caller: Caller) -> Attested | None:
-        """What was found out when this caller was last attested; None if that did not hold."""
+        """Return the caller's latest result; None if the process changed during it."""
         known = self._known.get(caller)
         return None if known is None else known.latest
 
     async def close(self) -> None:
         """Close every attestor."""
-        await self._panel.close()
+        await self._runner.close()
+
+    def _process(self, caller: Caller) -> KnownProcess:
+        # Connections share findings only if the kernel pinned the process at connect. Without a
+        # pidfs inode, and for a process read by PID (agent.kernel.inspect), it did not.
+        if caller.process.inode is None or caller.proof is not Proof.PEERPIDFD:
+            return KnownProcess()
+        name = caller.process.name
+        known = self._processes.get(name)
+        if known is None:
+            known = self._processes[name] = KnownProcess()
+        return known
 
 
 class _Attestation:
-    """One attestation of a caller, during the block that rests on it.
+    """One attestation of a caller, a context manager around the use of its result.
 
-    It owns the view of the process and the pin of its program meanwhile.
+    It owns the view of the process and the pin of its program.
     """
 
     __slots__ = (
         "_before",
         "_caller",
-        "_found",
+        "_evidence",
         "_known",
         "_memory",
-        "_panel",
+        "_pin",
         "_process",
-        "_program",
+        "_reports",
+        "_runner",
         "_seconds",
         "_signals",
     )
 
     _process: ProcessView
-    _program: ProgramPin
+    _pin: ProgramPin
     _before: Fingerprint
-    _memory: _Memory
-    _found: Sequence[Report]
+    _memory: Memory
+    _reports: Sequence[Report]
     _seconds: float
 
-    def __init__(self, caller: Caller, known: _Known, panel: _Panel, signals: Signals) -> None:
+    def __init__(
+        self,
+        caller: Caller,
+        known: KnownCaller,
+        runner: AttestorRunner,
+        evidence: Evidence,
+        signals: Signals,
+    ) -> None:
         self._caller = caller
         self._known = known
-        self._panel = panel
+        self._runner = runner
+        self._evidence = evidence
         self._signals = signals
 
     async def __aenter__(self) -> Attested:
@@ -153,15 +168,15 @@ class _Attestation:
         self._known.latest = None
         self._open()
         try:
-            self._before = read_fingerprint(self._process)
+            self._before = self._evidence.fingerprint(self._process)
             self._memory = self._recall()
             self._seconds = time.perf_counter() - began
-            self._found = await self._panel.ask_others(self._process, self._memory)
-            self._known.latest = attestation = self._join()
+            self._reports = await self._runner.run(self._process, self._memory)
+            self._known.latest = attested = self._join()
         except BaseException:
             self._close()
             raise
-        return attestation
+        return attested
 
     async def __aexit__(
         self,
@@ -176,62 +191,68 @@ class _Attestation:
             self._check_unchanged()
         finally:
             self._close()
-        if not self._caller.process.is_alive():
-            raise PeerGoneError("the process exited while it was attested")
+        self._check_alive()
         self._signals.timed(Stage.EVIDENCE, self._seconds + time.perf_counter() - began)
-        if self._found:
-            self._known.memory = memory = self._panel.remember(self._memory, self._found)
-            self._known.process.memory = self._panel.for_other_connections(memory)
+        if self._reports:
+            self._known.memory = memory = self._runner.remember(self._memory, self._reports)
+            self._known.process.memory = self._runner.for_other_connections(memory)
 
     def _open(self) -> None:
         self._process = self._caller.open_proc()
         try:
-            self._program = ProgramPin(self._process)
+            self._pin = self._evidence.pin(self._process)
         except BaseException:
             self._process.close()
             raise
 
     def _close(self) -> None:
-        self._program.close()
+        self._pin.close()
         self._process.close()
 
-    def _recall(self) -> _Memory:
-        """What is still good of what was found out about this same program.
+    def _recall(self) -> Memory:
+        """Return the findings about this program that are still valid.
 
         Raises:
-            PeerError: the process is not any more who connected.
+            PeerError: the credentials differ from those at connect.
         """
         known, now = self._known, self._before
         if known.checked != now:
             check_credentials(now, self._caller.credentials)
             known.checked = now
-        memory = known.memory or self._recall_from_elsewhere()
+        memory = known.memory or self._recall_from_other_connections()
         if memory is None or memory.fingerprint != now:
-            memory = _Memory(now, executable_name(self._process))
+            memory = Memory(now, self._evidence.executable(self._process))
         else:
             memory = memory.at(asyncio.get_running_loop().time())
         known.memory = memory
         return memory
 
-    def _recall_from_elsewhere(self) -> _Memory | None:
+    def _recall_from_other_connections(self) -> Memory | None:
         memory = self._known.process.memory
-        # A name says nothing of the program, and may be another by now.
-        if memory is None or memory.executable == executable_name(self._process):
+        # The executable may have another path by now, with the same fingerprint.
+        if memory is None or memory.executable == self._evidence.executable(self._process):
             return memory
         return None
 
     def _join(self) -> Attested:
-        attestation = self._memory.joined
-        if self._found:
-            attestation = _join([*attestation.reports, *self._found], self._memory.executable)
-        if not self._program.holds or self._before.user_namespace != own_user_namespace():
-            attestation = _without_program(attestation)
-        return attestation
+        attested = self._memory.joined
+        if self._reports:
+            attested = join([*attested.reports, *self._reports], self._memory.executable)
+        if attested.failures:
+            # The exit of a process is no failure of an attestor.
+            self._check_alive()
+        own = self._evidence.own_user_namespace()
+        if not self._pin.holds or self._before.user_namespace != own:
+            attested = attested.without_program()
+        return attested
 
     def _check_unchanged(self) -> None:
-        # What was found is of one moment only if nothing changed meanwhile. If nobody was asked,
-        # the fingerprint is that moment.
-        again = read_fingerprint(self._process) if self._found else self._before
-        if again != self._before or self._program.changed():
+        # Without new findings the first fingerprint is the moment that all findings hold for.
+        again = self._evidence.fingerprint(self._process) if self._reports else self._before
+        if again != self._before or self._pin.changed():
             self._known.latest = None
             raise PeerError("the process changed its program or user while it was attested")
+
+    def _check_alive(self) -> None:
+        if not self._caller.process.is_alive():
+            raise PeerGoneError("the process exited while it was attested")

@@ -1,8 +1,7 @@
-"""The result of an attestation, and the memory of processes that were attested before."""
+"""The result of an attestation: the findings of each attestor, and all of them together."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -11,86 +10,65 @@ from attestors.api import Findings
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from agent.kernel.fingerprint import Fingerprint
     from attestors.api import Selector
+
+_NO_PROGRAM = (
+    "no program selectors: the process is in a user namespace of its own, or the agent may not "
+    "read its memory map"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What one attestor said, and how long it took to say it. `failure` tells why it said less."""
+    """The findings of one attestor. `failure` is the reason if some or all are missing."""
 
     attestor: str
     findings: Findings = field(default_factory=Findings)
     failure: str | None = None
     seconds: float = 0.0
+    """The duration of the attestor's call."""
     remembered: bool = False
-    """Said before, of this same process, and still good."""
+    """Whether the findings are of an earlier attestation of this process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attested:
-    """What is known of a caller."""
+    """All findings about a caller."""
 
     selectors: frozenset[Selector]
     program: frozenset[Selector] = frozenset()
-    """Those that hold because of what program runs."""
+    """The selectors that hold because of the program that the process runs."""
     reports: tuple[Report, ...] = ()
     notes: tuple[str, ...] = ()
-    """Why selectors are missing for good."""
+    """Why selectors are missing permanently."""
     executable: str | None = None
-    """What the kernel calls the program it runs; see executable_name."""
+    """The path of the executable, for display; see `executable_name`."""
     failures: Mapping[str, str] = field(init=False)
-    """Why attestors failed, by their names."""
+    """The reasons of the attestors that failed, by name."""
 
     def __post_init__(self) -> None:
         failures = {r.attestor: r.failure for r in self.reports if r.failure is not None}
         object.__setattr__(self, "failures", failures)
 
+    def without_program(self) -> Attested:
+        """Return the result without program selectors, with a note if it had any.
 
-@dataclass(frozen=True, slots=True)
-class _Memory:
-    """What attestors found while the fingerprint was this one, and how long each result is good."""
-
-    fingerprint: Fingerprint
-    executable: str | None
-    reports: Mapping[str, tuple[float, Report]] = field(default_factory=dict)
-    joined: Attested = field(init=False)
-    good_until: float = field(init=False)
-
-    def __post_init__(self) -> None:
-        reports = [report for _until, report in self.reports.values()]
-        good_until = min((until for until, _report in self.reports.values()), default=math.inf)
-        object.__setattr__(self, "joined", _join(reports, self.executable))
-        object.__setattr__(self, "good_until", good_until)
-
-    def at(self, now: float) -> _Memory:
-        """What of it is still good."""
-        if now < self.good_until:
+        The owner of a user namespace can make a process of it look like any program (prctl(2),
+        ptrace(2)). A process whose memory map cannot be read could run another program a moment
+        later without notice.
+        """
+        if not self.program:
             return self
-        good = {name: (until, r) for name, (until, r) in self.reports.items() if now < until}
-        return _Memory(self.fingerprint, self.executable, good)
+        return replace(
+            self,
+            selectors=self.selectors - self.program,
+            program=frozenset(),
+            notes=(*self.notes, _NO_PROGRAM),
+        )
 
 
-@dataclass(slots=True)
-class _KnownProcess:
-    """What is kept of a process, for its next connections."""
-
-    memory: _Memory | None = None
-
-
-@dataclass(slots=True)
-class _Known:
-    """What is kept of one caller."""
-
-    process: _KnownProcess
-    memory: _Memory | None = None
-    checked: Fingerprint | None = None
-    """What it looked like when its credentials were those at connect."""
-    latest: Attested | None = None
-    """None if the last look at it did not hold."""
-
-
-def _join(reports: Sequence[Report], executable: str | None) -> Attested:
+def join(reports: Sequence[Report], executable: str | None) -> Attested:
+    """Join the findings of all attestors."""
     return Attested(
         selectors=_union([report.findings.selectors for report in reports]),
         program=_union([report.findings.program for report in reports]),
@@ -101,24 +79,5 @@ def _join(reports: Sequence[Report], executable: str | None) -> Attested:
 
 
 def _union(sets: Sequence[frozenset[Selector]]) -> frozenset[Selector]:
-    # One alone is kept as it is: what is looked up by it is found without comparing it.
+    # A single set keeps its identity: the lookup of matches then needs no comparison.
     return sets[0] if len(sets) == 1 else frozenset().union(*sets)
-
-
-def _without_program(attestation: Attested) -> Attested:
-    """Who rules a process's user namespace can make it look like any program (prctl(2), ptrace(2)).
-
-    And one whom the agent may not look into could be another program a moment later.
-    """
-    if not attestation.program:
-        return attestation
-    note = (
-        "no selectors of its program: the process is in a user namespace of its own, or the agent "
-        "may not look into it"
-    )
-    return replace(
-        attestation,
-        selectors=attestation.selectors - attestation.program,
-        program=frozenset(),
-        notes=(*attestation.notes, note),
-    )

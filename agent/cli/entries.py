@@ -147,7 +147,7 @@ def _attest(settings: Settings, pid: int) -> Attested:
 
     async def attest() -> Attested:
         log, writer = configure_log(settings.log.level, settings.log.format)
-        attestor = WorkloadAttestor(make_attestors(settings.attestors, log), log)
+        attestor = WorkloadAttestor(await make_attestors(settings.attestors, log), log)
         try:
             with closing(process_by_pid(pid)) as caller:
                 async with attestor.attest(caller) as attestation:

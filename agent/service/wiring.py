@@ -112,7 +112,7 @@ async def build(settings: Settings, host: Host, stack: AsyncExitStack) -> Parts:
     entries = load_configured_entries(settings, identity.clock)
     for warning in entries.warnings:
         log.warning("entry is doubtful", problem=str(warning))
-    callers = _host_side(settings, host, metrics, stack)
+    callers = await _host_side(settings, host, metrics, stack)
     site = _site(in_force, identity, callers, entries, log)
     api = _workload_api(site, settings, callers.audit, log)
     apply = partial(_apply, site, callers, api, host)
@@ -202,10 +202,12 @@ class _HostSide:
     metrics: Metrics
 
 
-def _host_side(
+async def _host_side(
     settings: Settings, host: Host, metrics: Metrics, stack: AsyncExitStack
 ) -> _HostSide:
-    attestor = WorkloadAttestor(make_attestors(settings.attestors, host.log), host.log, metrics)
+    attestor = WorkloadAttestor(
+        await make_attestors(settings.attestors, host.log), host.log, metrics
+    )
     stack.push_async_callback(attestor.close)
     seconds = asyncio.get_running_loop().time
     audit = Audit(host.audit, boot_id(), attestor.latest, seconds)

@@ -63,15 +63,15 @@ class ThrottledLog:
         self._log = log
         self._throttle = Throttle(per_key, in_all, seconds)
 
-    def info(self, event: str, key: object, **fields: object) -> None:
+    def info(self, event: str, key: object, /, **fields: object) -> None:
         """Write a line at level `info`, unless it is suppressed."""
         self._write(self._log.info, event, key, fields)
 
-    def warning(self, event: str, key: object, **fields: object) -> None:
+    def warning(self, event: str, key: object, /, **fields: object) -> None:
         """Write a line at level `warning`, unless it is suppressed."""
         self._write(self._log.warning, event, key, fields)
 
-    def exception(self, event: str, key: object, **fields: object) -> None:
+    def exception(self, event: str, key: object, /, **fields: object) -> None:
         """Write a line at level `error` with the traceback of the exception being handled."""
         self._write(self._log.exception, event, key, fields)
 

@@ -79,9 +79,11 @@ def connected_child(
 
 
 @contextmanager
-def child_caller() -> Iterator[tuple[int, Caller]]:
-    """A child that has connected, as a caller."""
-    with connected_child() as (pid, sock):
+def child_caller(
+    behave: Callable[[socket.socket], object] = lambda _sock: signal.pause(),
+) -> Iterator[tuple[int, Caller]]:
+    """A child that has connected and then behaves so, as a caller."""
+    with connected_child(behave) as (pid, sock):
         caller = identify(sock)
         try:
             yield pid, caller

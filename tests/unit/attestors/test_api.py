@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from attestors.api import Findings, Selector
@@ -36,3 +38,18 @@ def test_a_program_selector_must_be_among_the_selectors() -> None:
     uid, path = Selector("unix", "uid:1"), Selector("unix", "path:/bin/sh")
     with pytest.raises(ValueError, match="is not among the selectors"):
         Findings(frozenset({uid}), program=frozenset({path}))
+
+
+def test_findings_keep_the_very_set_of_an_attestor() -> None:
+    """The agent looks up matches by the identity of the set."""
+    selectors = frozenset({Selector("unix", "uid:1")})
+    assert Findings(selectors).selectors is selectors
+
+
+@pytest.mark.parametrize(
+    ("type_", "value", "error"),
+    [("unix", 1, TypeError), (1, "x", TypeError), ("a:b", "x", ValueError), ("a", "", ValueError)],
+)
+def test_a_selector_is_two_texts(type_: Any, value: Any, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        Selector(type_, value)

@@ -1,0 +1,28 @@
+"""Fake attestors' selectors, and an attestation whose block does nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attestors.api import Selector
+from tests.support.fakes import FakeAttestor
+
+if TYPE_CHECKING:
+    from agent.attestation.attestor import WorkloadAttestor
+    from agent.attestation.result import Attested
+    from agent.kernel.caller import Caller
+
+ONE = Selector("fake", "one")
+TWO = Selector("other", "two")
+
+
+class OtherAttestor(FakeAttestor):
+    """A second attestor, whose selectors are of another type."""
+
+    name = "other"
+
+
+async def attest(attestor: WorkloadAttestor, caller: Caller) -> Attested:
+    """Attest the caller and return the result."""
+    async with attestor.attest(caller) as attested:
+        return attested
