@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PROTOS := $(wildcard proto/*.proto)
 
-.PHONY: demo run test clients conformance-suite test-system lint format proto schemas bench bench-plot bench-table bench-reference deb clean
+.PHONY: demo run test clients conformance-suite test-system lint format proto docs bench bench-plot bench-table bench-reference deb clean
 
 $(VENV)/.installed: pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -55,9 +55,9 @@ proto: $(VENV)/.installed
 	.ci/generate proto agent/pb
 	.ci/generate tests/conformance/proto tests/conformance/workload_api_conformance/pb
 
-## generate config/schema from the models
-schemas: $(VENV)/.installed
-	VOUCHD_WRITE_SCHEMAS=1 $(BIN)/pytest -q tests/unit/config/test_settings.py -k up_to_date
+## generate the tables in docs/reference, and config/schema, from the code
+docs: $(VENV)/.installed
+	$(BIN)/python -m deploy.reference
 
 ## the benchmarks, as ratios to a bare gRPC server; BENCH="calls storm" runs some only
 bench: $(VENV)/.installed

@@ -86,6 +86,18 @@ class Selector:
         return str(self)
 
 
+@dataclass(frozen=True, slots=True)
+class SelectorKind:
+    """One kind of the selectors that an attestor returns, for references and manual pages."""
+
+    example: str
+    """A whole selector of this kind, such as `unix:uid:1001`."""
+    meaning: str
+    """What is true of the process, as the rest of a sentence that begins with "true if"."""
+    basis: str
+    """What this rests on: the kernel, the program that runs, or the word of an engine."""
+
+
 class AttestorError(Exception):
     """An attestor could not find out; the text tells the operator why."""
 

@@ -10,7 +10,7 @@ from attestors.api import ENTRY_POINT_GROUP
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_BUILTIN = {
+BUILTIN = {
     "unix": "attestors.unix:UnixAttestor",
     "docker": "attestors.docker:DockerAttestor",
     "k8s": "attestors.k8s:K8sAttestor",
@@ -25,5 +25,5 @@ def available() -> Mapping[str, EntryPoint]:
     None is imported yet: those that are off would cost half of the agent's start.
     """
     offered = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
-    builtin = {name: EntryPoint(name, place, ENTRY_POINT_GROUP) for name, place in _BUILTIN.items()}
+    builtin = {name: EntryPoint(name, place, ENTRY_POINT_GROUP) for name, place in BUILTIN.items()}
     return {**offered, **builtin}

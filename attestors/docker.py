@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import BaseModel, Field
 
-from attestors.api import Findings, Options, Selector
+from attestors.api import Findings, Options, Selector, SelectorKind
 from attestors.lib.cgroups import Engine
 from attestors.lib.containers import ASKING_SECONDS, REUSE_SECONDS, Containers
 from attestors.lib.engine import EngineClient
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 # Their engines do not speak this protocol.
 _OTHERS = frozenset({Engine.CONTAINERD, Engine.CRIO, Engine.FARGATE})
+
+_ENGINE = "the engine, and the cgroup"
 
 
 class DockerOptions(Options):
@@ -44,6 +46,24 @@ class DockerAttestor:
     """See the module's docstring."""
 
     name: ClassVar[str] = "docker"
+    selectors: ClassVar[tuple[SelectorKind, ...]] = (
+        SelectorKind("docker:label:tier:front", "the container has this label", _ENGINE),
+        SelectorKind("docker:env:MODE=fast", "it was made with this environment variable", _ENGINE),
+        SelectorKind(
+            "docker:image_id:nginx:1.29", "it was made from an image of this name", _ENGINE
+        ),
+        SelectorKind(
+            "docker:image_config_digest:sha256:<64 hex digits>",
+            "it was made from this very image",
+            _ENGINE,
+        ),
+        SelectorKind("docker:container_name:web", "it has this name now", _ENGINE),
+        SelectorKind("docker:compose_project:shop", "Compose made it for this project", _ENGINE),
+        SelectorKind("docker:compose_service:web", "Compose made it for this service", _ENGINE),
+        SelectorKind(
+            "docker:engine:docker", "it belongs to this engine, `docker` or `podman`", _ENGINE
+        ),
+    )
     Options: ClassVar[type[BaseModel]] = DockerOptions
     timeout: ClassVar[float] = ASKING_SECONDS
     reuse_seconds: ClassVar[float] = REUSE_SECONDS

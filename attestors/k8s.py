@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, Field
 
-from attestors.api import AttestorError, Findings, Options, Selector
+from attestors.api import AttestorError, Findings, Options, Selector, SelectorKind
 from attestors.lib.cgroups import Engine
 from attestors.lib.kubelet import FRESH_SECONDS, LONGEST_SECONDS, KubeletOptions, PodLists
 from attestors.lib.processes import locate_workload, own_cgroup
@@ -31,6 +31,9 @@ from attestors.lib.processes import locate_workload, own_cgroup
 if TYPE_CHECKING:
     from attestors.api import AttestorContext, WorkloadRef
     from attestors.lib.cgroups import Container
+
+_CGROUP = "the cgroup"
+_KUBELET = "the kubelet, about the container that the cgroup names"
 
 
 def _off(value: object) -> object:
@@ -53,6 +56,40 @@ class K8sAttestor:
     """See the module's docstring."""
 
     name: ClassVar[str] = "k8s"
+    selectors: ClassVar[tuple[SelectorKind, ...]] = (
+        SelectorKind("k8s:pod-uid:<uid>", "the pod has this UID", _CGROUP),
+        SelectorKind("k8s:container-id:<64 hex digits>", "the container has this ID", _CGROUP),
+        SelectorKind("k8s:ns:shop", "the pod is in this namespace", _KUBELET),
+        SelectorKind("k8s:sa:web", "the pod runs as this service account", _KUBELET),
+        SelectorKind("k8s:pod-name:web-7d-x", "the pod has this name", _KUBELET),
+        SelectorKind("k8s:node-name:node-1", "the pod runs on this node", _KUBELET),
+        SelectorKind("k8s:pod-label:app:web", "the pod has this label", _KUBELET),
+        SelectorKind("k8s:pod-owner:ReplicaSet:web-7d", "the pod belongs to this object", _KUBELET),
+        SelectorKind(
+            "k8s:pod-owner-uid:ReplicaSet:<uid>",
+            "the pod belongs to the object of this UID",
+            _KUBELET,
+        ),
+        SelectorKind(
+            "k8s:pod-image:<image>",
+            "a container of the pod has this image, by name or ID",
+            _KUBELET,
+        ),
+        SelectorKind("k8s:pod-image-count:2", "the pod has so many containers", _KUBELET),
+        SelectorKind(
+            "k8s:pod-init-image:<image>", "an init container of the pod has this image", _KUBELET
+        ),
+        SelectorKind("k8s:pod-init-image-count:1", "the pod has so many init containers", _KUBELET),
+        SelectorKind("k8s:container-name:web", "the container has this name in the pod", _KUBELET),
+        SelectorKind(
+            "k8s:container-image:<image>", "the container has this image, by name or ID", _KUBELET
+        ),
+        SelectorKind(
+            "k8s:container-type:container",
+            "the container is `container`, `init` or `ephemeral`",
+            _KUBELET,
+        ),
+    )
     Options: ClassVar[type[BaseModel]] = K8sOptions
     timeout: ClassVar[float] = LONGEST_SECONDS
     reuse_seconds: ClassVar[float] = FRESH_SECONDS

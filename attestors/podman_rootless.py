@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import BaseModel, Field, field_validator
 
-from attestors.api import AttestorError, Findings, Options, Selector
+from attestors.api import AttestorError, Findings, Options, Selector, SelectorKind
 from attestors.lib.cgroups import Engine
 from attestors.lib.containers import ASKING_SECONDS, REUSE_SECONDS, Containers
 from attestors.lib.engine import EngineClient
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 # With the cgroupfs driver the name of a user's container is its ID alone.
 _PODMANS = frozenset({Engine.PODMAN, Engine.UNKNOWN})
+
+_USER = "the word of user 1000"
 
 
 class RootlessOptions(Options):
@@ -53,6 +55,33 @@ class RootlessPodmanAttestor:
     """See the module's docstring."""
 
     name: ClassVar[str] = "podman-rootless"
+    selectors: ClassVar[tuple[SelectorKind, ...]] = (
+        SelectorKind(
+            "podman-rootless:1000:label:tier:front", "the container has this label", _USER
+        ),
+        SelectorKind(
+            "podman-rootless:1000:env:MODE=fast",
+            "it was made with this environment variable",
+            _USER,
+        ),
+        SelectorKind(
+            "podman-rootless:1000:image_id:docker.io/library/nginx:1.29",
+            "it was made from an image of this name",
+            _USER,
+        ),
+        SelectorKind(
+            "podman-rootless:1000:image_config_digest:sha256:<64 hex digits>",
+            "it was made from this very image",
+            _USER,
+        ),
+        SelectorKind("podman-rootless:1000:container_name:web", "it has this name now", _USER),
+        SelectorKind(
+            "podman-rootless:1000:compose_project:shop", "Compose made it for this project", _USER
+        ),
+        SelectorKind(
+            "podman-rootless:1000:compose_service:web", "Compose made it for this service", _USER
+        ),
+    )
     Options: ClassVar[type[BaseModel]] = RootlessOptions
     timeout: ClassVar[float] = ASKING_SECONDS
     reuse_seconds: ClassVar[float] = REUSE_SECONDS

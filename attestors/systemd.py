@@ -21,7 +21,7 @@ from dbus_fast.aio import MessageBus
 from dbus_fast.errors import AuthError, DBusError
 from pydantic import AfterValidator, BaseModel, Field
 
-from attestors.api import AttestorError, Findings, Options, Selector
+from attestors.api import AttestorError, Findings, Options, Selector, SelectorKind
 from attestors.lib.once import SharedWork
 from attestors.lib.processes import is_alive
 
@@ -35,6 +35,7 @@ ANSWER_SECONDS = 2.0
 CALLS_AT_ONCE = 32
 _SYSTEMD = "org.freedesktop.systemd1"
 _MANAGER = "/org/freedesktop/systemd1"
+_MANAGERS_WORD = "systemd, and the cgroup"
 _NO_UNIT = frozenset({f"{_SYSTEMD}.NoUnitForPID", f"{_SYSTEMD}.NoSuchUnit"})
 # Before a user other than root learns that there is no such method, the bus rejects the message:
 # older policies do not name it.
@@ -73,6 +74,20 @@ class SystemdAttestor:
     """See the module's docstring."""
 
     name: ClassVar[str] = "systemd"
+    selectors: ClassVar[tuple[SelectorKind, ...]] = (
+        SelectorKind("systemd:id:payments.service", "the process is in this unit", _MANAGERS_WORD),
+        SelectorKind(
+            "systemd:fragment_path:/etc/systemd/system/payments.service",
+            "the unit is defined in this file",
+            _MANAGERS_WORD,
+        ),
+        SelectorKind("systemd:slice:system.slice", "the unit is in this slice", _MANAGERS_WORD),
+        SelectorKind(
+            "systemd:invocation_id:<32 hex digits>",
+            "this is the present run of the unit; each start has another",
+            _MANAGERS_WORD,
+        ),
+    )
     Options: ClassVar[type[BaseModel]] = SystemdOptions
     timeout: ClassVar[float] = 2 * ANSWER_SECONDS
     # The unit is a matter of the cgroup, which has to stay the same.

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from pydantic import BaseModel, Field
 
-from attestors.api import AttestorError, Findings, Options, Selector
+from attestors.api import AttestorError, Findings, Options, Selector, SelectorKind
 from attestors.lib.once import SlowLookup
 
 if TYPE_CHECKING:
@@ -61,6 +61,8 @@ SETTLED_NS = 2_000_000_000
 SHOWN_NAMELESS = 5
 
 _OF_THE_PROGRAM = ("path:", "sha256:")
+_KERNEL = "the kernel, at connect"
+_PROGRAM = "the program that runs"
 
 K = TypeVar("K", bound="Hashable")
 V = TypeVar("V")
@@ -98,6 +100,26 @@ class UnixAttestor:
     """See the module's docstring."""
 
     name: ClassVar[str] = "unix"
+    selectors: ClassVar[tuple[SelectorKind, ...]] = (
+        SelectorKind("unix:uid:1001", "the effective user ID at connect is this", _KERNEL),
+        SelectorKind("unix:user:payments", "that user has this name on the host", _KERNEL),
+        SelectorKind("unix:gid:1001", "the effective group ID at connect is this", _KERNEL),
+        SelectorKind("unix:group:payments", "that group has this name on the host", _KERNEL),
+        SelectorKind(
+            "unix:supplementary_gid:27", "this is one of the supplementary group IDs", _KERNEL
+        ),
+        SelectorKind(
+            "unix:supplementary_group:sudo", "a group of this name is one of them", _KERNEL
+        ),
+        SelectorKind(
+            "unix:path:/usr/bin/payments", "the running executable is this file", _PROGRAM
+        ),
+        SelectorKind(
+            "unix:sha256:<64 hex digits>",
+            "the content of the executable has this digest (up to `sha256_max_bytes`)",
+            _PROGRAM,
+        ),
+    )
     Options: ClassVar[type[BaseModel]] = UnixOptions
     # The executable and the ids are what "the same process" means; names change rarely.
     reuse_seconds: ClassVar[float] = 5 * FRESH_SECONDS

@@ -160,7 +160,7 @@ def _fits_ca(ttl: timedelta, info: ValidationInfo) -> timedelta:
     return long_enough(ttl)
 
 
-_PATH = WithJsonSchema({"type": "string", "minLength": 1})
+_PATH = WithJsonSchema({"type": "string", "minLength": 1, "format": "path"})
 _NAME = WithJsonSchema({"type": ["string", "integer"]})
 _Path = Annotated[PurePath, BeforeValidator(_parse_path), _PATH]
 _Name = Annotated[str | None, BeforeValidator(_parse_name), _NAME]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -31,4 +31,6 @@ def _absolute(path: str) -> str:
     raise ValueError(f"{path!r} is not an absolute path")
 
 
-AbsolutePath = Annotated[str, AfterValidator(_absolute)]
+AbsolutePath = Annotated[
+    str, AfterValidator(_absolute), Field(json_schema_extra={"format": "path"})
+]

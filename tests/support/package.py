@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _INGREDIENTS = (
     "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", ".ci/constraints.txt",
-    "agent", "attestors", "config", "deploy/debian", "deploy/systemd",
+    "agent", "attestors", "config", "docs", "deploy/debian", "deploy/reference", "deploy/systemd",
 )  # fmt: skip
 
 

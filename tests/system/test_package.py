@@ -11,6 +11,7 @@ from subprocess import Popen
 
 import pytest
 
+from tests.support.agent import REPOSITORY
 from tests.support.machine import Machine
 from tests.support.package import clean_debian, install
 
@@ -97,12 +98,28 @@ def test_an_entry_that_is_edited_gives_one(installed: Machine) -> None:
 
 
 def test_its_manual_is_there(installed: Machine) -> None:
-    pages = "vouchd.1 vouchd-agent.yaml.5 vouchd-entries.yaml.5"
+    pages = "vouchd.1 vouchd-agent.yaml.5 vouchd-entries.yaml.5 vouchd-selectors.7"
     complaints = "LC_ALL=C.UTF-8 man --warnings $page 2>&1 > /dev/null"
     assert installed.run("sh", "-c", f"for page in {pages}; do {complaints}; done") == ""
     manual = installed.run("man", "vouchd")
     assert "vouchd fetch x509 [OPTIONS]" in manual
     assert "Exit code 1 if it gets none." in " ".join(manual.split())
+
+
+def test_its_manual_has_numbers_as_numbers(installed: Machine) -> None:
+    manual = " ".join(installed.run("man", "vouchd-agent.yaml").split())
+    assert "limits.connections" in manual
+    assert "Default: 4000." in manual
+    assert "unix:sha256:" in installed.run("man", "7", "vouchd-selectors")
+
+
+def test_it_brings_the_documents(installed: Machine) -> None:
+    folder = "/usr/share/doc/vouchd"
+    brought = installed.run("find", folder, "-name", "*.md", "-printf", "%P\\n").split()
+    ours = [REPOSITORY / "README.md", *(REPOSITORY / "docs").rglob("*.md")]
+    assert set(brought) == {str(each.relative_to(REPOSITORY)) for each in ours}
+    quickstart = (REPOSITORY / "docs/quickstart.md").read_text()
+    assert installed.run("cat", f"{folder}/docs/quickstart.md") == quickstart
 
 
 @pytest.mark.parametrize(

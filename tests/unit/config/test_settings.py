@@ -1,25 +1,17 @@
 """agent.yaml: every mistake has its place, every default is what the documentation says.
 
 The files in tests/vectors/config/bad say themselves what is wrong with them, as those of the
-entries do. The schemas that editors use are generated from the models: after a change of those,
-`VOUCHD_WRITE_SCHEMAS=1 pytest tests/unit/config` writes them anew.
+entries do. tests/documents has a test that the schemas are those of the models.
 """
 
-import ast
-import inspect
-import itertools
 import json
-import os
 import re
-import textwrap
 from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePath
 from typing import Any
 
 import pytest
 from pydantic import BaseModel, ConfigDict, Field
-from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
-from pydantic_core.core_schema import ModelSchema
 
 from agent.attestation.plugins import known_options
 from agent.config.files import load_settings
@@ -33,10 +25,8 @@ from agent.config.settings import (
     TelemetrySettings,
     parse_settings,
 )
-from agent.config.values import format_duration
 from agent.config.yaml_document import Source, read
 from agent.entries.load import load_entries
-from agent.entries.schema import EntriesFile, EntryConfig
 from agent.errors import ConfigError
 from agent.spiffe.ids import TrustDomain
 from agent.spiffe.keys import KeyType
@@ -278,75 +268,6 @@ def test_the_example_entries_load_without_a_warning() -> None:
 
 
 # --- the schemas we ship -----------------------------------------------------------------------
-def _described(model: type[BaseModel]) -> dict[str, str]:
-    """What the docstring below each field says; pydantic would read the source at each start."""
-    [definition] = ast.parse(textwrap.dedent(inspect.getsource(model))).body
-    assert isinstance(definition, ast.ClassDef)
-    found = {}
-    for field, below in itertools.pairwise(definition.body):
-        match field, below:
-            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(ast.Constant(str(text))):
-                found[name] = inspect.cleandoc(text)
-    return found
-
-
-class _Schema(GenerateJsonSchema):
-    def model_schema(self, schema: ModelSchema) -> JsonSchemaValue:
-        made = super().model_schema(schema)
-        models = itertools.takewhile(lambda each: each is not BaseModel, schema["cls"].__mro__)
-        for model in (each for each in models if each.__name__.isidentifier()):  # none with [...]
-            for name, text in _described(model).items():
-                made["properties"][name].setdefault("description", text)
-        return made
-
-    def encode_default(self, dft: Any) -> Any:
-        match dft:
-            case timedelta():
-                return format_duration(dft)
-            case int() if not isinstance(dft, bool):
-                return f"{dft:04o}"  # the only number is a mode
-            case PurePath():
-                return str(dft)
-            case tuple():
-                return [self.encode_default(item) for item in dft]
-            case BaseModel():
-                return {name: self.encode_default(value) for name, value in dft}
-            case _:
-                return super().encode_default(dft)
-
-
-SCHEMAS: dict[str, type[BaseModel]] = {
-    "agent.schema.json": Settings,
-    "entries.schema.json": EntriesFile[EntryConfig],
-}
-
-
-def _without_fillers(schema: Any) -> Any:
-    """None and "" are how our models say "left out"; they cannot be written."""
-    if isinstance(schema, list):
-        return [_without_fillers(item) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    fillers = (("default", None), ("default", ""))
-    kept = {key: value for key, value in schema.items() if (key, value) not in fillers}
-    return {key: _without_fillers(value) for key, value in kept.items()}
-
-
-def _schema(model: type[BaseModel]) -> dict[str, Any]:
-    schema = _without_fillers(model.model_json_schema(schema_generator=_Schema))
-    schema["title"] = model.__name__.partition("[")[0]
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
-
-
-@pytest.mark.parametrize("name", SCHEMAS)
-def test_the_shipped_schemas_are_up_to_date(name: str) -> None:
-    path = ROOT / "config/schema" / name
-    current = json.dumps(_schema(SCHEMAS[name]), indent=2, ensure_ascii=False) + "\n"
-    if os.environ.get("VOUCHD_WRITE_SCHEMAS"):
-        path.write_text(current, encoding="utf-8")
-    assert path.read_text(encoding="utf-8") == current, "see the top of this file"
-
-
 def _throttled(schema: dict[str, Any], value: object, root: dict[str, Any]) -> list[str]:
     """As much of JSON Schema as our schemas use."""
     if "$ref" in schema:

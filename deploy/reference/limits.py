@@ -1,0 +1,105 @@
+"""Limits that no setting changes, with the values that the code has."""
+
+from __future__ import annotations
+
+from agent.api.messages import MAX_AUDIENCE_CHARS, MAX_AUDIENCES
+from agent.api.servers import (
+    MAX_REQUEST_BYTES,
+    MAX_STREAMS_PER_CONNECTION,
+    MIN_PING_MILLISECONDS,
+)
+from agent.config.files import MAX_FILE_BYTES
+from agent.config.values import MAX_DURATION, format_duration
+from agent.config.yaml_document import MAX_DEPTH
+from agent.entries.schema import MAX_DNS_NAME, MAX_HINT_BYTES
+from agent.kernel.credentials import MAX_SOCKET_PATH
+from agent.limits.fair_queue import BURST_SECONDS
+from agent.limits.lockout import HANG_UPS_PER_SECOND, LOCKED_SECONDS
+from agent.service.process import (
+    DESCRIPTORS_PER_CONNECTION,
+    MIN_ADDRESS_SPACE,
+    MIN_DESCRIPTORS,
+)
+from agent.spiffe.lifetimes import LAST_PART, MIN_SVID_TTL
+from agent.svids.disk_cache import MAX_SVIDS
+from agent.svids.x509 import MAX_PER_ENTRY
+from agent.telemetry.log import QUEUED_LINES
+from agent.transport.challenge import ANSWER_SECONDS
+from agent.transport.http2 import MAX_HEADER_BLOCK_BYTES
+
+_KIB, _MIB, _GIB = 1 << 10, 1 << 20, 1 << 30
+
+FIXED: tuple[tuple[str, str, str], ...] = (
+    (
+        "a request",
+        f"{MAX_REQUEST_BYTES // _KIB} KiB",
+        "the connection is cut",
+    ),
+    (
+        "headers of a request",
+        f"{MAX_HEADER_BLOCK_BYTES // _KIB} KiB",
+        "the connection is cut",
+    ),
+    (
+        "calls at once on a connection",
+        f"{MAX_STREAMS_PER_CONNECTION}",
+        "HTTP/2 has the client wait",
+    ),
+    (
+        "keepalive pings of a client",
+        f"one in {MIN_PING_MILLISECONDS // 1000} s",
+        "GOAWAY after a few that are too early",
+    ),
+    (
+        "answer to the PING for a program selector",
+        f"{ANSWER_SECONDS:g} s",
+        "the call is refused",
+    ),
+    (
+        "audiences of a JWT-SVID",
+        f"{MAX_AUDIENCES}, of {MAX_AUDIENCE_CHARS} characters each",
+        "INVALID_ARGUMENT",
+    ),
+    (
+        "identities of an entry with a template, at a time",
+        f"{MAX_PER_ENTRY:,}",
+        "UNAVAILABLE for further ones",
+    ),
+    (
+        "burst of requests",
+        f"{BURST_SECONDS:g} s of `requests_per_second`",
+        "the rest waits in the sockets",
+    ),
+    (
+        "connects and hang-ups of a user",
+        f"{HANG_UPS_PER_SECOND:,.0f} per second",
+        f"lockout from the socket for {LOCKED_SECONDS:g} s",
+    ),
+    (
+        "a configuration or entry file",
+        f"{MAX_FILE_BYTES // _MIB} MiB, {MAX_DEPTH} levels deep",
+        "an error",
+    ),
+    ("a hint", f"{MAX_HINT_BYTES} bytes", "an error"),
+    ("a DNS name", f"{MAX_DNS_NAME} characters", "an error"),
+    ("the path of a socket", f"{MAX_SOCKET_PATH} bytes", "an error"),
+    (
+        "life of an SVID",
+        f"{format_duration(MIN_SVID_TTL)} to 1/{LAST_PART} of `authority.x509_ca_ttl`",
+        "an error",
+    ),
+    ("any duration", format_duration(MAX_DURATION), "an error"),
+    ("X.509-SVIDs kept over a restart", f"{MAX_SVIDS:,}", "others are made anew"),
+    ("log lines that wait to be written", f"{QUEUED_LINES:,}", "dropped and counted"),
+    (
+        "descriptors of the agent",
+        f"{MIN_DESCRIPTORS} at least; {DESCRIPTORS_PER_CONNECTION} for each connection",
+        "it does not start; a warning",
+    ),
+    (
+        "address space of the agent",
+        f"{MIN_ADDRESS_SPACE // _GIB} GiB at least",
+        "it does not start",
+    ),
+)
+"""What is limited, the limit, and what happens beyond it."""
