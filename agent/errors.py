@@ -1,7 +1,7 @@
 """The error tree, split by whose fault it is.
 
-Each message is one sentence for the person who has to act on it. `agent.api.guard` holds the only
-table that turns these classes into gRPC status codes; nothing here knows of gRPC.
+Each message is one sentence for the person who has to act on it. `agent.api.status` holds the only
+table from these classes to gRPC status codes; nothing here knows of gRPC.
 """
 
 from __future__ import annotations
@@ -54,6 +54,14 @@ class RequestError(VouchdError):
     """The caller's request is malformed or its token is not valid: retrying cannot help it."""
 
 
+class NotFoundError(VouchdError):
+    """What the request names does not exist."""
+
+
+class UnsupportedError(VouchdError):
+    """The method does not exist, or the standard has it and this agent does not serve it."""
+
+
 class PeerError(VouchdError):
     """The caller cannot be vouched for: gone, changed, or not nameable by this kernel."""
 
@@ -88,6 +96,10 @@ class AuthorityError(UnavailableError):
 
 class StartupError(VouchdError):
     """The daemon cannot start here: a live socket, a locked or damaged data directory."""
+
+
+class DefectError(VouchdError):
+    """A part of the agent ended with an exception that is a defect; the log has the traceback."""
 
 
 _REMEDIES = {

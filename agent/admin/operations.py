@@ -1,4 +1,4 @@
-"""What an operator may ask of a running agent, and have it do. No answer holds a private key."""
+"""The operations of the admin API on a running agent. No report holds a private key."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from agent.admin.reports import (
 )
 from agent.authority.authority_set import AuthorityKind, State
 from agent.authority.rotation import Event
-from agent.errors import ConfigError, PeerError, RequestError
+from agent.errors import ConfigError, NotFoundError, PeerError, PeerGoneError, RequestError
 from agent.kernel.inspect import facts_of, process_by_pid
 
 if TYPE_CHECKING:
@@ -49,40 +49,43 @@ if TYPE_CHECKING:
     from agent.workloads.refusals import Refusals
     from agent.workloads.streams import OpenStream, Streams
 
-# Of a user who is refused all the time, the last few say as much as all.
+# The last refusals of a user that is refused all the time say as much as all of them.
 SHOWN_REFUSALS = 10
 
-_OF_SUCCESSORS = {
+# The next step of an active authority, by the next step of its kind.
+_STEPS_OF_ACTIVE = {
     Event.PREPARE: "prepare successor",
     Event.ACTIVATE: "retire",
     Event.EXPIRE: "prepare successor",
 }
 
-
 LOCKED_OUT = "its user is locked out of the socket: it connected and hung up again and again"
 
 
 class Connections(Protocol):
-    """Those that are open, and who may not make one."""
+    """The open connections, and the users that may not open one."""
 
     def __len__(self) -> int:
-        """How many are open."""
+        """Return the number of open connections."""
         ...
 
     @property
     def locked_out(self) -> Collection[int]:
-        """The users whom the socket refuses just now."""
+        """The users locked out of the socket now."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Site:
-    """What the administration looks at. `parse` judges entry files that are not in force."""
+class Operations:
+    """Reads the state of the agent, and changes its authorities.
+
+    `parse` reads entry files that are not in force, and may take seconds.
+    """
 
     trust_domain: str
     attestors: tuple[str, ...]
     authority: EmbeddedAuthority
-    svids: X509Svids
+    x509_svids: X509Svids
     jwt_svids: JwtSvids
     attestor: WorkloadAttestor
     entitlements: Entitlements
@@ -93,30 +96,22 @@ class Site:
     clock: Clock
     parse: Callable[[Sequence[Source]], EntrySet]
     connections: Connections
+    # Read at the start: later there may be no descriptor left for the file.
+    version: str = field(default_factory=lambda: version("vouchd"))
     started_at: datetime = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "started_at", self.clock.now())
 
-
-class Operations:
-    """Answers operators."""
-
-    def __init__(self, site: Site) -> None:
-        self._site = site
-        self._version = version(
-            "vouchd"
-        )  # reads a file, for which there may be no descriptor later
-
-    # --- looking ---------------------------------------------------------------------------------
+    # --- reads -----------------------------------------------------------------------------------
 
     def status(self) -> Status:
-        """Everything at a glance."""
-        site, reload = self._site, self._site.reloader.status
+        """Return the state of the agent: authorities, entries, callers."""
+        reload = self.reloader.status
         return Status(
-            version=self._version,
-            trust_domain=site.trust_domain,
-            started_at=site.started_at,
+            version=self.version,
+            trust_domain=self.trust_domain,
+            started_at=self.started_at,
             authority=self.authorities(),
             entries=EntriesStatus(
                 loaded=reload.entries,
@@ -124,17 +119,17 @@ class Operations:
                 tried_at=reload.tried_at,
                 problems=tuple(map(str, reload.problems)),
             ),
-            attestors=site.attestors,
-            connections=len(site.connections),
-            x509_svids=len(site.svids),
-            jwt_svids=len(site.jwt_svids),
-            callers=self._connected(),
-            locked_out_uids=tuple(sorted(site.connections.locked_out)),
+            attestors=self.attestors,
+            connections=len(self.connections),
+            x509_svids=len(self.x509_svids),
+            jwt_svids=len(self.jwt_svids),
+            callers=self._connected_callers(),
+            locked_out_uids=tuple(sorted(self.connections.locked_out)),
         )
 
     def authorities(self) -> AuthorityList:
-        """All authorities, with what comes next."""
-        authority = self._site.authority
+        """Return all authorities, each with its next step."""
+        authority = self.authority
         return AuthorityList(
             bundle_sequence=authority.bundle.sequence,
             authorities=tuple(
@@ -143,129 +138,127 @@ class Operations:
             failure=authority.failure,
         )
 
-    def metrics(self) -> str:
-        """All metrics in the Prometheus text format."""
-        return self._site.metrics.text()
+    def metrics_text(self) -> str:
+        """Return all metrics in the Prometheus text format."""
+        return self.metrics.text()
 
     async def explain(self, pid: int) -> Explanation:
-        """Why the process that has this PID now gets, or does not get, each identity.
+        """Explain why the process that has this PID now gets, or does not get, each identity.
 
         Raises:
-            PeerGoneError: there is none.
+            NotFoundError: there is no such process.
         """
-        if connected := self._connected_as(pid):
-            return await self._explain(connected, facts_of(connected))
-        with closing(process_by_pid(pid)) as caller:
-            facts = {**facts_of(caller), "proof": "not connected"}
-            found = await self._explain(caller, facts)
-            if caller.credentials.uid in self._site.connections.locked_out:
-                return replace(found, refused=LOCKED_OUT)
-            return found
+        try:
+            if connected := self._connected_as(pid):
+                return await self._explain(connected, facts_of(connected))
+            with closing(process_by_pid(pid)) as caller:
+                facts = {**facts_of(caller), "proof": "not connected"}
+                explanation = await self._explain(caller, facts)
+        except PeerGoneError as error:
+            raise NotFoundError(str(error)) from error
+        if caller.credentials.uid in self.connections.locked_out:
+            return replace(explanation, refused=LOCKED_OUT)
+        return explanation
 
     async def _explain(self, caller: Caller, process: Mapping[str, Any]) -> Explanation:
         pid, uid = caller.credentials.pid, caller.credentials.uid
-        said: dict[str, Any] = {
+        history: dict[str, Any] = {
             "process": process,
             "served": self._served(pid),
-            "refusals": self._site.refusals.of(pid, uid)[:SHOWN_REFUSALS],
+            "refusals": self.refusals.of(pid, uid)[:SHOWN_REFUSALS],
         }
         try:
-            async with self._site.attestor.attest(caller) as attestation:
-                verdict = self._site.entitlements.explain(attestation)
+            async with self.attestor.attest(caller) as attestation:
+                verdict = self.entitlements.explain(attestation)
         except PeerError as error:
-            return Explanation(refused=str(error), **said)
+            return Explanation(refused=str(error), **history)
         return Explanation(
-            attestors=tuple(map(_report, attestation.reports)),
+            attestors=tuple(map(_attestor_report, attestation.reports)),
             verdict=verdict,
             refused=_unavailable(attestation, verdict),
-            **said,
+            **history,
         )
 
     async def diff(self, sources: Sequence[Source]) -> EntriesDiff:
-        """What these entry files would change for those who are connected.
+        """Return the identities that connected callers would gain and lose by these entry files.
 
         Raises:
             RequestError: the files have mistakes.
         """
         try:
-            entries = await asyncio.to_thread(self._site.parse, sources)
+            entries = await asyncio.to_thread(self.parse, sources)
         except ConfigError as error:
             raise RequestError(str(error)) from error
         diffs = [
-            _difference(stream.caller, self._now(stream.caller, known), then.identities)
-            for stream in self._site.streams.latest()
-            if stream.entitlement and (known := stream.entitlement.attestation)
-            for then in [self._site.entitlements.matches(stream.caller, known, entries)]
+            self._diff(stream.caller, attestation, entries)
+            for stream in self.streams.latest()
+            if stream.entitlement and (attestation := stream.entitlement.attestation)
         ]
         changed = tuple(diff for diff in diffs if diff.gained or diff.lost)
         return EntriesDiff(changed=changed, unchanged=len(diffs) - len(changed))
 
-    # --- doing -----------------------------------------------------------------------------------
+    def _diff(self, caller: Caller, attestation: Attested, entries: EntrySet) -> CallerDiff:
+        now = self.entitlements.matches(caller, attestation).identities
+        then = self.entitlements.matches(caller, attestation, entries).identities
+        return _difference(caller, now, then)
+
+    # --- commands --------------------------------------------------------------------------------
 
     async def prepare(self, kind: str) -> AuthorityStatus:
         """Make a successor now."""
-        return self._authority(await self._site.authority.prepare(_kind(kind)))
+        return self._authority(await self.authority.prepare(_kind(kind)))
 
     async def activate(self, kind: str) -> AuthorityStatus:
-        """Have the successor sign now."""
-        return self._authority(await self._site.authority.activate(_kind(kind)))
+        """Let the successor sign now."""
+        return self._authority(await self.authority.activate(_kind(kind)))
 
     async def taint(self, authority_id: str) -> AuthorityStatus:
-        """Replace at once what this authority signed."""
-        await self._site.authority.taint(authority_id)
+        """Replace at once every SVID that this authority signed."""
+        await self.authority.taint(authority_id)
         return self._authority(authority_id)
 
     async def revoke(self, authority_id: str) -> AuthorityList:
-        """Take a tainted authority out of the bundle; the ones that are left."""
-        await self._site.authority.revoke(authority_id)
+        """Take a tainted authority out of the bundle, and return the others."""
+        await self.authority.revoke(authority_id)
         return self.authorities()
 
-    # --- parts -----------------------------------------------------------------------------------
+    # --- connected callers -----------------------------------------------------------------------
 
     def _authority(self, authority_id: str) -> AuthorityStatus:
-        return next(a for a in self.authorities().authorities if a.id == authority_id)
+        return next(a for a in self.authorities().authorities if a.authority_id == authority_id)
 
-    def _connected(self) -> tuple[ConnectedCaller, ...]:
+    def _connected_callers(self) -> tuple[ConnectedCaller, ...]:
         streams: defaultdict[Caller, list[OpenStream]] = defaultdict(list)
-        for stream in self._site.streams.streams:
+        for stream in self.streams.open:
             streams[stream.caller].append(stream)
-        callers = self._site.streams.callers()
-        return tuple(self._connected_caller(each, streams[each]) for each in callers)
+        return tuple(self._connected_caller(c, streams[c]) for c in self.streams.callers())
 
     def _connected_caller(self, caller: Caller, streams: Sequence[OpenStream]) -> ConnectedCaller:
         shown_now = [s.entitlement.identities for s in streams if s.entitlement is not None]
-        last = [each.identities for each in self._site.streams.served(caller)]
-        identities = tuple(dict.fromkeys(i for each in shown_now or last for i in each))
-        svids = [svid for each in identities if (svid := self._site.svids.known(each))]
+        served = [each.identities for each in self.streams.served(caller)]
+        identities = tuple(dict.fromkeys(i for each in shown_now or served for i in each))
+        svids = [svid for each in identities if (svid := self.x509_svids.known(each))]
         return ConnectedCaller(
             pid=caller.credentials.pid,
             uid=caller.credentials.uid,
             since=min((stream.since for stream in streams), default=None),
-            spiffe_ids=tuple(str(identity.spiffe_id) for identity in identities),
+            spiffe_ids=_ids(identities),
             streams=tuple(stream.method for stream in streams),
             next_renewal=min((svid.renew_at for svid in svids), default=None),
         )
 
     def _connected_as(self, pid: int) -> Caller | None:
-        callers = self._site.streams.callers()
+        callers = self.streams.callers()
         return next((each for each in callers if each.credentials.pid == pid), None)
 
     def _served(self, pid: int) -> tuple[Served, ...]:
-        """What a process was given by all its connections."""
-        streams = self._site.streams
+        """Return the identities served last to a process, over all its connections."""
         return tuple(
-            Served(
-                at=each.at,
-                method=each.method,
-                spiffe_ids=tuple(str(identity.spiffe_id) for identity in each.identities),
-            )
-            for connected in streams.callers()
-            if connected.credentials.pid == pid
-            for each in streams.served(connected)
+            Served(at=each.at, method=each.method, spiffe_ids=_ids(each.identities))
+            for caller in self.streams.callers()
+            if caller.credentials.pid == pid
+            for each in self.streams.served(caller)
         )
-
-    def _now(self, caller: Caller, attestation: Attested) -> tuple[Identity, ...]:
-        return self._site.entitlements.matches(caller, attestation).identities
 
 
 def _authority_status(
@@ -274,11 +267,11 @@ def _authority_status(
     step = next((step for step in steps if step.authority_id == authority.id), None)
     event = "" if step is None else str(step.event)
     if authority.state is State.ACTIVE:
-        # What happens to it is what happens to its successor.
-        step = next(s for s in steps if s.kind is authority.kind and s.event in _OF_SUCCESSORS)
-        event = _OF_SUCCESSORS[step.event]
+        # Steps name the successor; the active authority retires by them.
+        step = next(s for s in steps if s.kind is authority.kind and s.event in _STEPS_OF_ACTIVE)
+        event = _STEPS_OF_ACTIVE[step.event]
     return AuthorityStatus(
-        id=authority.id,
+        authority_id=authority.id,
         kind=authority.kind,
         state=authority.state,
         since=authority.since,
@@ -295,10 +288,10 @@ def _kind(name: str) -> AuthorityKind:
         raise RequestError(f"{name!r} is no kind of authority: x509 or jwt") from error
 
 
-def _report(report: Report) -> AttestorReport:
+def _attestor_report(report: Report) -> AttestorReport:
     return AttestorReport(
         attestor=report.attestor,
-        milliseconds=round(report.seconds * 1000, 3),
+        duration_seconds=round(report.seconds, 6),
         remembered=report.remembered,
         selectors=tuple(sorted(each.redacted() for each in report.findings.selectors)),
         notes=report.findings.notes,
@@ -309,14 +302,18 @@ def _report(report: Report) -> AttestorReport:
 def _unavailable(attestation: Attested, verdict: Verdict) -> str:
     if verdict.matched or not attestation.failures:
         return ""
-    return "nothing matches while an attestor fails, so that the process is asked to try again"
+    return "no entry matches while an attestor fails: the process gets UNAVAILABLE and may retry"
 
 
 def _difference(caller: Caller, now: Sequence[Identity], then: Sequence[Identity]) -> CallerDiff:
-    before, after = ([str(identity.spiffe_id) for identity in each] for each in (now, then))
+    before, after = _ids(now), _ids(then)
     return CallerDiff(
         pid=caller.credentials.pid,
         uid=caller.credentials.uid,
         gained=tuple(each for each in after if each not in before),
         lost=tuple(each for each in before if each not in after),
     )
+
+
+def _ids(identities: Sequence[Identity]) -> tuple[str, ...]:
+    return tuple(str(identity.spiffe_id) for identity in identities)

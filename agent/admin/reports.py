@@ -1,4 +1,4 @@
-"""What operators are told: plain values, whose fields are those of proto/admin.proto."""
+"""The reports of the admin API: plain values with the field names of proto/admin.proto."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuthorityStatus:
-    """One authority, and what happens to it next."""
+    """An authority and its next step."""
 
-    id: str
+    authority_id: str
     kind: str
     state: str
     since: datetime
@@ -28,7 +28,7 @@ class AuthorityStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuthorityList:
-    """All authorities. `failure` tells why the last step that was due could not be taken."""
+    """All authorities. `failure` is why the last due step of the rotation failed."""
 
     bundle_sequence: int
     authorities: tuple[AuthorityStatus, ...]
@@ -37,7 +37,7 @@ class AuthorityList:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EntriesStatus:
-    """The entries in force, and what is wrong with the files if these are others."""
+    """The entries in force. `problems` are why the files as they are now are not in force."""
 
     loaded: int
     loaded_at: datetime
@@ -47,7 +47,7 @@ class EntriesStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectedCaller:
-    """A process that is served."""
+    """A connected process and the identities that it has now."""
 
     pid: int
     uid: int
@@ -59,7 +59,7 @@ class ConnectedCaller:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """What the agent is doing, and for whom."""
+    """The state of the agent: authorities, entries, callers."""
 
     version: str
     trust_domain: str
@@ -76,10 +76,10 @@ class Status:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttestorReport:
-    """What one attestor said of a process, and how long that took."""
+    """The selectors that one attestor found for a process, and the time that it took."""
 
     attestor: str
-    milliseconds: float
+    duration_seconds: float
     remembered: bool
     selectors: tuple[str, ...]
     notes: tuple[str, ...]
@@ -88,7 +88,7 @@ class AttestorReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
-    """What a process was given last by a method."""
+    """The identities that a method served last to a process."""
 
     at: datetime
     method: str
@@ -97,7 +97,10 @@ class Served:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
-    """Why a process gets, or does not get, each identity. `refused` overrides the rest."""
+    """Why a process gets, or does not get, each identity.
+
+    `refused`: why the process is refused whatever its selectors; empty if it is not.
+    """
 
     process: Mapping[str, Any]
     attestors: tuple[AttestorReport, ...] = ()
@@ -109,7 +112,7 @@ class Explanation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallerDiff:
-    """What a connected caller would gain and lose."""
+    """The identities that a connected caller would gain and lose."""
 
     pid: int
     uid: int
@@ -119,7 +122,7 @@ class CallerDiff:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EntriesDiff:
-    """What other entries would change for those who are connected."""
+    """The connected callers that other entries would affect, and the number of the rest."""
 
     changed: tuple[CallerDiff, ...]
     unchanged: int

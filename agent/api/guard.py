@@ -1,38 +1,36 @@
-"""What every RPC of the Workload API goes through: header, caller, and the status of failures.
+"""The guard of every Workload API call: security header, caller, quotas, status of failures.
 
-The only place that knows which error means which gRPC status. Clients attach meaning to three codes
-alone (Workload Endpoint section 6): INVALID_ARGUMENT must not be retried, PERMISSION_DENIED and
-UNAVAILABLE may be. Why a caller was refused is for the operator's log; the caller is not told.
+Why a caller was refused goes to the audit trail and the log; the caller gets the status code and
+the text of agent.api.status.
 """
 
 from __future__ import annotations
 
 import asyncio
 import secrets
-from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeAlias, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError, Message
 
+from agent.api.status import code_of, details_for_workload, reason_of
 from agent.errors import (
-    AttestationError,
-    AuthorityError,
-    NoIdentityError,
     PeerError,
     PeerGoneError,
     RequestError,
     StoppingError,
-    UnansweredError,
     UnavailableError,
+    UnsupportedError,
     VouchdError,
 )
-from agent.limits.quotas import OverLimitError
-from agent.signals import NO_SIGNALS, Refused, Stage, Stopwatch
+from agent.signals import NO_SIGNALS, Stage, Stopwatch
 from agent.telemetry.audit import RefusedCall
 from agent.telemetry.throttled_log import ThrottledLog
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
     from structlog.typing import FilteringBoundLogger
 
@@ -40,51 +38,67 @@ if TYPE_CHECKING:
     from agent.limits.quotas import Quotas
     from agent.signals import Signals
 
-# Workload Endpoint section 3: it keeps a process from being tricked into calling on behalf of
-# somebody who can choose the request, but not its metadata.
+# Workload Endpoint section 3. It stops server-side request forgery: a process that is made to
+# connect to the socket with bytes of somebody else's choice cannot send this metadata by accident.
 SECURITY_HEADER = "workload.spiffe.io"
 
-# gRPC's own hint when to try again (gRFC A6). Streams that end together come back spread out.
+# gRPC's hint when to retry (gRFC A6). Random, so that streams that end together do not return
+# together.
 RETRY_HINT = "grpc-retry-pushback-ms"
 RETRY_MILLISECONDS = 1000
 
-# rust-spiffe looks for exactly these words.
-NO_IDENTITY = "no identity issued"
+# Callers choose the path of an unknown method; the audit trail keeps this much of it.
+MAX_METHOD_CHARS = 256
 
 RequestT = TypeVar("RequestT", bound=Message)
 ServicerContext = grpc.aio.ServicerContext[bytes, bytes]
 
 
-class UnsupportedError(VouchdError):
-    """The method exists in the standard and is not served here."""
+@dataclass(frozen=True, slots=True)
+class Unary(Generic[RequestT]):
+    """A method with one response."""
+
+    request_type: type[RequestT]
+    answer: Callable[[Caller, RequestT], Awaitable[Message]]
+
+
+@dataclass(frozen=True, slots=True)
+class Streaming(Generic[RequestT]):
+    """A method whose stream of responses stays open."""
+
+    request_type: type[RequestT]
+    answer: Callable[[Caller, RequestT], AsyncGenerator[Message, None]]
+
+
+Method: TypeAlias = Unary[Any] | Streaming[Any]
 
 
 class CallerTable(Protocol):
-    """Who is behind a connection."""
+    """The callers of the open connections, by gRPC peer name."""
 
     def begin_call(self, peer: str) -> Caller:
-        """The caller behind a gRPC peer name, who has made a call.
+        """Count a call on the connection, and return its caller.
 
         Raises:
-            PeerError: nobody who can be vouched for.
+            PeerError: the connection is not open, or the kernel could not name its process.
         """
         ...
 
     def caller(self, peer: str) -> Caller:
-        """The caller behind a gRPC peer name.
+        """Return the caller of a connection.
 
         Raises:
-            PeerError: nobody who can be vouched for.
+            PeerError: the connection is not open, or the kernel could not name its process.
         """
         ...
 
 
 class Guard:
-    """Turns plain coroutines over (caller, request) into gRPC method handlers.
+    """Turns coroutines over (caller, request) into gRPC method handlers.
 
-    Requests are decoded and responses encoded here, so that a malformed request has the status the
-    standard wants, and equal responses are equal bytes. `note_refusal` is told of each call that is
-    refused, and whose it was: None if there is nobody to name.
+    The guard decodes requests and encodes responses: a malformed request gets the status that the
+    standard wants, and equal responses are equal bytes. It calls `note_refusal` for each refused
+    call, with None if the kernel cannot name the caller.
     """
 
     def __init__(
@@ -101,74 +115,77 @@ class Guard:
         self._note_refusal = note_refusal
         self._throttled = ThrottledLog(log)
 
-    def unary(
-        self, request_type: type[RequestT], answer: Callable[[Caller, RequestT], Awaitable[Message]]
-    ) -> grpc.RpcMethodHandler[bytes, bytes]:
-        """A handler with one response."""
-        method = method_of(request_type)
+    def handlers(self, service: str, methods: Mapping[str, Method]) -> grpc.GenericRpcHandler:
+        """Return the gRPC handlers of a service, of which the methods are given by name."""
+        return grpc.method_handlers_generic_handler(
+            service,
+            {
+                name: self._unary(name, method)
+                if isinstance(method, Unary)
+                else self._streaming(name, method)
+                for name, method in methods.items()
+            },
+        )
 
+    def unknown_methods(self) -> grpc.GenericRpcHandler:
+        """Return the handler, to be added last, that refuses every other method.
+
+        The call counts: otherwise it would hold back the next calls of its user in the fair queue.
+        """
+        return _AnyMethod(self._refuse_unknown)
+
+    def _unary(self, name: str, method: Unary[Any]) -> grpc.RpcMethodHandler[bytes, bytes]:
         async def handle(raw: bytes, context: ServicerContext) -> bytes:
             caller = None
             try:
                 caller = self._admit(context)
                 with self._quotas.attestation(caller.account):
-                    response = encode(await answer(caller, _decode(request_type, raw)))
-                self._signals.ended(method, grpc.StatusCode.OK.name)
-                return response  # noqa: TRY300 - what comes next never returns
+                    request = decode(method.request_type, raw)
+                    response = encode(await method.answer(caller, request))
+                self._signals.ended(name, grpc.StatusCode.OK.name)
+                return response  # noqa: TRY300 - `_fail` never returns
             except asyncio.CancelledError:
-                self._signals.ended(method, grpc.StatusCode.CANCELLED.name)
+                self._signals.ended(name, grpc.StatusCode.CANCELLED.name)
                 raise
             except Exception as error:  # noqa: BLE001 - every failure becomes a status
-                await self._fail(context, request_type, error, caller)
+                await self._fail(context, name, error, caller)
 
         return grpc.unary_unary_rpc_method_handler(handle)
 
-    def stream(
-        self,
-        request_type: type[RequestT],
-        answer: Callable[[Caller, RequestT], AsyncGenerator[Message, None]],
-    ) -> grpc.RpcMethodHandler[bytes, bytes]:
-        """A handler whose stream stays open."""
-        method = method_of(request_type)
-
+    def _streaming(self, name: str, method: Streaming[Any]) -> grpc.RpcMethodHandler[bytes, bytes]:
         async def handle(raw: bytes, context: ServicerContext) -> None:
             caller = None
             try:
                 caller = self._admit(context)
-                account, quotas = caller.account, self._quotas
-                with quotas.stream(account), quotas.attestation(account) as first:
-                    responses = answer(caller, _decode(request_type, raw))
-                    try:
-                        async for response in responses:
-                            first.release()
-                            await self._write(context, encode(response))
-                    finally:
-                        await responses.aclose()
+                await self._stream(method, caller, raw, context)
             except asyncio.CancelledError:
-                self._signals.ended(method, grpc.StatusCode.CANCELLED.name)
+                self._signals.ended(name, grpc.StatusCode.CANCELLED.name)
                 raise
             except Exception as error:  # noqa: BLE001 - every failure becomes a status
-                await self._fail(context, request_type, error, caller)
-            # Clients freeze on a stream that ends with OK.
-            ended = UnavailableError("the stream ended; open it again")
-            await self._fail(context, request_type, ended, caller)
+                await self._fail(context, name, error, caller)
 
         return grpc.unary_stream_rpc_method_handler(handle)
 
-    def unknown_methods(self) -> grpc.GenericRpcHandler:
-        """Answers, last of all, what nobody else does: a call too, which is refused."""
-        return _Everything(grpc.stream_stream_rpc_method_handler(self._refuse_unknown))
-
-    async def _refuse_unknown(self, _requests: object, context: ServicerContext) -> None:
-        caller = self._begin(context.peer())
-        named = None if isinstance(caller, PeerError) else caller
-        await self._fail(context, None, UnsupportedError("there is no such method"), named)
+    async def _stream(
+        self, method: Streaming[Any], caller: Caller, raw: bytes, context: ServicerContext
+    ) -> NoReturn:
+        account, quotas = caller.account, self._quotas
+        with quotas.stream(account), quotas.attestation(account) as attestation:
+            responses = method.answer(caller, decode(method.request_type, raw))
+            try:
+                async for response in responses:
+                    attestation.release()
+                    await self._write(context, encode(response))
+            finally:
+                await responses.aclose()
+        # Clients hang on a stream that ends with OK.
+        raise UnavailableError("the stream ended; open it again")
 
     async def _write(self, context: ServicerContext, encoded: bytes) -> None:
         """Send a response.
 
         Raises:
-            PeerGoneError: the client has hung up, which grpcio reports as an internal error.
+            PeerGoneError: the client hung up; grpcio reports that as an internal error.
         """
         with Stopwatch(self._signals, Stage.SEND):
             try:
@@ -178,8 +195,8 @@ class Guard:
                 raise PeerGoneError(message) from error
 
     def _admit(self, context: ServicerContext) -> Caller:
-        # Whatever is wrong with it, it is a call, behind which others of the same user wait.
-        caller = self._begin(context.peer())
+        """Count the call, check the security header and return the caller, in this order."""
+        caller = self._begin_call(context)
         header = [v for k, v in context.invocation_metadata() or () if k == SECURITY_HEADER]
         if header != ["true"]:
             raise RequestError(
@@ -189,113 +206,70 @@ class Guard:
             raise caller
         return caller
 
-    def _begin(self, peer: str) -> Caller | PeerError:
+    def _begin_call(self, context: ServicerContext) -> Caller | PeerError:
         try:
-            return self._callers.begin_call(peer)
+            return self._callers.begin_call(context.peer())
         except PeerError as error:
             return error
 
+    async def _refuse_unknown(self, path: str, _requests: object, context: ServicerContext) -> None:
+        caller = self._begin_call(context)
+        error = UnsupportedError("there is no such method")
+        await self._fail(context, path, error, None if isinstance(caller, PeerError) else caller)
+
     async def _fail(
-        self,
-        context: ServicerContext,
-        request_type: type[Message] | None,
-        error: Exception,
-        caller: Caller | None,
+        self, context: ServicerContext, method: str, error: Exception, caller: Caller | None
     ) -> NoReturn:
-        code, details = status_of(error)
+        code = code_of(error)
         hint: tuple[tuple[str, str], ...] = ()
-        method = Refused.OTHER if request_type is None else method_of(request_type)
         self._signals.ended(method, code.name)
-        if isinstance(error, StoppingError):  # all streams end: nobody is refused
+        if isinstance(error, StoppingError):  # every stream ends: no caller is refused
             hint = ((RETRY_HINT, str(secrets.randbelow(RETRY_MILLISECONDS))),)
         else:
             self._signals.refused(reason_of(error))
-            self._tell(caller or self._caller(context), request_type, code, error)
-        await context.abort(code, details, hint)
+            self._note(caller or self._caller(context), method, code, error)
+        await context.abort(code, details_for_workload(error), hint)
         raise AssertionError("abort returned")
 
-    def _tell(
-        self,
-        caller: Caller | None,
-        request_type: type[Message] | None,
-        code: grpc.StatusCode,
-        error: Exception,
+    def _note(
+        self, caller: Caller | None, method: str, code: grpc.StatusCode, error: Exception
     ) -> None:
-        name = "unknown" if request_type is None else request_type.DESCRIPTOR.name
         reason = str(error)
         if not isinstance(error, VouchdError):
-            self._throttled.exception("internal error", name, where="call", method=name)
+            self._throttled.exception("internal error", method, where="call", method=method)
             reason = f"internal error ({type(error).__name__})"
-        self._note_refusal(caller, RefusedCall(method=name, code=code.name, reason=reason))
+        self._note_refusal(caller, RefusedCall(method=method, code=code.name, reason=reason))
 
     def _caller(self, context: ServicerContext) -> Caller | None:
         try:
             return self._callers.caller(context.peer())
         except PeerError:
-            return None  # the reason says why there is nobody to name
+            return None  # the error of the call says why
 
 
-class _Everything(grpc.GenericRpcHandler):
-    """One handler for all methods."""
+class _AnyMethod(grpc.GenericRpcHandler):
+    """A handler for every method: gRPC asks the handlers in the order in which they were added."""
 
-    def __init__(self, handler: grpc.RpcMethodHandler[bytes, bytes]) -> None:
-        self._handler = handler
+    def __init__(self, handle: Callable[[str, object, ServicerContext], Awaitable[None]]) -> None:
+        self._handle = handle
 
-    def service(self, _call: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
+    def service(self, call: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
         """See grpc.GenericRpcHandler."""
-        return self._handler
+        path = call.method.encode("ascii", "backslashreplace").decode()[:MAX_METHOD_CHARS]
+        return grpc.stream_stream_rpc_method_handler(partial(self._handle, path))
 
 
 def encode(response: Message) -> bytes:
-    """Deterministic bytes: maps are sorted."""
+    """Encode deterministically: maps are sorted."""
     return response.SerializeToString(deterministic=True)
 
 
-def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
-    """The status and the text that a caller gets for a failure."""
-    match error:
-        case RequestError():
-            return grpc.StatusCode.INVALID_ARGUMENT, str(error)
-        case UnsupportedError():
-            return grpc.StatusCode.UNIMPLEMENTED, str(error)
-        case PeerError() | NoIdentityError():
-            return grpc.StatusCode.PERMISSION_DENIED, NO_IDENTITY
-        case UnavailableError():
-            return grpc.StatusCode.UNAVAILABLE, str(error)
-        case _:
-            return grpc.StatusCode.UNAVAILABLE, "internal error; the agent's log says more"
+def decode(request_type: type[RequestT], raw: bytes) -> RequestT:
+    """Decode a request.
 
-
-def reason_of(error: Exception) -> str:
-    """The word for a failure in the metrics, the most special that fits."""
-    if isinstance(error, OverLimitError):
-        return error.reason
-    kinds: dict[type[BaseException], Refused] = {
-        RequestError: Refused.REQUEST,
-        UnsupportedError: Refused.UNSUPPORTED,
-        PeerGoneError: Refused.GONE,
-        PeerError: Refused.EVIDENCE,
-        NoIdentityError: Refused.NO_ENTRY,
-        AttestationError: Refused.ATTESTOR,
-        UnansweredError: Refused.UNANSWERED,
-        AuthorityError: Refused.AUTHORITY,
-        UnavailableError: Refused.UNAVAILABLE,
-    }
-    return next((kinds[kind] for kind in type(error).__mro__ if kind in kinds), Refused.INTERNAL)
-
-
-def method_of(request_type: type[Message]) -> str:
-    """The method that takes such requests; each of ours has a type of its own."""
-    services = request_type.DESCRIPTOR.file.services_by_name.values()
-    return next(
-        method.name
-        for service in services
-        for method in service.methods
-        if method.input_type is request_type.DESCRIPTOR
-    )
-
-
-def _decode(request_type: type[RequestT], raw: bytes) -> RequestT:
+    Raises:
+        RequestError: the bytes are not such a message.
+    """
     try:
         return request_type.FromString(raw)
     except DecodeError as error:

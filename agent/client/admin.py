@@ -80,11 +80,13 @@ class AdminClient:
 
     def taint_authority(self, authority_id: str) -> dict[str, Any]:
         """Replace at once what this authority signed."""
-        return self._call("TaintAuthority", pb.AuthorityRequest(id=authority_id), pb.Authority)
+        return self._call(
+            "TaintAuthority", pb.AuthorityRequest(authority_id=authority_id), pb.Authority
+        )
 
     def revoke_authority(self, authority_id: str) -> dict[str, Any]:
         """Take a tainted authority out of the bundle; what is left."""
-        request = pb.AuthorityRequest(id=authority_id)
+        request = pb.AuthorityRequest(authority_id=authority_id)
         return self._call("RevokeAuthority", request, pb.AuthorityList)
 
     def _call(

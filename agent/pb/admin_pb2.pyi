@@ -50,22 +50,22 @@ class AuthorityList(_message.Message):
     def __init__(self, bundle_sequence: _Optional[int] = ..., authorities: _Optional[_Iterable[_Union[Authority, _Mapping]]] = ..., failure: _Optional[str] = ...) -> None: ...
 
 class Authority(_message.Message):
-    __slots__ = ("id", "kind", "state", "since", "not_after", "next_step", "next_step_at")
-    ID_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("authority_id", "kind", "state", "since", "not_after", "next_step", "next_step_at")
+    AUTHORITY_ID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     SINCE_FIELD_NUMBER: _ClassVar[int]
     NOT_AFTER_FIELD_NUMBER: _ClassVar[int]
     NEXT_STEP_FIELD_NUMBER: _ClassVar[int]
     NEXT_STEP_AT_FIELD_NUMBER: _ClassVar[int]
-    id: str
+    authority_id: str
     kind: str
     state: str
     since: _timestamp_pb2.Timestamp
     not_after: _timestamp_pb2.Timestamp
     next_step: str
     next_step_at: _timestamp_pb2.Timestamp
-    def __init__(self, id: _Optional[str] = ..., kind: _Optional[str] = ..., state: _Optional[str] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., not_after: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., next_step: _Optional[str] = ..., next_step_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    def __init__(self, authority_id: _Optional[str] = ..., kind: _Optional[str] = ..., state: _Optional[str] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., not_after: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., next_step: _Optional[str] = ..., next_step_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class Entries(_message.Message):
     __slots__ = ("loaded", "loaded_at", "tried_at", "problems")
@@ -160,20 +160,20 @@ class DisplayOnly(_message.Message):
     def __init__(self, process_tree: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class AttestorReport(_message.Message):
-    __slots__ = ("attestor", "milliseconds", "remembered", "selectors", "notes", "failure")
+    __slots__ = ("attestor", "duration_seconds", "remembered", "selectors", "notes", "failure")
     ATTESTOR_FIELD_NUMBER: _ClassVar[int]
-    MILLISECONDS_FIELD_NUMBER: _ClassVar[int]
+    DURATION_SECONDS_FIELD_NUMBER: _ClassVar[int]
     REMEMBERED_FIELD_NUMBER: _ClassVar[int]
     SELECTORS_FIELD_NUMBER: _ClassVar[int]
     NOTES_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     attestor: str
-    milliseconds: float
+    duration_seconds: float
     remembered: bool
     selectors: _containers.RepeatedScalarFieldContainer[str]
     notes: _containers.RepeatedScalarFieldContainer[str]
     failure: str
-    def __init__(self, attestor: _Optional[str] = ..., milliseconds: _Optional[float] = ..., remembered: _Optional[bool] = ..., selectors: _Optional[_Iterable[str]] = ..., notes: _Optional[_Iterable[str]] = ..., failure: _Optional[str] = ...) -> None: ...
+    def __init__(self, attestor: _Optional[str] = ..., duration_seconds: _Optional[float] = ..., remembered: _Optional[bool] = ..., selectors: _Optional[_Iterable[str]] = ..., notes: _Optional[_Iterable[str]] = ..., failure: _Optional[str] = ...) -> None: ...
 
 class Verdict(_message.Message):
     __slots__ = ("selectors", "matched", "missed")
@@ -230,20 +230,20 @@ class Served(_message.Message):
     def __init__(self, at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., method: _Optional[str] = ..., spiffe_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Refusal(_message.Message):
-    __slots__ = ("at", "pid", "uid", "request", "status", "reason")
+    __slots__ = ("at", "pid", "uid", "method", "code", "reason")
     AT_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     UID_FIELD_NUMBER: _ClassVar[int]
-    REQUEST_FIELD_NUMBER: _ClassVar[int]
-    STATUS_FIELD_NUMBER: _ClassVar[int]
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     at: _timestamp_pb2.Timestamp
     pid: int
     uid: int
-    request: str
-    status: str
+    method: str
+    code: str
     reason: str
-    def __init__(self, at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., pid: _Optional[int] = ..., uid: _Optional[int] = ..., request: _Optional[str] = ..., status: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+    def __init__(self, at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., pid: _Optional[int] = ..., uid: _Optional[int] = ..., method: _Optional[str] = ..., code: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class DiffEntriesRequest(_message.Message):
     __slots__ = ("files",)
@@ -286,10 +286,10 @@ class KindRequest(_message.Message):
     def __init__(self, kind: _Optional[str] = ...) -> None: ...
 
 class AuthorityRequest(_message.Message):
-    __slots__ = ("id",)
-    ID_FIELD_NUMBER: _ClassVar[int]
-    id: str
-    def __init__(self, id: _Optional[str] = ...) -> None: ...
+    __slots__ = ("authority_id",)
+    AUTHORITY_ID_FIELD_NUMBER: _ClassVar[int]
+    authority_id: str
+    def __init__(self, authority_id: _Optional[str] = ...) -> None: ...
 
 class GetMetricsRequest(_message.Message):
     __slots__ = ()

@@ -1,7 +1,7 @@
-"""The daemon: builds its parts, opens its sockets, and stops in order.
+"""The daemon: makes its parts, opens its sockets, runs until a signal, and stops in order.
 
-Start: data directory, authority, entries, attestors (agent.service.wiring), gRPC servers, and the
-public socket last, so that no workload can connect before the agent can answer. Stop: the reverse
+Start: data directory, authority, entries, attestors (agent.service.wiring), then the gRPC servers,
+and the public socket last: no workload connects before the agent can answer. Stop: the reverse
 order (agent.service.endpoint).
 """
 
@@ -12,24 +12,23 @@ import gc
 import os
 import signal
 from contextlib import AsyncExitStack, ExitStack
+from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent.admin.operations import Operations
-from agent.admin.readiness import Readiness
 from agent.api.admin import AdminApi
 from agent.api.guard import Guard
-from agent.api.servers import MAX_ADMIN_CALL_BYTES, make_admin_server, make_workload_server
-from agent.api.workload import STREAMING
+from agent.api.health import Health
+from agent.api.servers import MAX_ADMIN_CALL_BYTES, make_admin_server, make_public_server
 from agent.client.endpoint import endpoint_uri
 from agent.gate.listener import Listener, settings_without_effect
 from agent.gate.socket_activation import take_sockets
+from agent.service.background import run_until
 from agent.service.endpoint import Endpoint
 from agent.service.policies import admin_socket, administrators, public_socket
 from agent.service.process import prepare_process
-from agent.service.reload import follow
+from agent.service.reload import ReloadLoop, SettingsReloader
 from agent.service.wiring import INNER, build, make_gate, watch_entries
 
 new_event_loop: Callable[[], asyncio.AbstractEventLoop]
@@ -39,19 +38,40 @@ except ImportError:  # there is no wheel for this machine
     from asyncio import new_event_loop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
+    from pathlib import PurePath
 
     from structlog.typing import FilteringBoundLogger
 
+    from agent.admin.readiness import Readiness
     from agent.config.settings import Settings
     from agent.gate.socket_activation import ActivatedListener
     from agent.kernel.caller import Caller
     from agent.service.wiring import Host, Parts
     from agent.telemetry.audit import RefusedCall
 
-# The names that socket units give what they pass (FileDescriptorName=).
+# The names that socket units give the sockets (FileDescriptorName=).
 AGENT, ADMIN = "agent", "admin"
 ADMIN_INNER = "admin-inner.sock"
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """The daemon once its sockets are open."""
+
+    parts: Parts
+    health: Health
+    settings_reloader: SettingsReloader
+
+    def status(self) -> str:
+        """Return one line for `systemctl status`: entries, callers, a failed reload."""
+        reload, callers = self.parts.reloader.status, self.parts.gate.processes()
+        line = f"serving {reload.entries} entries to {callers} callers"
+        if self.settings_reloader.failure:
+            line += f"; settings not reloaded: {self.settings_reloader.failure}"
+        if reload.problems:
+            line += f"; entries not reloaded, the last good ones serve: {reload.problems[0]}"
+        return line
 
 
 def run(settings: Settings, host: Host) -> None:
@@ -60,6 +80,7 @@ def run(settings: Settings, host: Host) -> None:
     Raises:
         StartupError: the daemon cannot start here.
         ConfigError: the registration entries are wrong.
+        DefectError: a background task broke.
     """
     prepare_process(settings.limits.connections, host.log)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
@@ -71,79 +92,115 @@ async def serve(settings: Settings, host: Host) -> None:
     stop, hang_up = asyncio.Event(), asyncio.Event()
     async with AsyncExitStack() as stack:
         _handle_signals(stop, hang_up)
-        parts = await _start(settings, host, stack)
-        _look_less_for_garbage()
+        running = await _start(settings, host, stack)
+        _collect_garbage_less_often()
         host.ready(endpoint_uri(settings.socket_path))
         host.log.info(
             "serving",
             trust_domain=str(settings.trust_domain),
-            entries=parts.site.reloader.status.entries,
+            entries=running.parts.reloader.status.entries,
             attestors=sorted(settings.attestors),
-            authority="created" if parts.site.authority.created else "loaded",
+            authority="created" if running.parts.issuing.authority.created else "loaded",
         )
-        host.manager.tell(READY=1, STATUS=parts.status())
-        async with asyncio.TaskGroup() as tasks:
-            endless = [
-                tasks.create_task(parts.site.svids.run(), name="svid renewal"),
-                tasks.create_task(parts.site.authority.run(), name="authority rotation"),
-                tasks.create_task(parts.site.streams.run(), name="ends of entries"),
-                tasks.create_task(_reload(parts, host, hang_up), name="reload"),
-                tasks.create_task(host.manager.follow(parts.status), name="status"),
-                tasks.create_task(host.manager.feed_watchdog(), name="watchdog"),
-            ]
-            if parts.cache is not None:
-                endless.append(tasks.create_task(parts.cache.run(), name="svid cache"))
-            await stop.wait()
+        host.manager.tell(READY=1, STATUS=running.status())
+        try:
+            await run_until(stop, _background_tasks(running, host, hang_up), host.log)
+        finally:
+            running.health.stop()
             host.manager.tell(STOPPING=1, STATUS="stopping")
-            for task in endless:
-                task.cancel()
     host.log.info("stopped")
 
 
-async def _start(settings: Settings, host: Host, stack: AsyncExitStack) -> Parts:
+def _background_tasks(
+    running: Running, host: Host, hang_up: asyncio.Event
+) -> dict[str, Coroutine[None, None, object]]:
+    parts, issuing = running.parts, running.parts.issuing
+    tasks: dict[str, Coroutine[None, None, object]] = {
+        "svid renewal": issuing.x509_svids.run(),
+        "authority rotation": issuing.authority.run(),
+        "expiry of entries": parts.streams.run(),
+        "reload": _reload_loop(running, host).run(hang_up, parts.first_watch),
+        "health": running.health.run(parts.clock),
+        "status line": host.manager.follow(running.status),
+        "watchdog": host.manager.feed_watchdog(),
+    }
+    if issuing.cache is not None:
+        tasks["svid cache"] = issuing.cache.run()
+    return tasks
+
+
+def _reload_loop(running: Running, host: Host) -> ReloadLoop:
+    parts = running.parts
+    return ReloadLoop(
+        make_watch=partial(watch_entries, parts.current, host.log),
+        reload_settings=running.settings_reloader.reload,
+        reload_entries=parts.reloader.reload,
+        log=host.log,
+        reloading=partial(host.manager.reloading, running.status),
+    )
+
+
+async def _start(settings: Settings, host: Host, stack: AsyncExitStack) -> Running:
     passed = _take_sockets(settings, stack)
     parts = await build(settings, host, stack)
-    data_dir, site = Path(settings.data_dir), parts.site
     if settings.admin_socket_path is not None:
-        gate = make_gate(settings, ADMIN_INNER, MAX_ADMIN_CALL_BYTES, parts.audit, host.log)
-        admin = AdminApi(Operations(site), administrators(settings), gate, host.log)
-        server = make_admin_server(admin, gate, data_dir / ADMIN_INNER)
-        file = admin_socket(settings.admin_socket_path, settings)
-        listener = passed.get(ADMIN) or Listener(file)
-        await _open(Endpoint(gate=gate, server=server, listener=listener), stack)
-    await _expose(settings, parts, host.log, stack)
-    quotas, note = parts.gate.admission.quotas, partial(_note_refused_call, parts)
-    guard = Guard(parts.gate, quotas, note, host.log, site.metrics)
-    server = await make_workload_server(parts.api, guard, parts.gate, data_dir / INNER)
+        admin = _admin_endpoint(settings, settings.admin_socket_path, parts, host.log, passed)
+        await _open(admin, stack)
+    readiness = parts.readiness()
+    parts.metrics.watch(readiness.levels)
+    await _expose_metrics(settings, parts, readiness, host.log, stack)
+    health = Health(parts.gate, [parts.api.service], readiness.not_ready_because)
+    await _open(_public_endpoint(settings, parts, health, host.log, passed), stack)
+
+    async def apply(changed: Settings) -> None:
+        await parts.apply(changed)
+        host.relog(changed)
+
+    reloader = SettingsReloader(parts.current, host.reread, apply, parts.metrics, host.log)
+    return Running(parts, health, reloader)
+
+
+def _admin_endpoint(
+    settings: Settings,
+    path: PurePath,
+    parts: Parts,
+    log: FilteringBoundLogger,
+    passed: dict[str, ActivatedListener],
+) -> Endpoint:
+    gate = make_gate(settings, ADMIN_INNER, MAX_ADMIN_CALL_BYTES, parts.audit, log)
+    api = AdminApi(parts.operations(), administrators(settings), gate, log)
+    server = make_admin_server(api, gate, Path(settings.data_dir) / ADMIN_INNER)
+    listener = passed.get(ADMIN) or Listener(admin_socket(path, settings))
+    return Endpoint(gate=gate, server=server, listener=listener)
+
+
+def _public_endpoint(
+    settings: Settings,
+    parts: Parts,
+    health: Health,
+    log: FilteringBoundLogger,
+    passed: dict[str, ActivatedListener],
+) -> Endpoint:
+    gate, quotas = parts.gate, parts.gate.admission.quotas
+    guard = Guard(gate, quotas, partial(_note_refused_call, parts), log, parts.metrics)
+    inner = Path(settings.data_dir) / INNER
+    server = make_public_server([parts.api], guard, health, gate, inner)
     listener = passed.get(AGENT) or Listener(public_socket(settings))
     if AGENT in passed:
-        _warn_of_disregarded(settings, host.log)
-    endpoint = Endpoint(
-        gate=parts.gate,
+        _warn_of_settings_without_effect(settings, log)
+    return Endpoint(
+        gate=gate,
         server=server,
         listener=listener,
-        end_streams=site.streams.close,
+        end_streams=parts.streams.close,
         locks_out=True,
     )
-    await _open(endpoint, stack)
-    return parts
 
 
 def _note_refused_call(parts: Parts, caller: Caller | None, refusal: RefusedCall) -> None:
     parts.audit.refused(caller, refusal)
     if caller is not None:
-        parts.site.refusals.note(caller.credentials, refusal.method, refusal.code, refusal.reason)
-
-
-async def _reload(parts: Parts, host: Host, hang_up: asyncio.Event) -> None:
-    async def reload_all() -> None:
-        with host.manager.reloading(parts.status):
-            await parts.settings.reload()
-            await parts.site.reloader.reload()
-
-    later = iter(lambda: watch_entries(parts.in_force, host.log), None)
-    watches = chain([parts.first_watch], later)
-    await follow(hang_up, watches, parts.site.reloader.reload, reload_all, host.log)
+        parts.refusals.note(caller.credentials, refusal)
 
 
 def _take_sockets(settings: Settings, stack: AsyncExitStack) -> dict[str, ActivatedListener]:
@@ -152,15 +209,16 @@ def _take_sockets(settings: Settings, stack: AsyncExitStack) -> dict[str, Activa
     return take_sockets(os.environ, paths, stack.enter_context(ExitStack()))
 
 
-def _warn_of_disregarded(settings: Settings, log: FilteringBoundLogger) -> None:
-    """Whoever wrote down who may connect believes that it holds."""
+def _warn_of_settings_without_effect(settings: Settings, log: FilteringBoundLogger) -> None:
+    """Warn of a mode, owner or group in the settings: they limit access to the socket in vain."""
     for name in settings.model_fields_set.intersection(
         settings_without_effect(public_socket(settings))
     ):
         log.warning(
-            "setting does not hold for a socket that the service manager made: "
-            "set SocketMode=, SocketUser= or SocketGroup= in its unit",
+            "setting has no effect",
             setting=name,
+            reason="the service manager made the socket",
+            advice="set SocketMode=, SocketUser= or SocketGroup= in its unit",
         )
 
 
@@ -169,24 +227,27 @@ async def _open(endpoint: Endpoint, stack: AsyncExitStack) -> None:
     await endpoint.open()
 
 
-async def _expose(
-    settings: Settings, parts: Parts, log: FilteringBoundLogger, stack: AsyncExitStack
+async def _expose_metrics(
+    settings: Settings,
+    parts: Parts,
+    readiness: Readiness,
+    log: FilteringBoundLogger,
+    stack: AsyncExitStack,
 ) -> None:
-    readiness = Readiness(parts.site, parts.gate, STREAMING)
-    parts.site.metrics.watch(readiness.levels)
     if (where := settings.telemetry.listen) is None:
         return
-    from agent.web.probes import Exposition, expose  # noqa: PLC0415 - most do without an HTTP server
+    # Imported here, because most agents do without an HTTP server.
+    from agent.web.probes import Exposition, expose  # noqa: PLC0415
 
-    exposition = Exposition(parts.site.metrics.text, readiness.obstacles, log)
+    exposition = Exposition(parts.metrics.text, readiness.not_ready_because, log)
     await stack.enter_async_context(expose(exposition, where, settings.telemetry.group))
 
 
-def _look_less_for_garbage() -> None:
-    """Have Python look for garbage less often: all it looks at is kept waiting (gc).
+def _collect_garbage_less_often() -> None:
+    """Freeze what is there, and raise the thresholds of the garbage collector.
 
-    What is there by now stays. Few cycles are made later, and a look at all that thousands of open
-    streams hold takes a tenth of a second.
+    The daemon makes few cycles, and a collection over thousands of open streams blocks the event
+    loop for a tenth of a second.
     """
     gc.collect()
     gc.freeze()

@@ -1,15 +1,14 @@
-"""A gate with the server behind it: opened last, and closed so that clients hardly notice.
+"""A gate with the gRPC server behind it: start, and a stop that costs clients no call.
 
-At stop, in this order:
+The stop, in this order:
 
-1. nobody is accepted any more. Behind a socket that the service manager holds, who connects waits
-   in the kernel's queue for the next agent; a socket of our own goes away;
-2. clients are told to make their next calls elsewhere, and each call that has come gets its first
-   response. Whoever just connected, asks once and leaves sees nothing of the stop;
-3. streams end with UNAVAILABLE and a hint when to come again;
-4. what is still open is cut.
+1. accept no further connection. A socket of the service manager keeps new clients in the kernel's
+   queue for the next agent; a socket of our own is removed;
+2. tell clients to open another connection (GOAWAY), and answer each call that has arrived;
+3. end streams with UNAVAILABLE and a hint when to retry;
+4. cut the connections that are still open.
 
-Clients that see their stream end while the agent still accepts would reconnect in a tight loop.
+A stream that ended while the agent still accepted would make its client reconnect in a tight loop.
 """
 
 from __future__ import annotations
@@ -25,27 +24,27 @@ if TYPE_CHECKING:
 
     from agent.gate.gate import Gate
 
-# How long first responses, ends of streams, and the last bytes may take: each, at most.
+# The longest waits for the first responses, for the ends of streams, and for the last bytes.
 TURN_AWAY_SECONDS = 2.0
 QUIET_SECONDS = 1.0
 DRAIN_SECONDS = 1.0
 
 
 class Listening(Protocol):
-    """A listening socket whose senders are stamped (agent.kernel.sender)."""
+    """A listening socket whose peers' credentials come with each chunk (agent.kernel.sender)."""
 
     socket: socket.socket
 
     def close(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """Owns the listener and what comes through it. `end_streams` has streams end, if there are.
+    """Owns the listener and the connections that it accepts.
 
-    `locks_out`: see Gate.start.
+    `end_streams` makes open streams end. `locks_out`: see Gate.start.
     """
 
     gate: Gate
@@ -55,12 +54,12 @@ class Endpoint:
     locks_out: bool = False
 
     async def open(self) -> None:
-        """Begin to serve."""
+        """Start to serve."""
         await self.server.start()
         self.gate.start(self.listener.socket, locks_out=self.locks_out)
 
     async def close(self) -> None:
-        """Stop, as told above."""
+        """Stop, in the order of the module's docstring."""
         self.gate.stop_accepting()
         self.listener.close()
         await self.gate.go_away(TURN_AWAY_SECONDS)

@@ -1,4 +1,4 @@
-"""From settings to what the parts take: no part reads the configuration itself."""
+"""From settings to the arguments of the parts: no other room reads the configuration."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ADMIN_GROUP_MODE = 0o660
 
 
 def authority_policy(settings: Settings) -> AuthorityPolicy:
-    """How the authority signs."""
+    """Return the trust domain, key type and lifetime of the authorities."""
     return AuthorityPolicy(
         trust_domain=settings.trust_domain,
         key_type=settings.authority.key_type,
@@ -37,7 +37,7 @@ def authority_policy(settings: Settings) -> AuthorityPolicy:
 
 
 def serving_policy(settings: Settings) -> ServingPolicy:
-    """What the Workload API gives to whom, and how often it looks again."""
+    """Return the policy of the Workload API."""
     return ServingPolicy(
         review=Review(settings.reattest_interval, spread),
         allow_unauthenticated_verifiers=settings.allow_unauthenticated_verifiers,
@@ -45,12 +45,12 @@ def serving_policy(settings: Settings) -> ServingPolicy:
 
 
 def identification(settings: Settings) -> Callable[[socket.socket], Caller]:
-    """How the kernel is asked who connected."""
+    """Return the function that identifies the peer of an accepted socket."""
     return partial(identify, required=settings.require_proof)
 
 
 def limits(settings: LimitSettings) -> Limits:
-    """How many there may be."""
+    """Return the limits of the quotas."""
     return Limits(
         connections=settings.connections,
         connections_per_user=settings.connections_per_user,
@@ -62,7 +62,7 @@ def limits(settings: LimitSettings) -> Limits:
 
 
 def public_socket(settings: Settings) -> SocketFile:
-    """Where workloads connect."""
+    """Return the path, mode and owner of the Workload API socket."""
     return SocketFile(
         path=Path(settings.socket_path),
         mode=settings.socket_mode,
@@ -72,18 +72,18 @@ def public_socket(settings: Settings) -> SocketFile:
 
 
 def admin_socket(path: PurePath, settings: Settings) -> SocketFile:
-    """Where administrators connect."""
+    """Return the path, mode and group of the admin socket."""
     group = settings.admin_socket_group
     mode = ADMIN_MODE if group is None else ADMIN_GROUP_MODE
     return SocketFile(path=Path(path), mode=mode, group=group)
 
 
 def administrators(settings: Settings) -> Administrators:
-    """Who may administer."""
+    """Return the users of the admin API."""
     group = settings.admin_socket_group
     return Administrators(os.geteuid(), None if group is None else group_id(group))
 
 
 def spread() -> float:
-    """Where in its spread something falls, from [-1, 1)."""
+    """Draw from [-1, 1): the jitter of renewals and reviews."""
     return random.uniform(-1, 1)  # noqa: S311 - spreads load, guards nothing

@@ -1,4 +1,4 @@
-"""What the agent asks of the kernel for its own process, before it does anything else."""
+"""The limits and protections of the agent's own process, set before anything else starts."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 DESCRIPTORS_PER_CONNECTION = 4
 OWN_DESCRIPTORS = 200
 
-# gRPC crashes when it gets no descriptor, or no thread, while it starts. An idle agent has thirty
-# descriptors and some hundred MiB of addresses.
+# gRPC aborts when it gets no descriptor or no thread while it starts. An idle agent has thirty
+# descriptors and some hundred MiB of address space.
 MIN_DESCRIPTORS = 64
 MIN_ADDRESS_SPACE = 1 << 30
 
@@ -24,25 +24,25 @@ _PR_SET_DUMPABLE = 4
 
 
 def prepare_process(connections: int, log: FilteringBoundLogger) -> None:
-    """Keep memory private, have room for so many connections, and say where a loop is stuck.
+    """Protect memory, raise the descriptor limit for so many connections, dump stacks on SIGABRT.
 
     Raises:
-        StartupError: there are too few descriptors or addresses to begin with.
+        StartupError: the limits on descriptors or address space are too low to start.
     """
-    # On the watchdog's SIGABRT: files and line numbers, no values.
+    # The watchdog sends SIGABRT: the dump has files and line numbers, no values.
     faulthandler.enable()
-    _keep_memory_private()
+    _forbid_dumps()
     _raise_descriptor_limit(connections, log)
     _require_address_space()
 
 
-def _keep_memory_private() -> None:
-    """Keys are here: no core dumps, and no ptrace by others of the same user (prctl(2))."""
+def _forbid_dumps() -> None:
+    """Forbid core dumps and ptrace by processes of the same user: memory holds keys (prctl(2))."""
     ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def _raise_descriptor_limit(connections: int, log: FilteringBoundLogger) -> None:
-    """The soft limit is meant for programs with select(2)."""
+    """Raise the soft limit to the hard one. The soft limit protects programs with select(2)."""
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < MIN_DESCRIPTORS:
         raise StartupError(
@@ -50,17 +50,18 @@ def _raise_descriptor_limit(connections: int, log: FilteringBoundLogger) -> None
             "raise LimitNOFILE= in its unit, or ulimit -n"
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    wanted = connections * DESCRIPTORS_PER_CONNECTION + OWN_DESCRIPTORS
-    if hard < wanted:
+    needed = connections * DESCRIPTORS_PER_CONNECTION + OWN_DESCRIPTORS
+    if hard < needed:
         log.warning(
-            "fewer descriptors than limits.connections may need: raise LimitNOFILE, or lower it",
+            "descriptor limit is too low",
             descriptors=hard,
-            needed=wanted,
+            needed=needed,
+            advice="raise LimitNOFILE= in the unit, or lower limits.connections",
         )
 
 
 def _require_address_space() -> None:
-    """Refuse a limit of addresses that gRPC, which reserves many, aborts at."""
+    """Refuse a limit under which gRPC, which reserves much address space, aborts."""
     limit, _hard = resource.getrlimit(resource.RLIMIT_AS)
     if 0 <= limit < MIN_ADDRESS_SPACE:
         raise StartupError(

@@ -1,13 +1,13 @@
-"""The settings in force, and what SIGHUP changes of them.
+"""Reload: of the settings and the entries at SIGHUP, of the entries when their files change.
 
-What can change while the agent runs is taken up as a whole, after all of the file was found to be
-in order. What cannot is named in the log, and stays as it is until a restart.
+Settings that can change while the agent runs take effect together, after the whole file was found
+valid. For each of the others the log says that it needs a restart.
 """
 
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,9 @@ from agent.errors import ConfigError, VouchdError
 from agent.telemetry.throttled_log import ThrottledLog
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable
+    from contextlib import AbstractContextManager
+    from typing import NoReturn
 
     from structlog.typing import FilteringBoundLogger
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from agent.config.watch import FileWatch
     from agent.telemetry.metrics import Metrics
 
-# Everything else is built into sockets, keys and attestors that are there since the start.
+# Sockets, keys and attestors are made of the others at the start.
 CHANGEABLE = frozenset(
     {
         "entries",
@@ -39,55 +41,64 @@ CHANGEABLE = frozenset(
 
 @dataclass(slots=True)
 class CurrentSettings:
-    """Holds the settings that are in force."""
+    """The settings in force; a reload replaces them."""
 
     settings: Settings
 
 
 class SettingsReloader:
-    """Takes up changed settings, and then the entries, be they changed or not.
+    """Reads the settings again, and applies those that can change.
 
-    `apply` hands new settings to those who live by them; `metrics` shows what came of it.
+    Args:
+        current: the settings in force.
+        reread: reads and validates the file; called in a thread.
+        apply: gives new settings to the parts of the agent that use them.
+        metrics: shows whether the file was valid.
+        log: says what changed, and every mistake.
     """
 
     def __init__(
         self,
-        in_force: CurrentSettings,
+        current: CurrentSettings,
         reread: Callable[[], Settings],
         apply: Callable[[Settings], Awaitable[None]],
         metrics: Metrics,
         log: FilteringBoundLogger,
     ) -> None:
         self._metrics = metrics
-        self._in_force = in_force
+        self._current = current
         self._reread = reread
         self._apply = apply
         self._log = log
         self.failure = ""
-        """Why what the file says now is not in force."""
+        """Why the settings in the file are not in force; empty if they are."""
 
     async def reload(self) -> None:
-        """Read the file again, and take up what can change."""
+        """Read the file and apply the settings that can change. Failures are logged, never raised.
+
+        A plug-in judges its own options, so anything may be raised here.
+        """
         self.failure = ""
         try:
-            await self._take_up(await asyncio.to_thread(self._reread))
+            await self._apply_changes(await asyncio.to_thread(self._reread))
         except VouchdError as error:
             self.failure = str(error).partition("\n")[0]
-            self._metrics.settings_reloaded(valid=False)
             self._log_failure(error)
-        else:
-            self._metrics.settings_reloaded(valid=True)
+        except Exception as error:  # noqa: BLE001 - the settings in force stay, and the agent runs on
+            self.failure = f"internal error ({type(error).__name__})"
+            self._log.exception("internal error", where="reload")
+        self._metrics.settings_reloaded(valid=not self.failure)
 
-    async def _take_up(self, wanted: Settings) -> None:
-        current = self._in_force.settings
+    async def _apply_changes(self, wanted: Settings) -> None:
+        current = self._current.settings
         changed = {name for name in type(wanted).model_fields if _differs(name, wanted, current)}
         for name in sorted(changed - CHANGEABLE):
-            self._log.warning("setting needs a restart to change", setting=name)
-        taken_up = {name: getattr(wanted, name) for name in changed & CHANGEABLE}
-        settings = current.model_copy(update=taken_up)
+            self._log.warning("setting needs a restart", setting=name)
+        changes = {name: getattr(wanted, name) for name in changed & CHANGEABLE}
+        settings = current.model_copy(update=changes)
         await self._apply(settings)
-        self._in_force.settings = settings
-        self._log.info("settings reloaded", changed=sorted(taken_up))
+        self._current.settings = settings
+        self._log.info("settings reloaded", changed=sorted(changes))
 
     def _log_failure(self, error: VouchdError) -> None:
         if not isinstance(error, ConfigError):
@@ -101,35 +112,62 @@ def _differs(name: str, one: Settings, other: Settings) -> bool:
     return bool(getattr(one, name) != getattr(other, name))
 
 
-async def follow(
-    hang_up: asyncio.Event,
-    watches: Iterator[FileWatch],
-    reload_entries: Callable[[], Awaitable[None]],
-    reload_all: Callable[[], Awaitable[None]],
-    log: FilteringBoundLogger,
-) -> None:
-    """Reload the entries when their files change, and everything at each `hang_up`, for ever.
+class ReloadLoop:
+    """Reloads the entries when their files change, and settings and entries at each SIGHUP.
 
-    Each hang-up takes the next of the watches, because the entries may be in other files then.
+    Args:
+        make_watch: watches the entry files of the settings in force, from the call on.
+        reload_settings: never raises.
+        reload_entries: never raises.
+        reloading: entered for the time of a reload by SIGHUP.
+        log: says why a watch broke.
+        retry_seconds: how long after a watch broke the next one starts.
     """
-    for watch in watches:
-        async with asyncio.TaskGroup() as tasks:
-            watching = tasks.create_task(_watch(watch, reload_entries, log))
-            await hang_up.wait()
-            hang_up.clear()
-            watching.cancel()
-        await reload_all()
 
+    def __init__(
+        self,
+        make_watch: Callable[[], FileWatch],
+        reload_settings: Callable[[], Awaitable[None]],
+        reload_entries: Callable[[], Awaitable[None]],
+        log: FilteringBoundLogger,
+        reloading: Callable[[], AbstractContextManager[None]] = nullcontext,
+        retry_seconds: float = RETRY_SECONDS,
+    ) -> None:
+        self._make_watch = make_watch
+        self._reload_settings = reload_settings
+        self._reload_entries = reload_entries
+        self._throttled = ThrottledLog(log)
+        self._reloading = reloading
+        self._retry_seconds = retry_seconds
 
-async def _watch(
-    watch: FileWatch, reload_entries: Callable[[], Awaitable[None]], log: FilteringBoundLogger
-) -> None:
-    throttled = ThrottledLog(log)
-    while True:
-        try:
-            async with aclosing(watch.changes()) as changes:
-                async for _ in changes:
-                    await reload_entries()
-        except Exception:  # noqa: BLE001 - a defect here must not end the agent
-            throttled.exception("internal error", None, where="entry watch")
-            await asyncio.sleep(RETRY_SECONDS)
+    async def run(self, hang_up: asyncio.Event, watch: FileWatch) -> NoReturn:
+        """Follow `watch`, which was made before the entries were first loaded, until cancelled.
+
+        After each `hang_up` another watch is followed: the entries may be in other files then.
+        """
+        while True:
+            async with asyncio.TaskGroup() as tasks:
+                following = tasks.create_task(self._follow(watch))
+                await hang_up.wait()
+                hang_up.clear()
+                following.cancel()
+            with self._reloading():
+                await self._reload_settings()
+                watch = await self._reload_watched()
+
+    async def _follow(self, watch: FileWatch) -> NoReturn:
+        while True:
+            try:
+                async with aclosing(watch.changes()) as changes:
+                    async for _ in changes:
+                        await self._reload_entries()
+            except Exception:  # noqa: BLE001 - a defect of the watch must not end the agent
+                self._throttled.exception("internal error", None, where="entry watch")
+            await asyncio.sleep(self._retry_seconds)
+            watch = await self._reload_watched()
+
+    async def _reload_watched(self) -> FileWatch:
+        """Watch the files, then load them: the watch reports an edit during the load."""
+        watch = self._make_watch()
+        await self._reload_entries()
+        return watch

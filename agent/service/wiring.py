@@ -1,6 +1,7 @@
-"""The parts of the agent, each made of its settings and handed its collaborators.
+"""The composition root: makes the parts of the agent from its settings, and connects them.
 
-Nothing here is open to callers yet: servers and sockets are the daemon's.
+Tests that need several parts together use the same functions. Nothing here is open to callers yet:
+agent.service.daemon opens the servers and sockets.
 """
 
 from __future__ import annotations
@@ -8,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import os
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent.admin.operations import Site
+from agent.admin.operations import Operations
+from agent.admin.readiness import Readiness
 from agent.api.servers import MAX_CALL_BYTES
-from agent.api.workload import METHODS, Issuers, WorkloadApi
+from agent.api.workload import METHODS, STREAMING, WorkloadApi
 from agent.attestation.attestor import WorkloadAttestor
 from agent.attestation.plugins import make_attestors
 from agent.authority.embedded import EmbeddedAuthority
@@ -30,7 +31,7 @@ from agent.kernel.process import boot_id
 from agent.limits.fair_queue import FairQueue
 from agent.limits.quotas import REASONS, Quotas
 from agent.service.policies import authority_policy, identification, limits, serving_policy, spread
-from agent.service.reload import CurrentSettings, SettingsReloader
+from agent.service.reload import CurrentSettings
 from agent.signals import NO_SIGNALS
 from agent.svids.disk_cache import FILE as CACHE_FILE
 from agent.svids.disk_cache import KEY_FILE, DiskCache, cache_secret
@@ -39,31 +40,36 @@ from agent.svids.x509 import X509Svids
 from agent.telemetry.audit import Audit
 from agent.telemetry.metrics import Metrics, Words
 from agent.workloads.entitlement import Entitlements
-from agent.workloads.entry_reload import Audience, EntryReloader
+from agent.workloads.entry_reload import EntryReloader
 from agent.workloads.refusals import Refusals
 from agent.workloads.streams import Streams
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from contextlib import AsyncExitStack
 
     from structlog.typing import FilteringBoundLogger
 
+    from agent.attestation.result import Attested
     from agent.clock import Clock
     from agent.config.settings import Settings
+    from agent.config.yaml_document import Source
+    from agent.entries.entry import EntrySet
     from agent.entries.schema import LoadedEntries
+    from agent.kernel.caller import Caller
     from agent.service.sd_notify import ServiceManager
     from agent.signals import Signals
+    from agent.telemetry.audit import Issued
 
 INNER = "inner.sock"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """What the daemon needs of the process it runs in.
+    """The process that the daemon runs in.
 
-    `audit` writes whatever the level of the log is. `reread` gives the settings as the file has
-    them now; `relog` has the log follow them.
+    `audit` writes whatever the level of the log is. `ready` gets the address of the public socket.
+    `reread` reads the settings from their file; `relog` applies theirs to the log.
     """
 
     log: FilteringBoundLogger
@@ -75,82 +81,144 @@ class Host:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Issuing:
+    """The authority, and the SVIDs that it signs."""
+
+    authority: EmbeddedAuthority
+    x509_svids: X509Svids
+    jwt_svids: JwtSvids
+    cache: DiskCache | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """What lives as long as the daemon. `first_watch` sees every change since the first load."""
+    """The parts of the agent. `first_watch` reports every change since before the first load."""
 
-    in_force: CurrentSettings
-    site: Site
-    audit: Audit
-    gate: Gate
-    api: WorkloadApi
+    current: CurrentSettings
+    issuing: Issuing
+    attestor: WorkloadAttestor
+    streams: Streams
+    entitlements: Entitlements
+    refusals: Refusals
+    reloader: EntryReloader
     first_watch: FileWatch
-    settings: SettingsReloader
-    cache: DiskCache | None
+    gate: Gate
+    audit: Audit
+    metrics: Metrics
+    api: WorkloadApi
+    clock: Clock
 
-    def status(self) -> str:
-        """One line for the operator: how much there is, and what of the files is not in force."""
-        reload, callers = self.site.reloader.status, self.gate.processes()
-        line = f"serving {reload.entries} entries to {callers} callers"
-        if self.settings.failure:
-            line += f"; settings not reloaded: {self.settings.failure}"
-        if reload.problems:
-            line += f"; entries not reloaded, the last good ones serve: {reload.problems[0]}"
-        return line
+    async def apply(self, settings: Settings) -> None:
+        """Give new settings to the parts that use them.
+
+        Raises:
+            KeystoreError: the authority cannot store them; nothing has changed then.
+        """
+        await self.issuing.authority.adopt(authority_policy(settings))
+        self.audit.enabled = settings.log.audit
+        self.entitlements.log_each = settings.log.level is LogLevel.DEBUG
+        self.gate.admission.identify_peer = identification(settings)
+        self.issuing.x509_svids.default_ttl = settings.authority.x509_svid_ttl
+        self.issuing.jwt_svids.default_ttl = settings.authority.jwt_svid_ttl
+        self.api.policy = serving_policy(settings)
+
+    def operations(self) -> Operations:
+        """Make the operations of the admin API on these parts."""
+        return Operations(
+            trust_domain=self.current.settings.trust_domain.name,
+            attestors=tuple(sorted(self.current.settings.attestors)),
+            authority=self.issuing.authority,
+            x509_svids=self.issuing.x509_svids,
+            jwt_svids=self.issuing.jwt_svids,
+            attestor=self.attestor,
+            entitlements=self.entitlements,
+            streams=self.streams,
+            refusals=self.refusals,
+            reloader=self.reloader,
+            metrics=self.metrics,
+            clock=self.clock,
+            parse=self._parse_entries,
+            connections=self.gate,
+        )
+
+    def readiness(self) -> Readiness:
+        """Make the readiness of these parts."""
+        return Readiness(
+            authority=self.issuing.authority,
+            x509_svids=self.issuing.x509_svids,
+            jwt_svids=self.issuing.jwt_svids,
+            streams=self.streams,
+            gate=self.gate,
+            streaming=STREAMING,
+        )
+
+    def _parse_entries(self, sources: Sequence[Source]) -> EntrySet:
+        return parse_configured_entries(sources, self.current.settings, self.clock).entries
 
 
 async def build(settings: Settings, host: Host, stack: AsyncExitStack) -> Parts:
-    """Every part, for as long as `stack` is open.
+    """Make every part, for as long as `stack` is open.
 
     Raises:
         StartupError: a part cannot start here.
         ConfigError: the registration entries are wrong.
     """
-    in_force, metrics, log = CurrentSettings(settings), _metrics(settings), host.log
-    identity = await _identity_side(settings, metrics, log, stack)
-    # Before the entries are read, to miss no change.
-    first_watch = watch_entries(in_force, log)
-    entries = load_configured_entries(settings, identity.clock)
+    current, clock, log = CurrentSettings(settings), SystemClock(), host.log
+    metrics = make_metrics(settings)
+    issuing = await _open_issuing(settings, clock, log, metrics, stack)
+    # Before the entries are read: no change is missed.
+    first_watch = watch_entries(current, log)
+    entries = load_configured_entries(settings, clock)
     for warning in entries.warnings:
-        log.warning("entry is doubtful", problem=str(warning))
-    callers = await _host_side(settings, host, metrics, stack)
-    site = _site(in_force, identity, callers, entries, log)
-    api = _workload_api(site, settings, callers.audit, log)
-    apply = partial(_apply, site, callers, api, host)
+        log.warning("entry has a warning", problem=str(warning))
+    attestor = WorkloadAttestor(await make_attestors(settings.attestors, log), log, metrics)
+    stack.push_async_callback(attestor.close)
+    audit = Audit(host.audit, boot_id(), attestor.latest, asyncio.get_running_loop().time)
+    audit.enabled = settings.log.audit
+    gate = make_gate(settings, INNER, MAX_CALL_BYTES, audit, log, metrics)
+    entitlements = Entitlements(attestor, entries.entries, gate.prove_sender, clock, log, metrics)
+    entitlements.log_each = settings.log.level is LogLevel.DEBUG
+    streams = make_streams(issuing.authority, clock)
+
+    def load() -> LoadedEntries:
+        return load_configured_entries(current.settings, clock)
+
     return Parts(
-        in_force=in_force,
-        site=site,
-        audit=callers.audit,
-        gate=callers.gate,
-        api=api,
+        current=current,
+        issuing=issuing,
+        attestor=attestor,
+        streams=streams,
+        entitlements=entitlements,
+        refusals=Refusals(clock),
+        reloader=EntryReloader(load, entitlements, streams, metrics, clock, log),
         first_watch=first_watch,
-        settings=SettingsReloader(in_force, host.reread, apply, metrics, log),
-        cache=identity.cache,
+        gate=gate,
+        audit=audit,
+        metrics=metrics,
+        api=make_workload_api(settings, issuing, entitlements, streams, clock, audit.issued, log),
+        clock=clock,
     )
 
 
-def _metrics(settings: Settings) -> Metrics:
+def make_metrics(settings: Settings) -> Metrics:
+    """Make the metrics, with the label values of these settings."""
     attestors = tuple(settings.attestors)
     return Metrics(
         Words(version=version("vouchd"), attestors=attestors, methods=METHODS, limits=REASONS)
     )
 
 
-# --- who signs ------------------------------------------------------------------------------------
+# --- signing --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _IdentitySide:
-    clock: Clock
-    authority: EmbeddedAuthority
-    cache: DiskCache | None
-    svids: X509Svids
-    jwt_svids: JwtSvids
-
-
-async def _identity_side(
-    settings: Settings, metrics: Metrics, log: FilteringBoundLogger, stack: AsyncExitStack
-) -> _IdentitySide:
-    clock, keystore = SystemClock(), Keystore(Path(settings.data_dir))
+async def _open_issuing(
+    settings: Settings,
+    clock: Clock,
+    log: FilteringBoundLogger,
+    metrics: Metrics,
+    stack: AsyncExitStack,
+) -> Issuing:
+    keystore = Keystore(Path(settings.data_dir))
     stack.callback(keystore.close)
     authority = EmbeddedAuthority.open(authority_policy(settings), keystore, clock, log)
     stack.callback(authority.close)
@@ -158,13 +226,25 @@ async def _identity_side(
     cache = _open_cache(settings, keystore, authority, clock, log)
     if cache is not None:
         stack.push_async_callback(cache.close)
+    return make_issuing(settings, authority, clock, log, metrics, cache)
+
+
+def make_issuing(
+    settings: Settings,
+    authority: EmbeddedAuthority,
+    clock: Clock,
+    log: FilteringBoundLogger,
+    signals: Signals = NO_SIGNALS,
+    cache: DiskCache | None = None,
+    spread: Callable[[], float] = spread,
+) -> Issuing:
+    """Connect the SVIDs with the authority that signs them."""
     ttls = settings.authority
-    return _IdentitySide(
-        clock=clock,
+    return Issuing(
         authority=authority,
+        x509_svids=X509Svids(authority, clock, ttls.x509_svid_ttl, spread, log, signals, cache),
+        jwt_svids=JwtSvids(authority, clock, ttls.jwt_svid_ttl, log, signals),
         cache=cache,
-        svids=X509Svids(authority, clock, ttls.x509_svid_ttl, spread, log, metrics, cache),
-        jwt_svids=JwtSvids(authority, clock, ttls.jwt_svid_ttl, log, metrics),
     )
 
 
@@ -175,7 +255,7 @@ def _open_cache(
     clock: Clock,
     log: FilteringBoundLogger,
 ) -> DiskCache | None:
-    """The cache of SVIDs, if it is on and can be used. There is no reason not to start without."""
+    """Open the disk cache of SVIDs if it is on. The agent starts without it if that fails."""
     try:
         if not settings.svid_cache:
             keystore.remove(CACHE_FILE)
@@ -191,120 +271,64 @@ def _open_cache(
     return cache
 
 
-# --- who calls ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _HostSide:
-    attestor: WorkloadAttestor
-    audit: Audit
-    gate: Gate
-    metrics: Metrics
-
-
-async def _host_side(
-    settings: Settings, host: Host, metrics: Metrics, stack: AsyncExitStack
-) -> _HostSide:
-    attestor = WorkloadAttestor(
-        await make_attestors(settings.attestors, host.log), host.log, metrics
-    )
-    stack.push_async_callback(attestor.close)
-    seconds = asyncio.get_running_loop().time
-    audit = Audit(host.audit, boot_id(), attestor.latest, seconds)
-    audit.enabled = settings.log.audit
-    gate = make_gate(settings, INNER, MAX_CALL_BYTES, audit, host.log, metrics)
-    return _HostSide(attestor=attestor, audit=audit, gate=gate, metrics=metrics)
+# --- callers --------------------------------------------------------------------------------------
 
 
 def make_gate(
     settings: Settings,
     inner: str,
-    call_bytes: int,
+    call_bytes: float,
     audit: Audit,
     log: FilteringBoundLogger,
     signals: Signals = NO_SIGNALS,
 ) -> Gate:
-    """A gate in front of the server on the socket `inner` in the data directory."""
+    """Make a gate in front of the gRPC server on the socket `inner` in the data directory."""
     loop, path = asyncio.get_running_loop(), str(Path(settings.data_dir) / inner)
-    quotas = Quotas(limits(settings.limits))
-    fair_queue = FairQueue(loop, settings.limits.requests_per_second, signals)
-    identify = identification(settings)
-    admission = Admission(quotas, fair_queue, audit.refused, identify, signals, call_bytes)
-    silence = settings.limits.first_request_timeout.total_seconds()
-    return Gate(loop, path, admission, log, silence, signals)
+    admission = Admission(
+        Quotas(limits(settings.limits)),
+        FairQueue(loop, settings.limits.requests_per_second, signals),
+        audit.refused,
+        identification(settings),
+        signals,
+        call_bytes,
+    )
+    first_request_seconds = settings.limits.first_request_timeout.total_seconds()
+    return Gate(loop, path, admission, log, first_request_seconds, signals)
 
 
-# --- both together --------------------------------------------------------------------------------
+# --- serving --------------------------------------------------------------------------------------
 
 
-def _site(
-    in_force: CurrentSettings,
-    identity: _IdentitySide,
-    callers: _HostSide,
-    entries: LoadedEntries,
+def make_streams(authority: EmbeddedAuthority, clock: Clock) -> Streams:
+    """Make the open streams: a change of an authority wakes those that show its kind."""
+    streams = Streams(clock)
+    authority.on_change(lambda kind: streams.wake(lambda stream: stream.kind is kind))
+    return streams
+
+
+def make_workload_api(
+    settings: Settings,
+    issuing: Issuing,
+    entitlements: Entitlements,
+    streams: Streams,
+    clock: Clock,
+    note_issued: Callable[[Caller, Issued, Attested | None], None],
     log: FilteringBoundLogger,
-) -> Site:
-    clock, metrics, gate, streams = (
-        identity.clock,
-        callers.metrics,
-        callers.gate,
-        Streams(identity.clock),
-    )
-    identity.authority.on_change(lambda kind: streams.wake(lambda stream: stream.kind is kind))
-    entitlements = Entitlements(
-        callers.attestor, entries.entries, gate.prove_sender, clock, log, metrics
-    )
-    entitlements.log_each = in_force.settings.log.level is LogLevel.DEBUG
-
-    def load() -> LoadedEntries:
-        return load_configured_entries(in_force.settings, clock)
-
-    return Site(
-        trust_domain=in_force.settings.trust_domain.name,
-        attestors=tuple(sorted(in_force.settings.attestors)),
-        authority=identity.authority,
-        svids=identity.svids,
-        jwt_svids=identity.jwt_svids,
-        attestor=callers.attestor,
-        entitlements=entitlements,
-        streams=streams,
-        refusals=Refusals(clock),
-        reloader=EntryReloader(load, entitlements, Audience(streams, metrics), clock, log),
-        metrics=metrics,
-        clock=clock,
-        parse=lambda sources: parse_configured_entries(sources, in_force.settings, clock).entries,
-        connections=gate,
-    )
-
-
-def _workload_api(
-    site: Site, settings: Settings, audit: Audit, log: FilteringBoundLogger
 ) -> WorkloadApi:
+    """Connect the Workload API with the entitlements and the SVIDs."""
     return WorkloadApi(
-        entitlements=site.entitlements,
-        issuers=Issuers(authority=site.authority, x509=site.svids, jwt=site.jwt_svids),
-        streams=site.streams,
-        clock=site.clock,
+        entitlements=entitlements,
+        authority=issuing.authority,
+        x509_svids=issuing.x509_svids,
+        jwt_svids=issuing.jwt_svids,
+        streams=streams,
+        clock=clock,
         policy=serving_policy(settings),
-        note_issued=audit.issued,
+        note_issued=note_issued,
         log=log,
     )
 
 
-async def _apply(
-    site: Site, callers: _HostSide, api: WorkloadApi, host: Host, settings: Settings
-) -> None:
-    # First, because it alone can fail.
-    await site.authority.adopt(authority_policy(settings))
-    host.relog(settings)
-    callers.audit.enabled = settings.log.audit
-    site.entitlements.log_each = settings.log.level is LogLevel.DEBUG
-    callers.gate.admission.identify_peer = identification(settings)
-    site.svids.default_ttl = settings.authority.x509_svid_ttl
-    site.jwt_svids.default_ttl = settings.authority.jwt_svid_ttl
-    api.policy = serving_policy(settings)
-
-
-def watch_entries(in_force: CurrentSettings, log: FilteringBoundLogger) -> FileWatch:
-    """Sees what changes of the entry files in force from now on."""
-    return FileWatch(tuple(map(Path, in_force.settings.entries)), log)
+def watch_entries(current: CurrentSettings, log: FilteringBoundLogger) -> FileWatch:
+    """Watch the entry files of the settings in force, from now on."""
+    return FileWatch(tuple(map(Path, current.settings.entries)), log)

@@ -51,18 +51,18 @@ READ_BYTES = 4096
 class Exposition:
     """Answers on a listening socket from `start` until `close`, which closes the socket too.
 
-    `text` gives the metrics; `obstacles` what keeps the agent from serving. That there is an answer
-    at all shows that the loop turns.
+    `text` gives the metrics; `not_ready_because` the reasons why the agent cannot serve. Any answer
+    shows that the event loop turns.
     """
 
     def __init__(
         self,
         text: Callable[[], str],
-        obstacles: Callable[[], Sequence[str]],
+        not_ready_because: Callable[[], Sequence[str]],
         log: FilteringBoundLogger,
     ) -> None:
         self._text = text
-        self._obstacles = obstacles
+        self._not_ready_because = not_ready_because
         self._throttled = ThrottledLog(log)
         self._loop = asyncio.get_running_loop()
         self._limit = RateLimit(AT_ONCE, SECONDS_EACH)
@@ -124,8 +124,8 @@ class Exposition:
                 return web.Response(status=404, text="there are /metrics, /live and /ready\n")
 
     def _readiness(self) -> web.Response:
-        if obstacles := self._obstacles():
-            return web.Response(status=503, text="\n".join(["not ready", *obstacles, ""]))
+        if reasons := self._not_ready_because():
+            return web.Response(status=503, text="\n".join(["not ready", *reasons, ""]))
         return web.Response(text="ready\n")
 
 

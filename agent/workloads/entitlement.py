@@ -1,4 +1,4 @@
-"""What a caller may have, right now: its selectors, and the identities they earn it."""
+"""Entitlement: the identities of a caller now, by its attestation and the entries in force."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entitlement:
-    """The identities of one caller in their order: the first is its default.
+    """The identities of a caller now, in the order of the entries: the first is its default.
 
-    `attestation` is what they rest on; None where nothing was asked of the caller.
+    `attestation` is the evidence for them; None for a verifier without an identity.
     """
 
     identities: tuple[Identity, ...]
     attestation: Attested | None = None
     ends_at: datetime | None = field(init=False)
-    """When the first of its entries comes to its end; None if none does."""
+    """The end of the first entry that ends; None if none does."""
 
     def __post_init__(self) -> None:
         ends = [each.expires_at for each in self.identities if each.expires_at is not None]
@@ -48,13 +48,13 @@ class Entitlement:
 
     @property
     def complete(self) -> bool:
-        """False while an attestor fails: there may be more to have later."""
+        """Whether every attestor answered. If not, further identities may match later."""
         return self.attestation is None or not self.attestation.failures
 
 
 @dataclass(frozen=True, slots=True)
 class _Matched:
-    """What a caller matched, and of what that was found out."""
+    """The result of a match, with its arguments."""
 
     entries: EntrySet
     selectors: frozenset[Selector]
@@ -62,7 +62,7 @@ class _Matched:
     matches: Matches
 
     def still_holds(self, entries: EntrySet, selectors: frozenset[Selector], now: datetime) -> bool:
-        """Whether it would match just the same now; only the very same objects do."""
+        """Return whether a match now has the same result. Only identical objects count as equal."""
         if self.entries is not entries or self.selectors is not selectors:
             return False
         return (
@@ -75,9 +75,16 @@ class _Matched:
 
 
 class Entitlements:
-    """Attests callers and matches them against the registration entries, which may be replaced.
+    """Attests callers and matches them against `entries`, which may be replaced at any time.
 
-    `prove_sender` returns when the caller itself has answered on its connection.
+    Args:
+        attestor: finds the selectors of a caller.
+        entries: the entries in force.
+        prove_sender: returns when the caller has proved that it sends on its own connection.
+        clock: for the ends of entries.
+        log: says why a caller matches nothing.
+        signals: get the duration of each match.
+        lines_per_user: the limit of log lines that one user may cause.
     """
 
     def __init__(
@@ -92,7 +99,7 @@ class Entitlements:
     ) -> None:
         self.entries = entries
         self.log_each = False
-        """Whether everybody to whom something is released is logged, at the level debug."""
+        """Whether each release of identities is logged, at level `debug`."""
         self._signals = signals
         self._attestor = attestor
         self._prove_sender = prove_sender
@@ -103,16 +110,17 @@ class Entitlements:
         self._matched: WeakKeyDictionary[Caller, _Matched] = WeakKeyDictionary()
 
     async def of(self, caller: Caller, *, releasing: bool = True) -> Entitlement:
-        """What this caller may have.
+        """Attest a caller, match it against the entries, and return its identities.
 
-        `releasing` says that it is about to get it. If that is because of the program it runs, that
-        program must then have answered for itself, while it was the one that was attested: who
-        connected could have left the connection to a child, and executed a trusted program.
+        `releasing`: the caller is about to get SVIDs or bundles. If an identity rests on its
+        program, the caller must then prove that it sends on this connection itself, while it runs
+        the attested program: a process could leave its connection to a child and execute a trusted
+        program.
 
         Raises:
-            PeerError: its evidence does not hold.
-            AttestationError: nothing matched, but an attestor failed.
-            UnansweredError: nobody answers on the connection.
+            PeerError: the evidence does not hold.
+            AttestationError: nothing matches, and an attestor failed.
+            UnansweredError: the caller did not prove that it sends.
             NoIdentityError: nothing matches.
         """
         async with self._attestor.attest(caller) as attestation:
@@ -120,11 +128,11 @@ class Entitlements:
                 matches = self.matches(caller, attestation)
             if attestation.failures:
                 self._log_failures(caller, attestation)
-            if releasing and self.log_each:  # not each time that somebody idle is looked at again
+            if releasing and self.log_each:  # reviews of idle streams would fill the log
                 self._log_attested(caller, attestation, matches)
             if releasing and matches.evidence & attestation.program:
                 await self._prove_sender(caller)
-                # The entries may be others by now.
+                # The entries may have changed during the wait.
                 matches = self.matches(caller, attestation)
         if matches.identities:
             return Entitlement(identities=matches.identities, attestation=attestation)
@@ -136,7 +144,7 @@ class Entitlements:
     def matches(
         self, caller: Caller, attestation: Attested, entries: EntrySet | None = None
     ) -> Matches:
-        """What a caller of whom this is known would match of the entries in force, or of others."""
+        """Match an attested caller against the entries in force, or against others."""
         entries = self.entries if entries is None else entries
         selectors, now = attestation.selectors, self._clock.now()
         known = self._matched.get(caller)
@@ -146,7 +154,7 @@ class Entitlements:
         return known.matches
 
     def explain(self, attestation: Attested) -> Verdict:
-        """Explain which identities this caller gets now, and which not."""
+        """Explain for each near entry why it does, or does not, match these selectors now."""
         return explain(self.entries, attestation.selectors, self._clock.now())
 
     def _log_attested(self, caller: Caller, attestation: Attested, matches: Matches) -> None:
@@ -173,7 +181,7 @@ class Entitlements:
         )
 
     def _log_denied(self, caller: Caller, attestation: Attested) -> None:
-        """Log why nothing matched; the process may be gone when an operator asks."""
+        """Log why nothing matched: the process may exit before an operator asks `explain`."""
         uid = caller.credentials.uid
         # Before the explanation: to find the nearest of 100,000 entries takes some 50 ms.
         suppressed = self._explained.admit(uid)

@@ -1,13 +1,13 @@
-"""The entries in force, and how changed files replace them: all at once, or not at all.
+"""Reload of the entry files: the new entries replace the old ones as a whole, or not at all.
 
-What cannot be loaded changes nothing: the last good set stays in force, and every mistake is told.
-Streams whose callers match something else now are told to find out; no other stream is.
+Files with a mistake change nothing: the last good entries stay in force, and the log has every
+mistake. Streams whose callers match other identities than before are woken; no other stream is.
 """
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from agent.errors import ConfigError
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from agent.workloads.entitlement import Entitlements
     from agent.workloads.streams import OpenStream, Streams
 
-# Of a file in which everything is wrong, so many mistakes go to the log; `vouchd check` has all.
+# A file may hold a mistake in each of 100,000 lines; `vouchd check` lists them all.
 LOGGED_PROBLEMS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReloadStatus:
-    """What came of the files. `problems` are why those on the disk now are not in force."""
+    """The entries in force. `problems` are why the files as they are now are not in force."""
 
     entries: int
     loaded_at: datetime
@@ -40,29 +40,22 @@ class ReloadStatus:
     problems: tuple[Problem, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Audience:
-    """Whom new entries concern."""
-
-    streams: Streams
-    metrics: Metrics
-
-
 class EntryReloader:
-    """Loads the entry files again. `load` may take seconds, and is called in a thread."""
+    """Loads the entry files again. `load` may take seconds, and runs in a thread."""
 
     def __init__(
         self,
         load: Callable[[], LoadedEntries],
         entitlements: Entitlements,
-        audience: Audience,
+        streams: Streams,
+        metrics: Metrics,
         clock: Clock,
         log: FilteringBoundLogger,
     ) -> None:
         self._load = load
         self._entitlements = entitlements
-        self._streams = audience.streams
-        self._metrics = audience.metrics
+        self._streams = streams
+        self._metrics = metrics
         self._clock = clock
         self._log = log
         self._throttled = ThrottledLog(log)
@@ -72,13 +65,13 @@ class EntryReloader:
         self._show_in_metrics()
 
     async def reload(self) -> None:
-        """Put the files in force as they are now, if they are in order."""
+        """Load the files as they are now, and replace the entries unless there is a mistake."""
         async with self._reloading:
             try:
                 loaded = await asyncio.to_thread(self._load)
             except ConfigError as error:
                 self._refuse(error.problems)
-            except Exception:  # noqa: BLE001 - one defect must not end what follows the files
+            except Exception:  # noqa: BLE001 - a defect of the loader must not end the watch
                 self._throttled.exception("internal error", None, where="reload")
                 self._metrics.reloads.labels("internal_error").inc()
             else:
@@ -86,38 +79,41 @@ class EntryReloader:
             self._show_in_metrics()
 
     def _refuse(self, problems: tuple[Problem, ...]) -> None:
-        self.status = ReloadStatus(
-            entries=self.status.entries,
-            loaded_at=self.status.loaded_at,
-            tried_at=self._clock.now(),
-            problems=problems,
-        )
+        self.status = replace(self.status, tried_at=self._clock.now(), problems=problems)
         self._metrics.reloads.labels("refused").inc()
         for problem in problems[:LOGGED_PROBLEMS]:
             self._log.error(
-                "entries not reloaded, the last good ones stay in force", problem=str(problem)
+                "entries not reloaded",
+                problem=str(problem),
+                advice="the last good entries stay in force",
             )
         if len(problems) > LOGGED_PROBLEMS:
-            self._log.error("more mistakes: vouchd check lists them all", count=len(problems))
+            self._log.error(
+                "entries not reloaded",
+                count=len(problems),
+                advice="vouchd check lists every mistake",
+            )
 
     def _replace(self, loaded: LoadedEntries) -> None:
         now = self._clock.now()
         self._entitlements.entries = loaded.entries
-        told = self._streams.wake(self._concerns)
+        woken = self._streams.wake(self._concerns)
         count = len(loaded.entries.entries)
         self.status = ReloadStatus(entries=count, loaded_at=now, tried_at=now)
         self._metrics.reloads.labels("loaded").inc()
         for warning in loaded.warnings[:LOGGED_PROBLEMS]:
-            self._log.warning("entry is doubtful", problem=str(warning))
-        self._log.info("entries reloaded", entries=count, streams_concerned=told)
+            self._log.warning("entry has a warning", problem=str(warning))
+        self._log.info("entries reloaded", entries=count, streams=woken)
 
     def _concerns(self, stream: OpenStream) -> bool:
-        """Whether the caller of a stream matches something else than it was served."""
-        served = stream.entitlement
-        if served is None or served.attestation is None:
-            return False  # it is just being attested, and will be matched with the new ones
-        matches = self._entitlements.matches(stream.caller, served.attestation)
-        return matches.identities != served.identities
+        """Return whether the caller of a stream matches other identities than it was served."""
+        shown = stream.entitlement
+        if shown is None:
+            return True  # its first attestation may have matched the old entries already
+        if shown.attestation is None:
+            return False  # a verifier without an identity: it gets bundles whatever the entries
+        matches = self._entitlements.matches(stream.caller, shown.attestation)
+        return matches.identities != shown.identities
 
     def _show_in_metrics(self) -> None:
         self._metrics.entries.set(self.status.entries)

@@ -1,4 +1,4 @@
-"""The last refusals, for those who ask why. Each user has room for a few of their own."""
+"""The last refused calls, for `vouchd explain`. Each user has room for a few."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from agent.clock import Clock
     from agent.kernel.credentials import Credentials
+    from agent.telemetry.audit import RefusedCall
 
 PER_USER = 20
 USERS = 500
@@ -20,44 +21,47 @@ USERS = 500
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """A call that did not get what it asked for."""
+    """A call that ended with an error status."""
 
     at: datetime
     pid: int
     uid: int
-    request: str
-    status: str
+    method: str
+    code: str
     reason: str
 
 
 class Refusals:
-    """Remembers the last of them."""
+    """The last refusals of each user, of at most `users` users."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, users: int = USERS) -> None:
         self._clock = clock
-        self._by_uid: FIFOCache[int, deque[Refusal]] = FIFOCache(USERS)
+        self._by_uid: FIFOCache[int, deque[Refusal]] = FIFOCache(users)
 
-    def note(self, credentials: Credentials, request: str, status: str, reason: str) -> None:
-        """Remember one, and forget the oldest of the same user, or of the user longest silent."""
+    def note(self, credentials: Credentials, call: RefusedCall) -> None:
+        """Add a refusal; drop the oldest of the user, or of the user without one for longest."""
         uid = credentials.uid
         refusal = Refusal(
             at=self._clock.now(),
             pid=credentials.pid,
             uid=uid,
-            request=request,
-            status=status,
-            reason=reason,
+            method=call.method,
+            code=call.code,
+            reason=call.reason,
         )
         of_user = self._by_uid.get(uid, deque(maxlen=PER_USER))
         of_user.append(refusal)
         self._by_uid[uid] = of_user
 
     def of(self, pid: int, uid: int) -> tuple[Refusal, ...]:
-        """Those of this process or this user, the latest first.
+        """Return the refusals of this PID or this user, the latest first.
 
-        A process that has the PID now need not be the one that had it then.
+        Another process may have had the PID at the time of a refusal.
         """
-        found = [
-            r for group in self._by_uid.values() for r in group if pid == r.pid or uid == r.uid
+        refusals = [
+            each
+            for of_user in self._by_uid.values()
+            for each in of_user
+            if pid == each.pid or uid == each.uid
         ]
-        return tuple(sorted(found, key=lambda refusal: refusal.at, reverse=True))
+        return tuple(sorted(refusals, key=lambda refusal: refusal.at, reverse=True))

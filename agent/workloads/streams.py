@@ -1,7 +1,7 @@
-"""Who is served: the open streams, and what each caller was given last.
+"""The open streams, and the identities that each caller was served last.
 
-A stream is told that something which concerns it has changed, never what: it then finds out anew
-what its caller may have.
+A stream is woken when something that concerns it has changed. It does not learn what: it attests
+and matches its caller again.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
     from datetime import datetime
+    from typing import NoReturn
 
     from agent.authority.authority_set import AuthorityKind
     from agent.clock import Clock
@@ -24,14 +25,14 @@ if TYPE_CHECKING:
     from agent.kernel.caller import Caller
     from agent.workloads.entitlement import Entitlement
 
-# How often it is looked whether an entry has come to its end, at least and at most: in between just
-# then. Streams come and go meanwhile, and the clock may be set.
+# How long `run` sleeps, at most and at least. In between it wakes at the end of an entry; streams
+# come and go meanwhile, and the clock may be set.
 TICK_SECONDS = 1.0
 SHORTEST_TICK_SECONDS = 0.05
 
 
 class Wakeup:
-    """As `asyncio.Event`, for one who waits at a time, and who may wait until a moment.
+    """An `asyncio.Event` for one waiter at a time, whose wait may have a deadline.
 
     Each open stream has one and waits nearly always: an Event under `asyncio.timeout` takes three
     times as long, and ends each wait with an exception.
@@ -44,20 +45,20 @@ class Wakeup:
         self._waiter: asyncio.Future[None] | None = None
 
     def is_set(self) -> bool:
-        """Whether it was set since it was last cleared."""
+        """Return whether it was set since it was last cleared."""
         return self._is_set
 
     def set(self) -> None:
-        """Wake up who waits, now or the next time."""
+        """End the wait under way, or the next one."""
         self._is_set = True
         self._release()
 
     def clear(self) -> None:
-        """Wait for what changes from here on."""
+        """Unset: the next wait is for changes from here on."""
         self._is_set = False
 
     async def wait_until(self, moment: float) -> bool:
-        """Return when it is set, or at this moment of the loop's time; whether it is set."""
+        """Return when it is set, or at this moment of the loop's time: whether it is set."""
         if not self._is_set:
             loop = asyncio.get_running_loop()
             self._waiter = loop.create_future()
@@ -78,7 +79,7 @@ class Wakeup:
 class OpenStream:
     """A stream of SVIDs or bundles.
 
-    `entitlement`, which is set by `Roster.show`, is None while its caller is being attested.
+    `Streams.show` sets `entitlement`; it is None until the first attestation has ended.
     """
 
     caller: Caller
@@ -91,7 +92,7 @@ class OpenStream:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
-    """What a caller was given."""
+    """The identities of which a method returned SVIDs to a caller."""
 
     at: datetime
     method: str
@@ -99,31 +100,31 @@ class Served:
 
 
 class Streams:
-    """All open streams, and by caller what was served last by each method."""
+    """All open streams, and for each caller and method the identities served last."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._streams: set[OpenStream] = set()
-        # Those of them that show an entry with an end: they are looked at each second.
+        self._open: set[OpenStream] = set()
+        # The open streams with an entry that ends, and the end.
         self._ending: dict[OpenStream, datetime] = {}
         self._closed = False
         self._served: WeakKeyDictionary[Caller, dict[str, Served]] = WeakKeyDictionary()
 
     @property
-    def streams(self) -> tuple[OpenStream, ...]:
-        """Those that are open now, the oldest first."""
-        return tuple(sorted(self._streams, key=lambda stream: stream.since))
+    def open(self) -> tuple[OpenStream, ...]:
+        """The open streams, the oldest first."""
+        return tuple(sorted(self._open, key=lambda stream: stream.since))
 
-    def open(
+    def open_stream(
         self, caller: Caller, method: str, kind: AuthorityKind
     ) -> AbstractContextManager[OpenStream]:
-        """Be a stream of this method, which shows authorities of this kind, for a block."""
+        """Add a stream of this method, which shows authorities of this kind, for a block."""
         now = self._clock.now()
         stream = OpenStream(caller=caller, method=method, kind=kind, since=now)
-        return _Listed(stream, self._streams, self._ending)
+        return _Registration(stream, self._open, self._ending)
 
     def show(self, stream: OpenStream, entitlement: Entitlement) -> None:
-        """The stream shows from now on what its caller may have by this."""
+        """Record the entitlement by which the stream serves its caller from now on."""
         stream.entitlement = entitlement
         if entitlement.ends_at is not None:
             self._ending[stream] = entitlement.ends_at
@@ -131,55 +132,55 @@ class Streams:
             self._ending.pop(stream, None)
 
     def close(self) -> None:
-        """The agent ends: tell all streams, and those to come."""
+        """End all streams, and refuse further ones: the agent stops."""
         self._closed = True
         self.wake(lambda _: True)
 
     def check_open(self) -> None:
-        """Whether streams may go on.
+        """Let a stream go on.
 
         Raises:
-            StoppingError: the agent ends.
+            StoppingError: the agent stops.
         """
         if self._closed:
             raise StoppingError("the agent stops, perhaps to start again; try again")
 
     def note_served(self, caller: Caller, method: str, identities: Sequence[Identity]) -> None:
-        """Remember what a caller is given now."""
+        """Record that a method serves a caller these identities now."""
         self._served.setdefault(caller, {})[method] = Served(
             at=self._clock.now(), method=method, identities=tuple(identities)
         )
 
     def served(self, caller: Caller) -> tuple[Served, ...]:
-        """What a caller was given last, by each method that it called."""
+        """Return the identities served last to a caller, by each method that it called."""
         return tuple(self._served.get(caller, {}).values())
 
     def callers(self) -> tuple[Caller, ...]:
-        """Everybody who was given something, or is about to be, and is still connected."""
-        known = dict.fromkeys((*(s.caller for s in self.streams), *self._served))
+        """Return the live callers that have an open stream or were served an identity."""
+        known = dict.fromkeys((*(s.caller for s in self.open), *self._served))
         return tuple(caller for caller in known if caller.process.is_alive())
 
     def latest(self) -> tuple[OpenStream, ...]:
-        """Of each caller the stream that it opened last."""
-        return tuple({stream.caller: stream for stream in self.streams}.values())
+        """Return, of each caller, the stream that it opened last."""
+        return tuple({stream.caller: stream for stream in self.open}.values())
 
     def wake(self, concerns: Callable[[OpenStream], bool]) -> int:
-        """Tell the streams that something concerns; how many these are."""
-        concerned = [stream for stream in self._streams if concerns(stream)]
+        """Wake the streams that a change concerns, and return their number."""
+        concerned = [stream for stream in self._open if concerns(stream)]
         for stream in concerned:
             stream.changed.set()
         return len(concerned)
 
-    async def run(self) -> None:
-        """Tell streams when an entry that they show has come to its end, for ever."""
+    async def run(self) -> NoReturn:
+        """Wake streams at the end of their entries, until cancelled."""
         while True:
             await self._clock.sleep(self.wake_ended())
 
     def wake_ended(self) -> float:
-        """Tell the streams that show an entry which has come to its end.
+        """Wake the streams with an entry that has ended.
 
         Returns:
-            In how many seconds to do so again.
+            Seconds until the next call is due.
         """
         now, left = self._clock.now(), TICK_SECONDS
         for stream, end in self._ending.items():
@@ -190,22 +191,22 @@ class Streams:
         return max(left, SHORTEST_TICK_SECONDS)
 
 
-class _Listed:
-    """A stream that is in the lists, for the block."""
+class _Registration:
+    """Keeps a stream in the two collections for a block."""
 
-    __slots__ = ("_ending", "_stream", "_streams")
+    __slots__ = ("_ending", "_open", "_stream")
 
     def __init__(
-        self, stream: OpenStream, streams: set[OpenStream], ending: dict[OpenStream, datetime]
+        self, stream: OpenStream, open_: set[OpenStream], ending: dict[OpenStream, datetime]
     ) -> None:
         self._stream = stream
-        self._streams = streams
+        self._open = open_
         self._ending = ending
 
     def __enter__(self) -> OpenStream:
-        self._streams.add(self._stream)
+        self._open.add(self._stream)
         return self._stream
 
     def __exit__(self, *_error: object) -> None:
-        self._streams.discard(self._stream)
+        self._open.discard(self._stream)
         self._ending.pop(self._stream, None)

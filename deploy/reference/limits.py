@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from agent.api.messages import MAX_AUDIENCE_CHARS, MAX_AUDIENCES
 from agent.api.servers import (
     MAX_REQUEST_BYTES,
     MAX_STREAMS_PER_CONNECTION,
     MIN_PING_MILLISECONDS,
 )
+from agent.api.workload_messages import MAX_AUDIENCE_CHARS, MAX_AUDIENCES
 from agent.config.files import MAX_FILE_BYTES
 from agent.config.values import MAX_DURATION, format_duration
 from agent.config.yaml_document import MAX_DEPTH

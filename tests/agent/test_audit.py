@@ -67,7 +67,7 @@ def test_a_refusal_says_why_and_of_whom(agent_factory: AgentFactory) -> None:
     [line] = audited(agent)
     assert line["event"] == "call refused"
     assert line["reason"] == "no registration entry matches the selectors of this process"
-    assert (line["code"], line["method"]) == ("PERMISSION_DENIED", "X509SVIDRequest")
+    assert (line["code"], line["method"]) == ("PERMISSION_DENIED", "FetchX509SVID")
     assert (line["pid"], line["uid"]) == (os.getpid(), os.getuid())
     assert line["selectors_sha256"]
 

@@ -49,7 +49,7 @@ class Seen:
 def look(agent: RunningAgent) -> Seen:
     with AdminClient(agent.admin_socket, PATIENCE_SECONDS) as client:
         found = client.status()["authority"]
-    states = {each["id"]: (each["kind"], each["state"]) for each in found["authorities"]}
+    states = {each["authority_id"]: (each["kind"], each["state"]) for each in found["authorities"]}
     return Seen(states, found["bundle_sequence"])
 
 

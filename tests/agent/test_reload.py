@@ -60,7 +60,7 @@ def test_a_stream_that_is_not_touched_gets_no_message(agent_factory: AgentFactor
             replace(agent.entries, "# moved by a line\n" + entries("/one") + others)
             seen = agent.log.count("\n")
             line = agent.wait_for_log("entries reloaded", since=seen - 1)
-            assert "streams_concerned=0" in line
+            assert "streams=0" in line
         assert stream.is_silent()
         replace(agent.entries, entries("/two"))
         assert stream.next_ids() == ["/two"]
@@ -86,7 +86,8 @@ def test_a_mistake_changes_nothing_and_is_told_with_its_place(agent_factory: Age
         stream.next()
         replace(agent.entries, entries("/two") + "  - {spiffe_id: /three, selector: x}\n")
         line = agent.wait_for_log("did you mean 'selectors'?")
-        assert "entries not reloaded, the last good ones stay in force" in line
+        assert "entries not reloaded" in line
+        assert "the last good entries stay in force" in line
         assert "entries.yaml:3:25: unknown key 'selector'" in line
         found = status(agent)
         assert found["loaded"] == 1
@@ -160,7 +161,7 @@ def test_hanging_up_reloads_what_can_change_and_says_what_cannot(
         "authority: {x509_svid_ttl: 30m, jwt_svid_ttl: 2m, x509_ca_ttl: 12h}\n"
     )
     agent.hang_up()
-    line = agent.wait_for_log("setting needs a restart to change")
+    line = agent.wait_for_log("setting needs a restart")
     assert "trust_domain" in line
     line = agent.wait_for_log("settings reloaded")
     assert '"authority", "log"' in line

@@ -114,7 +114,7 @@ class Year(RuleBasedStateMachine):
         if client.task.done():
             client.task.result()
             return True
-        streams = [s for s in self.agent.streams.streams if s.caller is client.caller]
+        streams = [s for s in self.agent.streams.open if s.caller is client.caller]
         return bool(
             client.shown is not None
             and streams

@@ -12,7 +12,7 @@ from typing import ClassVar
 from cryptography import x509
 from pydantic import BaseModel
 
-from agent.api.workload import Issuers, Review, ServingPolicy, WorkloadApi
+from agent.api.workload import Review, ServingPolicy, WorkloadApi
 from agent.attestation.attestor import WorkloadAttestor
 from agent.authority.embedded import AuthorityPolicy, EmbeddedAuthority
 from agent.authority.keystore import Keystore
@@ -21,23 +21,23 @@ from agent.entries.schema import LoadedEntries
 from agent.errors import NoIdentityError
 from agent.kernel.caller import Caller
 from agent.pb import workloadapi_pb2 as pb
+from agent.service.wiring import make_issuing, make_streams, make_workload_api
 from agent.spiffe.bundle import TrustBundle
 from agent.spiffe.ids import TrustDomain
 from agent.spiffe.keys import KeyType
 from agent.spiffe.x509_rules import validate_x509_svid
-from agent.svids.jwt import JwtSvids
-from agent.svids.x509 import X509Svids
 from agent.telemetry.metrics import Metrics
 from agent.workloads.entitlement import Entitlements
-from agent.workloads.entry_reload import Audience, EntryReloader
-from agent.workloads.streams import Streams
+from agent.workloads.entry_reload import EntryReloader
 from attestors.api import Findings, Options, Selector, WorkloadRef
 from tests.support.fakes import FakeClock, Lines
+from tests.support.settings import settings
 
 TD = TrustDomain("example.org")
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 POLICY = AuthorityPolicy(trust_domain=TD, key_type=KeyType.EC_P256, ttl=7 * DAY)
 LONGEST = POLICY.longest_svid
+SETTINGS = settings(authority={"x509_ca_ttl": "7d", "x509_svid_ttl": "28h", "jwt_svid_ttl": "2h"})
 
 
 class ByDescriptor:
@@ -133,29 +133,32 @@ class Agent:
         log = self.lines.log
         self.keystore = Keystore(data)
         self.authority = EmbeddedAuthority.open(POLICY, self.keystore, clock, log)
-        self.svids = X509Svids(self.authority, clock, LONGEST, lambda: luck.uniform(-1, 1), log)
-        self.jwt_svids = JwtSvids(self.authority, clock, 2 * HOUR, log)
-        self.streams = Streams(clock)
-        self.authority.on_change(lambda kind: self.streams.wake(lambda s: s.kind is kind))
+        issuing = make_issuing(
+            SETTINGS, self.authority, clock, log, spread=lambda: luck.uniform(-1, 1)
+        )
+        self.svids, self.jwt_svids = issuing.x509_svids, issuing.jwt_svids
+        self.streams = make_streams(self.authority, clock)
         attestor = WorkloadAttestor([ByDescriptor(known)], log)
         self.entitlements = Entitlements(attestor, entries, _proved, clock, log)
         self.wanted = entries
         self.reloader = EntryReloader(
             lambda: LoadedEntries(entries=self.wanted),
             self.entitlements,
-            Audience(self.streams, Metrics()),
+            self.streams,
+            Metrics(),
             clock,
             log,
         )
-        self.api = WorkloadApi(
-            entitlements=self.entitlements,
-            issuers=Issuers(authority=self.authority, x509=self.svids, jwt=self.jwt_svids),
-            streams=self.streams,
-            clock=clock,
-            policy=ServingPolicy(review=Review(DAY, lambda: 0.0)),
-            note_issued=lambda _caller, _svid, _evidence: None,
-            log=log,
+        self.api = make_workload_api(
+            SETTINGS,
+            issuing,
+            self.entitlements,
+            self.streams,
+            clock,
+            lambda _caller, _svid, _evidence: None,
+            log,
         )
+        self.api.policy = ServingPolicy(review=Review(DAY, lambda: 0.0))
 
     async def tick(self) -> None:
         await self.authority.catch_up()

@@ -57,7 +57,7 @@ def serials(update: X509Update) -> dict[str, int]:
 def active(agent: RunningAgent) -> set[str]:
     with AdminClient(agent.admin_socket, PATIENCE_SECONDS) as client:
         found = client.status()["authority"]["authorities"]
-    return {each["id"] for each in found if each["state"] == "active"}
+    return {each["authority_id"] for each in found if each["state"] == "active"}
 
 
 # --- killed --------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ def disk() -> Iterator[Disk]:
 
 def states(agent: RunningAgent) -> dict[str, str]:
     with AdminClient(agent.admin_socket, PATIENCE_SECONDS) as client:
-        return {a["id"]: a["state"] for a in client.status()["authority"]["authorities"]}
+        return {a["authority_id"]: a["state"] for a in client.status()["authority"]["authorities"]}
 
 
 def fetch(agent: RunningAgent) -> bytes:

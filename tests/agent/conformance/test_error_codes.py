@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import grpc
 
-from agent.api.guard import status_of
+from agent.api.status import code_of, details_for_workload
 from agent.errors import AttestationError, AuthorityError
 
 
 def test_EC_08_a_failure_of_attestation_or_authority_is_unavailable() -> None:
     for error in (AttestationError("an attestor failed"), AuthorityError("no key")):
-        assert status_of(error)[0] is grpc.StatusCode.UNAVAILABLE
+        assert code_of(error) is grpc.StatusCode.UNAVAILABLE
 
 
 def test_EC_13_an_internal_error_is_no_status_on_which_clients_give_up() -> None:
     for error in (ValueError("x"), KeyError("x"), RuntimeError("x"), TimeoutError(), OSError("x")):
-        code, details = status_of(error)
-        assert code in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL}
+        details = details_for_workload(error)
+        assert code_of(error) in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL}
         assert "x" not in details.split()

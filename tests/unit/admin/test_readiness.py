@@ -1,4 +1,4 @@
-"""Whether the agent is ready, and what its levels are."""
+"""Readiness, and the gauges of the metrics."""
 
 from __future__ import annotations
 
@@ -15,8 +15,19 @@ DAY = timedelta(days=1)
 ACTIVE = SimpleNamespace(not_before=START, not_after=START + DAY)
 
 
+class Three:
+    """A part that counts three things."""
+
+    first_expiry: Any = None
+    accepts: Any = None
+    weaknesses: Any = None
+
+    def __len__(self) -> int:
+        return 3
+
+
 def readiness(**changed: Any) -> Readiness:
-    """Of an agent that is well, but for what is changed."""
+    """The readiness of an agent that is ready, except for what is changed."""
     state: dict[str, Any] = {
         "accepts": True,
         "can_sign": True,
@@ -31,55 +42,49 @@ def readiness(**changed: Any) -> Readiness:
         failure=state["failure"],
         authorities=SimpleNamespace(active_x509=ACTIVE, active_jwt=ACTIVE),
     )
-    svids = Kept()
+    svids, gate = Three(), Three()
     svids.first_expiry = state["first_expiry"]
-    streams = SimpleNamespace(streams=state["streams"])
-    site = SimpleNamespace(authority=authority, streams=streams, svids=svids, jwt_svids=Kept())
-    gate = Kept()
     gate.accepts, gate.weaknesses = state["accepts"], state["weaknesses"]
-    return Readiness(cast("Any", site), cast("Any", gate), ["FetchX509SVID", "FetchJWTBundles"])
+    return Readiness(
+        authority=cast("Any", authority),
+        x509_svids=cast("Any", svids),
+        jwt_svids=cast("Any", Three()),
+        streams=cast("Any", SimpleNamespace(open=state["streams"])),
+        gate=cast("Any", gate),
+        streaming=["FetchX509SVID", "FetchJWTBundles"],
+    )
 
 
-class Kept:
-    """Three of something."""
-
-    first_expiry: Any = None
-    accepts: Any = None
-    weaknesses: Any = None
-
-    def __len__(self) -> int:
-        return 3
-
-
-def test_an_agent_that_is_well_is_ready() -> None:
-    assert readiness().obstacles() == ()
+def test_an_agent_that_accepts_and_signs_is_ready() -> None:
+    assert readiness().not_ready_because() == ()
     assert readiness().levels().ready
 
 
-def test_an_agent_that_starts_or_stops_is_not_ready() -> None:
-    [obstacle] = readiness(accepts=False).obstacles()
-    assert "starting or stopping" in obstacle
+def test_an_agent_that_accepts_no_connection_is_not_ready() -> None:
+    [reason] = readiness(accepts=False).not_ready_because()
+    assert "starts or stops" in reason
     assert not readiness(accepts=False).levels().ready
 
 
-def test_an_agent_that_cannot_sign_is_not_ready_and_tells_no_secret() -> None:
-    [obstacle] = readiness(can_sign=False, failure="/secret is full").obstacles()
-    assert obstacle == "the authority cannot sign: vouchd status says why"
+def test_an_agent_that_cannot_sign_is_not_ready_and_its_reason_holds_no_path() -> None:
+    """Every user of the host can read `/ready`."""
+    [reason] = readiness(can_sign=False, failure="/secret is full").not_ready_because()
+    assert reason == "the authority cannot sign: vouchd status says why"
 
 
-def test_a_step_that_fails_is_seen_while_the_active_one_still_signs() -> None:
+def test_an_agent_is_ready_while_the_rotation_fails_and_the_active_authority_signs() -> None:
     found = readiness(failure="disk full").levels()
     assert (found.ready, found.authority_failing) == (True, True)
 
 
-def test_all_words_are_there_though_nothing_is() -> None:
+def test_every_label_has_a_gauge_before_the_first_event() -> None:
     found = readiness().levels()
     assert found.streams == {"FetchX509SVID": 0, "FetchJWTBundles": 0}
     assert found.weak_proofs == {"no_peerpidfd": 0, "no_pidfs": 0}
     assert math.isnan(found.svid_expiry)
 
 
-def test_levels_are_those_of_the_parts() -> None:
+def test_the_gauges_show_the_state_of_the_parts() -> None:
     stream = SimpleNamespace(method="FetchX509SVID")
     found = readiness(
         first_expiry=START + DAY,

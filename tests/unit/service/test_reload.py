@@ -1,43 +1,222 @@
-"""Entry files go on being followed, whatever happens."""
+"""Reload: every edit takes effect, and no failure ends the agent."""
+
+from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
-from pathlib import Path
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import cast
 
 import pytest
 
+from agent.config.settings import Settings
 from agent.config.watch import FileWatch
-from agent.service import reload as reload_module
-from agent.service.reload import follow
-from tests.support.fakes import Lines
+from agent.errors import ConfigError, Problem, StartupError, VouchdError
+from agent.service.reload import CurrentSettings, ReloadLoop, SettingsReloader
+from agent.telemetry.metrics import Metrics
+from tests.support.fakes import Lines, settle
+from tests.support.scrape import series
+from tests.support.settings import settings
 
 
-class Broken(FileWatch):
-    """Breaks the first time."""
+class Files:
+    """Entry files: a version on disk, the one in force, and watches that compare them."""
 
-    times = 0
+    def __init__(self) -> None:
+        self.lines = Lines()
+        self.version = self.in_force = 0
+        self.while_loading: Callable[[], None] = lambda: None
+        self.broken_watches = 0
+        self.watches = 0
+        self.events: list[str] = []
+        self.changed = asyncio.Event()
+        self.hang_up = asyncio.Event()
+
+    def edit(self) -> None:
+        self.version += 1
+        self.changed.set()
+
+    def watch(self) -> FileWatch:
+        self.watches += 1
+        self.events.append("watch")
+        return cast("FileWatch", Watch(self, broken=self.watches <= self.broken_watches))
+
+    async def load(self) -> None:
+        """Read the files, as a thread does that takes a while."""
+        self.events.append("load")
+        version = self.version
+        await asyncio.sleep(0)
+        self.while_loading()
+        await asyncio.sleep(0)
+        self.in_force = version
+
+    async def load_settings(self) -> None:
+        self.events.append("settings")
+
+    def loop(self) -> ReloadLoop:
+        return ReloadLoop(
+            self.watch, self.load_settings, self.load, self.lines.log, retry_seconds=0.0
+        )
+
+
+class Watch:
+    """Reports a version that differs from the one at its creation, as FileWatch does."""
+
+    def __init__(self, files: Files, *, broken: bool) -> None:
+        self._files = files
+        self._seen = files.version
+        self._broken = broken
 
     async def changes(self) -> AsyncGenerator[None, None]:
-        self.times += 1
-        if self.times == 1:
+        if self._broken:
             raise ZeroDivisionError
         while True:
-            yield
-            await asyncio.sleep(0)
+            if self._files.version != self._seen:
+                self._seen = self._files.version
+                yield
+            self._files.changed.clear()
+            await self._files.changed.wait()
 
 
-async def test_a_defect_of_the_watch_is_logged_and_the_files_are_followed_on(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(reload_module, "RETRY_SECONDS", 0.0)
-    lines, reloaded = Lines(), asyncio.Event()
-
-    async def reload() -> None:
-        reloaded.set()
-
-    watches = iter([Broken([tmp_path], lines.log)])
+async def while_running(files: Files, scenario: Callable[[], Awaitable[None]]) -> None:
     async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
-        task = tasks.create_task(follow(asyncio.Event(), watches, reload, reload, lines.log))
-        await reloaded.wait()
-        task.cancel()
-    assert len(lines.of("internal error")) == 1
+        running = tasks.create_task(files.loop().run(files.hang_up, files.watch()))
+        await settle()
+        await scenario()
+        await settle()
+        running.cancel()
+
+
+async def test_an_edit_takes_effect() -> None:
+    files = Files()
+
+    async def scenario() -> None:
+        files.edit()
+
+    await while_running(files, scenario)
+    assert files.in_force == 1
+
+
+async def test_an_edit_during_a_reload_by_sighup_takes_effect() -> None:
+    files = Files()
+
+    def edit_once() -> None:
+        files.while_loading = lambda: None
+        files.edit()
+
+    async def scenario() -> None:
+        files.while_loading = edit_once
+        files.hang_up.set()
+
+    await while_running(files, scenario)
+    assert files.version == 1
+    assert files.in_force == 1
+
+
+async def test_sighup_reads_the_settings_before_it_watches_and_loads_their_entries() -> None:
+    files = Files()
+
+    async def scenario() -> None:
+        files.hang_up.set()
+
+    await while_running(files, scenario)
+    assert files.events == ["watch", "settings", "watch", "load"]
+
+
+async def test_a_second_sighup_during_a_reload_reloads_again() -> None:
+    files = Files()
+
+    def hang_up_once() -> None:
+        files.while_loading = lambda: None
+        files.hang_up.set()
+
+    async def scenario() -> None:
+        files.while_loading = hang_up_once
+        files.hang_up.set()
+
+    await while_running(files, scenario)
+    assert files.events.count("settings") == 2
+
+
+async def test_an_edit_while_the_watch_was_broken_takes_effect() -> None:
+    files = Files()
+    files.broken_watches = 1
+    files.version = 1  # after the watch was made, while it was broken
+
+    async def scenario() -> None:
+        """The edit came before."""
+
+    await while_running(files, scenario)
+    assert files.in_force == 1
+    [line] = files.lines.of("internal error")
+    assert line["where"] == "entry watch"
+
+
+# --- settings -------------------------------------------------------------------------------------
+
+
+class Site:
+    """Settings in force, and those of the file: an exception is raised instead."""
+
+    def __init__(self) -> None:
+        self.lines, self.metrics = Lines(), Metrics()
+        self.current = CurrentSettings(settings())
+        self.file: Settings | Exception = settings()
+        self.applied: list[Settings] = []
+        self.reloader = SettingsReloader(
+            self.current, self._reread, self._apply, self.metrics, self.lines.log
+        )
+
+    def _reread(self) -> Settings:
+        if isinstance(self.file, Exception):
+            raise self.file
+        return self.file
+
+    async def _apply(self, changed: Settings) -> None:
+        self.applied.append(changed)
+
+
+async def test_settings_that_can_change_take_effect_and_the_others_need_a_restart() -> None:
+    site = Site()
+    site.file = settings(trust_domain="other.test", log={"audit": False})
+    await site.reloader.reload()
+    assert not site.current.settings.log.audit
+    assert site.current.settings.trust_domain.name == "example.org"
+    assert site.applied == [site.current.settings]
+    assert site.lines.of("setting needs a restart")[0]["setting"] == "trust_domain"
+    assert site.lines.of("settings reloaded")[0]["changed"] == ["log"]
+
+
+@pytest.mark.parametrize(
+    ("error", "failure"),
+    [
+        (ConfigError([Problem("agent.yaml", 2, 1, "unknown key")]), "agent.yaml:2:1: unknown key"),
+        (StartupError("agent.yaml cannot be read\nmore"), "agent.yaml cannot be read"),
+        (KeyError("a plug-in's options"), "internal error (KeyError)"),
+    ],
+)
+async def test_settings_that_cannot_be_read_change_nothing(error: Exception, failure: str) -> None:
+    """The options of a plug-in are read by its own code, which may raise anything."""
+    site = Site()
+    before, site.file = site.current.settings, error
+    await site.reloader.reload()
+    assert site.current.settings is before
+    assert site.reloader.failure == failure
+    assert not site.applied
+    expected = "settings not reloaded" if isinstance(error, VouchdError) else "internal error"
+    assert len(site.lines.of(expected)) == 1
+    site.file = settings()
+    await site.reloader.reload()
+    assert site.reloader.failure == ""
+
+
+async def test_the_metrics_show_whether_the_settings_are_those_of_the_file() -> None:
+    site = Site()
+
+    def valid() -> list[float]:
+        return [v for k, v in series(site.metrics.text()).items() if "settings_valid" in k]
+
+    await site.reloader.reload()
+    assert valid() == [1]
+    site.file = KeyError("a plug-in's options")
+    await site.reloader.reload()
+    assert valid() == [0]

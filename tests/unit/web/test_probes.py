@@ -27,10 +27,10 @@ async def served(
     where: PurePath | LoopbackAddress,
     *,
     text: Callable[[], str] = lambda: "vouchd_entries 1\n",
-    obstacles: Callable[[], Sequence[str]] = tuple,
+    not_ready_because: Callable[[], Sequence[str]] = tuple,
     lines: Lines | None = None,
 ) -> AsyncIterator[None]:
-    async with expose(Exposition(text, obstacles, (lines or Lines()).log), where, None):
+    async with expose(Exposition(text, not_ready_because, (lines or Lines()).log), where, None):
         yield
 
 
@@ -60,7 +60,7 @@ async def test_a_loopback_port_answers(host: str) -> None:
 
 
 async def test_what_keeps_it_from_serving_is_said(tmp_path: Path) -> None:
-    async with served(tmp_path / "t", obstacles=lambda: ("the authority cannot sign",)):
+    async with served(tmp_path / "t", not_ready_because=lambda: ("the authority cannot sign",)):
         assert await get(tmp_path / "t", "/ready") == (
             503,
             "not ready\nthe authority cannot sign\n",

@@ -1,8 +1,8 @@
-"""Who may have what, and who has to answer for it first."""
+"""Entitlement: which identities a caller gets, and when it must prove that it sends."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -20,28 +20,33 @@ from agent.workloads.entitlement import Entitlements
 from attestors.api import AttestorError, Findings, Selector, WorkloadRef
 from tests.support.fakes import FakeAttestor, FakeClock, Lines
 
-WHO, WHAT = Selector("fake", "who"), Selector("fake", "what:x")
+USER, PROGRAM = Selector("fake", "user"), Selector("fake", "program:x")
 
 
 async def find(_workload: WorkloadRef) -> Findings:
-    return Findings(frozenset({WHO, WHAT}), program=frozenset({WHAT}))
+    return Findings(frozenset({USER, PROGRAM}), program=frozenset({PROGRAM}))
+
+
+async def fail(_workload: WorkloadRef) -> Findings:
+    raise AttestorError("no answer")
 
 
 class Site:
-    """Entries of one selector each, and who was asked to prove that it speaks."""
+    """One entry for each selector. `proved` are the callers that had to prove that they send."""
 
     def __init__(
         self,
         *selectors: Selector,
         lines_per_user: Rate = PER_KEY,
         clock: FakeClock | None = None,
+        attest: Callable[[WorkloadRef], Awaitable[Findings]] = find,
     ) -> None:
         self.lines = Lines()
         self.proved: list[Caller] = []
         self.error: Exception | None = None
         self.while_proving: Callable[[], object] = lambda: None
         self.entitlements = Entitlements(
-            WorkloadAttestor([FakeAttestor(find)], Lines().log),
+            WorkloadAttestor([FakeAttestor(attest)], Lines().log),
             EntrySet(
                 tuple(
                     Entry(
@@ -65,35 +70,41 @@ class Site:
             raise self.error
 
 
-async def test_who_gets_it_for_its_program_must_answer(me: Caller) -> None:
-    site = Site(WHO, WHAT)
+async def test_a_caller_with_an_identity_for_its_program_must_prove_that_it_sends(
+    me: Caller,
+) -> None:
+    site = Site(USER, PROGRAM)
     assert len((await site.entitlements.of(me)).identities) == 2
     assert site.proved == [me]
 
 
-async def test_and_gets_nothing_without(me: Caller) -> None:
-    site = Site(WHO, WHAT)
+async def test_a_caller_that_does_not_prove_that_it_sends_gets_nothing(me: Caller) -> None:
+    site = Site(USER, PROGRAM)
     site.error = UnansweredError("silence")
     with pytest.raises(UnansweredError):
         await site.entitlements.of(me)
 
 
-async def test_who_gets_it_for_its_user_need_not(me: Caller) -> None:
-    site = Site(WHO)
+async def test_a_caller_with_an_identity_for_its_user_need_not_prove_that_it_sends(
+    me: Caller,
+) -> None:
+    site = Site(USER)
     assert len((await site.entitlements.of(me)).identities) == 1
     assert site.proved == []
 
 
-async def test_nor_must_anybody_as_long_as_nothing_is_given_out(me: Caller) -> None:
-    site = Site(WHAT)
+async def test_a_review_that_releases_nothing_needs_no_proof(me: Caller) -> None:
+    site = Site(PROGRAM)
     assert len((await site.entitlements.of(me, releasing=False)).identities) == 1
     assert site.proved == []
 
 
-async def test_who_gets_a_name_from_its_program_must_answer_too(me: Caller) -> None:
-    """The entry wants nothing of the program; the ID that it gives is made of it."""
-    site = Site(WHO)
-    template = SpiffeIdTemplate(TrustDomain("example.org"), "/program/{fake:what}")
+async def test_a_caller_whose_spiffe_id_names_its_program_must_prove_that_it_sends(
+    me: Caller,
+) -> None:
+    """The entry selects by the user; its template takes the program into the SPIFFE ID."""
+    site = Site(USER)
+    template = SpiffeIdTemplate(TrustDomain("example.org"), "/program/{fake:program}")
     [entry] = site.entitlements.entries.entries
     site.entitlements.entries = EntrySet((replace(entry, spiffe_id=template),))
     [identity] = (await site.entitlements.of(me)).identities
@@ -101,38 +112,34 @@ async def test_who_gets_a_name_from_its_program_must_answer_too(me: Caller) -> N
     assert site.proved == [me]
 
 
-async def test_entries_that_change_while_somebody_answers_count_at_once(me: Caller) -> None:
-    site = Site(WHO, WHAT)
-    [who, _what] = site.entitlements.entries.entries
+async def test_entries_replaced_during_the_proof_count_at_once(me: Caller) -> None:
+    site = Site(USER, PROGRAM)
+    [for_user, _for_program] = site.entitlements.entries.entries
 
-    def take_away() -> None:
-        site.entitlements.entries = EntrySet((who,))
+    def remove_one() -> None:
+        site.entitlements.entries = EntrySet((for_user,))
 
-    site.while_proving = take_away
+    site.while_proving = remove_one
     [identity] = (await site.entitlements.of(me)).identities
-    assert identity.entry_id == who.id
+    assert identity.entry_id == for_user.id
 
 
-async def test_a_failing_attestor_does_not_fill_the_log(me: Caller) -> None:
-    async def fail(_workload: WorkloadRef) -> Findings:
-        raise AttestorError("no answer")
+async def test_the_attestation_is_kept_with_the_identities(me: Caller) -> None:
+    entitlement = await Site(USER).entitlements.of(me)
+    assert entitlement.attestation is not None
+    assert USER in entitlement.attestation.selectors
+    assert entitlement.complete
 
-    site = Site(WHO)
-    site.entitlements._attestor = WorkloadAttestor([FakeAttestor(fail)], Lines().log)
+
+async def test_lines_about_a_failing_attestor_are_limited(me: Caller) -> None:
+    site = Site(USER, attest=fail)
     for _ in range(20):
         with pytest.raises(AttestationError):
             await site.entitlements.of(me)
     assert len(site.lines.of("attestor failed")) == PER_KEY.at_once
 
 
-async def test_what_is_found_out_is_kept_with_what_it_earns(me: Caller) -> None:
-    entitlement = await Site(WHO).entitlements.of(me)
-    assert entitlement.attestation is not None
-    assert WHO in entitlement.attestation.selectors
-    assert entitlement.complete
-
-
-async def test_a_denial_says_why_in_the_log_but_not_without_end(me: Caller) -> None:
+async def test_the_log_says_why_nothing_matched_a_limited_number_of_times(me: Caller) -> None:
     site = Site(Selector("fake", "other"))
     for _ in range(20):
         with pytest.raises(NoIdentityError):
@@ -160,8 +167,8 @@ class Remembered(FakeAttestor):
     reuse_seconds = 60.0
 
 
-async def test_what_was_matched_before_counts_only_while_it_would_be_again(me: Caller) -> None:
-    """Nothing is found out anew about the process: entries, and the clock, are what changes."""
+async def test_a_match_is_reused_only_while_entries_and_time_give_the_same(me: Caller) -> None:
+    """The attestation is reused: the same selectors match other entries, or at another time."""
     clock, lines = FakeClock(), Lines()
     ends = clock.now() + timedelta(minutes=1)
 
@@ -169,11 +176,10 @@ async def test_what_was_matched_before_counts_only_while_it_would_be_again(me: C
         pass
 
     def entry(number: int, expires_at: datetime | None = None) -> Entry:
-        path = SpiffeId(TrustDomain("example.org"), f"/{number}")
         return Entry(
             id=EntryId(f"{number}"),
-            spiffe_id=path,
-            selectors=frozenset({WHO}),
+            spiffe_id=SpiffeId(TrustDomain("example.org"), f"/{number}"),
+            selectors=frozenset({USER}),
             expires_at=expires_at,
         )
 
@@ -195,16 +201,16 @@ async def test_what_was_matched_before_counts_only_while_it_would_be_again(me: C
 
 
 class RunningClock(FakeClock):
-    """Each look at the clock takes a second."""
+    """A clock that advances one second at each reading."""
 
     def now(self) -> datetime:
         self.set(super().now() + timedelta(seconds=1))
         return super().now()
 
 
-async def test_explanation_survives_an_entry_that_expires_meanwhile() -> None:
+async def test_an_entry_that_expires_during_the_explanation_is_matched_or_missed() -> None:
     clock = RunningClock()
-    site = Site(WHO, clock=clock)
+    site = Site(USER, clock=clock)
     [entry] = site.entitlements.entries.entries
     attested = Attested(selectors=entry.selectors)
     for seconds in range(1, 5):

@@ -1,4 +1,4 @@
-"""Who is served, who is told, and who was refused."""
+"""Open streams: when they wake, and the identities served last."""
 
 from __future__ import annotations
 
@@ -11,25 +11,23 @@ import pytest
 
 from agent.authority.authority_set import AuthorityKind
 from agent.kernel.caller import Caller
-from agent.kernel.credentials import Credentials
-from agent.workloads import refusals
 from agent.workloads.entitlement import Entitlement
-from agent.workloads.refusals import Refusals
-from agent.workloads.streams import Streams
-from tests.support.fakes import START, FakeClock, identity
+from agent.workloads.streams import Streams, Wakeup
+from tests.support.fakes import START, FakeClock, identity, settle
 
 MINUTE = dt.timedelta(minutes=1)
+FAR = 1000.0
 
 
-class Somebody(SimpleNamespace):
-    """As much of a caller as the roster looks at."""
+class Stub(SimpleNamespace):
+    """The part of a caller that the streams read."""
 
     def __hash__(self) -> int:  # type: ignore[override]
         return id(self)
 
 
-def somebody(*, alive: bool = True) -> Caller:
-    return cast("Caller", Somebody(process=SimpleNamespace(is_alive=lambda: alive)))
+def some_caller(*, alive: bool = True) -> Caller:
+    return cast("Caller", Stub(process=SimpleNamespace(is_alive=lambda: alive)))
 
 
 @pytest.fixture
@@ -42,61 +40,61 @@ def streams(clock: FakeClock) -> Streams:
     return Streams(clock)
 
 
-def test_a_stream_is_there_while_it_is_open(streams: Streams) -> None:
-    me = somebody()
-    with streams.open(me, "FetchX509SVID", AuthorityKind.X509) as stream:
-        assert list(streams.streams) == [stream]
-        assert list(streams.callers()) == [me]
-    assert not list(streams.streams)
+def test_a_stream_is_listed_while_it_is_open(streams: Streams) -> None:
+    caller = some_caller()
+    with streams.open_stream(caller, "FetchX509SVID", AuthorityKind.X509) as stream:
+        assert list(streams.open) == [stream]
+        assert list(streams.callers()) == [caller]
+    assert not list(streams.open)
     assert not list(streams.callers())
 
 
-def test_only_those_whom_it_concerns_are_told(streams: Streams) -> None:
+def test_a_change_wakes_only_the_streams_that_it_concerns(streams: Streams) -> None:
     with (
-        streams.open(somebody(), "a", AuthorityKind.X509) as one,
-        streams.open(somebody(), "b", AuthorityKind.JWT) as other,
+        streams.open_stream(some_caller(), "a", AuthorityKind.X509) as one,
+        streams.open_stream(some_caller(), "b", AuthorityKind.JWT) as other,
     ):
         assert streams.wake(lambda stream: stream.kind is AuthorityKind.JWT) == 1
         assert other.changed.is_set()
         assert not one.changed.is_set()
 
 
-def test_what_was_served_last_is_remembered_while_the_caller_is_there(
+def test_identities_served_last_are_kept_while_the_caller_is_connected(
     streams: Streams, clock: FakeClock
 ) -> None:
-    me = somebody()
-    streams.note_served(me, "x509-svid", [identity("a")])
+    caller = some_caller()
+    streams.note_served(caller, "FetchX509SVID", [identity("a")])
     clock.set(START + MINUTE)
-    streams.note_served(me, "x509-svid", [identity("b")])
-    streams.note_served(me, "jwt-svid", [identity("a")])
-    first, second = streams.served(me)
+    streams.note_served(caller, "FetchX509SVID", [identity("b")])
+    streams.note_served(caller, "FetchJWTSVID", [identity("a")])
+    first, second = streams.served(caller)
     assert (first.method, first.at, first.identities) == (
-        "x509-svid",
+        "FetchX509SVID",
         START + MINUTE,
         (identity("b"),),
     )
-    assert second.method == "jwt-svid"
-    streams.note_served(gone := somebody(alive=False), "jwt-svid", [identity("a")])
-    assert streams.callers() == (me,)
-    del me, gone
+    assert second.method == "FetchJWTSVID"
+    streams.note_served(exited := some_caller(alive=False), "FetchJWTSVID", [identity("a")])
+    assert streams.callers() == (caller,)
+    del caller, exited
     assert not streams._served
 
 
-def test_of_each_caller_the_latest_stream(streams: Streams, clock: FakeClock) -> None:
-    me = somebody()
-    with streams.open(me, "a", AuthorityKind.X509):
+def test_the_latest_stream_of_each_caller(streams: Streams, clock: FakeClock) -> None:
+    caller = some_caller()
+    with streams.open_stream(caller, "a", AuthorityKind.X509):
         clock.set(START + MINUTE)
-        with streams.open(me, "b", AuthorityKind.X509) as later:
+        with streams.open_stream(caller, "b", AuthorityKind.X509) as later:
             assert streams.latest() == (later,)
 
 
-async def test_streams_are_told_when_an_entry_ends(streams: Streams, clock: FakeClock) -> None:
+async def test_a_stream_wakes_at_the_end_of_its_entry(streams: Streams, clock: FakeClock) -> None:
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(streams.run())
         with (
-            streams.open(somebody(), "a", AuthorityKind.X509) as ending,
-            streams.open(somebody(), "b", AuthorityKind.X509) as lasting,
-            streams.open(somebody(), "c", AuthorityKind.X509) as beginning,
+            streams.open_stream(some_caller(), "a", AuthorityKind.X509) as ending,
+            streams.open_stream(some_caller(), "b", AuthorityKind.X509) as lasting,
+            streams.open_stream(some_caller(), "c", AuthorityKind.X509) as beginning,
         ):
             streams.show(ending, Entitlement(identities=(identity(expires_at=START + MINUTE),)))
             streams.show(lasting, Entitlement(identities=(identity(),)))
@@ -109,31 +107,57 @@ async def test_streams_are_told_when_an_entry_ends(streams: Streams, clock: Fake
         running.cancel()
 
 
-def credentials(pid: int, uid: int) -> Credentials:
-    return Credentials(pid=pid, uid=uid, gid=0, groups=())
+# --- Wakeup ---------------------------------------------------------------------------------------
 
 
-def test_refusals_of_a_process_or_its_user_latest_first(clock: FakeClock) -> None:
-    log = Refusals(clock)
-    for number, (pid, uid) in enumerate([(1, 10), (2, 10), (3, 30), (1, 40)]):
-        clock.set(START + number * MINUTE)
-        log.note(credentials(pid, uid), "R", "PERMISSION_DENIED", f"r{number}")
-    assert [each.reason for each in log.of(1, 10)] == ["r3", "r1", "r0"]
-    [one] = log.of(3, 99)
-    assert (one.at, one.pid, one.uid, one.request) == (START + 2 * MINUTE, 3, 30, "R")
-    assert log.of(5, 50) == ()
+def now() -> float:
+    return asyncio.get_running_loop().time()
 
 
-def test_a_user_who_is_refused_all_the_time_takes_only_his_own_room(
-    clock: FakeClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(refusals, "USERS", 3)
-    log = Refusals(clock)
-    log.note(credentials(1, 1), "R", "S", "mine")
-    for number in range(100):
-        log.note(credentials(2, 2), "R", "S", f"r{number}")
-    assert len(log.of(2, 2)) == refusals.PER_USER
-    assert [each.reason for each in log.of(1, 1)] == ["mine"]
-    for uid in range(3, 6):
-        log.note(credentials(uid, uid), "R", "S", "x")
-    assert log.of(1, 1) == ()
+async def test_set_ends_the_wait_under_way() -> None:
+    wakeup = Wakeup()
+    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        waiting = tasks.create_task(wakeup.wait_until(now() + FAR))
+        await asyncio.sleep(0)
+        wakeup.set()
+    assert waiting.result()
+
+
+async def test_set_before_the_wait_counts_until_it_is_cleared() -> None:
+    wakeup = Wakeup()
+    wakeup.set()
+    assert await wakeup.wait_until(now() + FAR)
+    assert await wakeup.wait_until(now() + FAR)
+    wakeup.clear()
+    assert not await wakeup.wait_until(now())
+
+
+async def test_the_wait_ends_at_its_moment_and_not_before() -> None:
+    moment, passed = now() + 0.02, asyncio.Event()
+    asyncio.get_running_loop().call_at(moment - 0.005, passed.set)
+    assert not await Wakeup().wait_until(moment)
+    assert passed.is_set()
+
+
+async def test_the_moment_of_an_earlier_wait_does_not_end_a_later_one() -> None:
+    wakeup, passed = Wakeup(), asyncio.Event()
+    earlier = now() + 0.02
+    async with asyncio.TaskGroup() as tasks:
+        waiting = tasks.create_task(wakeup.wait_until(earlier))
+        await asyncio.sleep(0)
+        wakeup.set()
+    assert waiting.result()
+    wakeup.clear()
+    asyncio.get_running_loop().call_at(earlier + 0.01, passed.set)
+    assert not await wakeup.wait_until(earlier + 0.02)
+    assert passed.is_set()
+
+
+async def test_a_cancelled_wait_leaves_no_timer_and_no_waiter() -> None:
+    wakeup = Wakeup()
+    async with asyncio.TaskGroup() as tasks:
+        waiting = tasks.create_task(wakeup.wait_until(now() + FAR))
+        await settle()
+        waiting.cancel()
+    wakeup.set()
+    assert wakeup.is_set()

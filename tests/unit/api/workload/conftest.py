@@ -1,4 +1,4 @@
-"""The methods of the Workload API for a caller whose entitlement the test decides."""
+"""The Workload API with a real authority and real SVIDs, and an entitlement set by the test."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from agent.api.workload import Issuers, Review, ServingPolicy, WorkloadApi
+from agent.api.workload import Review, ServingPolicy
 from agent.attestation.result import Attested, Report
 from agent.authority.embedded import AuthorityPolicy, EmbeddedAuthority
 from agent.authority.keystore import Keystore
@@ -18,20 +18,19 @@ from agent.entries.identity import Identity
 from agent.errors import VouchdError
 from agent.kernel.caller import Caller
 from agent.pb import workloadapi_pb2 as pb
+from agent.service.wiring import make_issuing, make_streams, make_workload_api
 from agent.spiffe.ids import TrustDomain
 from agent.spiffe.keys import KeyType
-from agent.svids.jwt import JwtSvids
-from agent.svids.x509 import X509Svids
 from agent.workloads.entitlement import Entitlement
-from agent.workloads.streams import Streams
 from attestors.api import Selector
 from tests.support.fakes import FakeClock, Lines, identity
+from tests.support.settings import settings
 
 TD = TrustDomain("example.org")
 
 
-class Somebody(SimpleNamespace):
-    """As much of a caller as the API looks at."""
+class Stub(SimpleNamespace):
+    """The part of a caller that the API reads."""
 
     def __hash__(self) -> int:  # type: ignore[override]
         return id(self)
@@ -39,13 +38,14 @@ class Somebody(SimpleNamespace):
 
 CALLER = cast(
     "Caller",
-    Somebody(credentials=SimpleNamespace(pid=1, uid=2), process=SimpleNamespace(inode=7)),
+    Stub(credentials=SimpleNamespace(pid=1, uid=2), process=SimpleNamespace(inode=7)),
 )
 HOUR = dt.timedelta(hours=1)
+SETTINGS = settings(authority={"jwt_svid_ttl": "1h"})
 
 
 class Site:
-    """The API with real SVIDs and a real authority, and a caller who may have `entries`."""
+    """The API, for a caller that has `identities`. `asked` has each `releasing`."""
 
     def __init__(self, keystore: Keystore, *, open_verifiers: bool = False) -> None:
         self.identities: tuple[Identity, ...] | VouchdError = (identity("a"),)
@@ -58,24 +58,23 @@ class Site:
             trust_domain=TD, key_type=KeyType.EC_P256, ttl=dt.timedelta(days=1)
         )
         self.authority = EmbeddedAuthority.open(policy, keystore, self.clock, self.lines.log)
-        self.svids = X509Svids(self.authority, self.clock, HOUR, lambda: 0.0, self.lines.log)
-        self.streams = Streams(self.clock)
-        self.authority.on_change(lambda kind: self.streams.wake(lambda s: s.kind is kind))
-        self.api = WorkloadApi(
-            entitlements=cast("Any", self),
-            issuers=Issuers(
-                authority=self.authority,
-                x509=self.svids,
-                jwt=JwtSvids(self.authority, self.clock, HOUR, self.lines.log),
-            ),
-            streams=self.streams,
-            clock=self.clock,
-            policy=ServingPolicy(
-                review=Review(dt.timedelta(milliseconds=10), lambda: 0.0),
-                allow_unauthenticated_verifiers=open_verifiers,
-            ),
-            note_issued=self.lines.audit().issued,
-            log=self.lines.log,
+        issuing = make_issuing(
+            SETTINGS, self.authority, self.clock, self.lines.log, spread=lambda: 0.0
+        )
+        self.svids = issuing.x509_svids
+        self.streams = make_streams(self.authority, self.clock)
+        self.api = make_workload_api(
+            SETTINGS,
+            issuing,
+            cast("Any", self),
+            self.streams,
+            self.clock,
+            self.lines.audit().issued,
+            self.lines.log,
+        )
+        self.api.policy = ServingPolicy(
+            review=Review(dt.timedelta(milliseconds=10), lambda: 0.0),
+            allow_unauthenticated_verifiers=open_verifiers,
         )
 
     async def of(self, caller: Caller, *, releasing: bool = True) -> Entitlement:

@@ -1,4 +1,4 @@
-"""What a caller is handed, or told instead, by one call."""
+"""One call: its SVIDs, or its error."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def hinted(name: str, hint: str = "") -> Identity:
     return identity(name, hint=hint)
 
 
-async def test_all_who_have_the_same_svids_get_one_response_which_goes_with_its_keys(
+async def test_callers_with_the_same_svids_share_one_response_until_the_keys_are_replaced(
     site: Site,
 ) -> None:
     first = await first_x509(site)
@@ -33,10 +33,10 @@ async def test_all_who_have_the_same_svids_get_one_response_which_goes_with_its_
     renewed = await first_x509(site)
     assert renewed.svids[0].x509_svid_key != first.svids[0].x509_svid_key
     gc.collect()
-    assert sys.getrefcount(first) == 2, "ours, and that of the call"
+    assert sys.getrefcount(first) == 2, "one here, one of the call"
 
 
-async def test_all_identities_in_the_order_of_the_entries(site: Site) -> None:
+async def test_svids_come_in_the_order_of_the_entries(site: Site) -> None:
     site.identities = (identity("c"), identity("a"), identity("b"))
     ids = ["spiffe://example.org/c", "spiffe://example.org/a", "spiffe://example.org/b"]
     assert [svid.spiffe_id for svid in (await first_x509(site)).svids] == ids
@@ -44,7 +44,7 @@ async def test_all_identities_in_the_order_of_the_entries(site: Site) -> None:
     assert [svid.spiffe_id for svid in tokens.svids] == ids
 
 
-async def test_of_several_with_one_hint_the_first_keeps_it(site: Site) -> None:
+async def test_the_first_of_several_svids_keeps_a_common_hint(site: Site) -> None:
     site.identities = (
         hinted("a", "x"),
         hinted("b", "x"),
@@ -58,14 +58,14 @@ async def test_of_several_with_one_hint_the_first_keeps_it(site: Site) -> None:
     assert [svid.hint for svid in tokens.svids] == hints
 
 
-async def test_one_identity_by_name(site: Site) -> None:
+async def test_a_jwt_svid_for_one_requested_spiffe_id(site: Site) -> None:
     site.identities = (identity("a"), identity("b"))
     request = jwt_request(spiffe_id="spiffe://example.org/b")
     [svid] = (await site.api.fetch_jwt_svid(CALLER, request)).svids
     assert svid.spiffe_id == "spiffe://example.org/b"
 
 
-async def test_one_who_asks_for_the_identity_of_another_gets_none(site: Site) -> None:
+async def test_a_caller_gets_no_jwt_svid_for_a_spiffe_id_that_it_does_not_have(site: Site) -> None:
     with pytest.raises(NoIdentityError):
         await site.api.fetch_jwt_svid(CALLER, jwt_request(spiffe_id="spiffe://example.org/z"))
 
@@ -82,7 +82,7 @@ async def test_one_who_asks_for_the_identity_of_another_gets_none(site: Site) ->
         jwt_request(spiffe_id="spiffe://example.org"),
     ],
 )
-async def test_what_is_malformed_is_said_before_anybody_is_attested(
+async def test_a_malformed_request_is_refused_before_any_attestation(
     site: Site, request_: pb.JWTSVIDRequest
 ) -> None:
     site.identities = AssertionError("attested")  # type: ignore[assignment]
@@ -90,7 +90,7 @@ async def test_what_is_malformed_is_said_before_anybody_is_attested(
         await site.api.fetch_jwt_svid(CALLER, request_)
 
 
-async def test_an_entry_that_cannot_be_served_does_not_hold_up_the_others(
+async def test_an_svid_that_cannot_be_issued_does_not_delay_the_others(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site.identities = (identity("a"), identity("b"))
@@ -112,7 +112,7 @@ async def test_an_entry_that_cannot_be_served_does_not_hold_up_the_others(
         await first_x509(site)
 
 
-async def test_every_svid_of_every_message_is_audited(site: Site) -> None:
+async def test_the_audit_trail_has_every_svid_of_every_message(site: Site) -> None:
     site.identities = (identity("a"), identity("b"))
     stream = site.api.fetch_x509_svid(CALLER, pb.X509SVIDRequest())
     first = cast("pb.X509SVIDResponse", await anext(stream))
@@ -120,14 +120,14 @@ async def test_every_svid_of_every_message_is_audited(site: Site) -> None:
     second = cast("pb.X509SVIDResponse", await anext(stream))
     await stream.aclose()
     tokens = (await site.api.fetch_jwt_svid(CALLER, jwt_request("x", "y"))).svids
-    handed_out = [
+    issued = [
         x509.load_der_x509_certificate(svid.x509_svid)
         for response in (first, second)
         for svid in response.svids
     ]
     lines = site.lines.of("svid issued")
     assert [(line["serial"], line["expires_at"]) for line in lines[:4]] == [
-        (f"{leaf.serial_number:x}", to_plain(leaf.not_valid_after_utc)) for leaf in handed_out
+        (f"{leaf.serial_number:x}", to_plain(leaf.not_valid_after_utc)) for leaf in issued
     ]
     assert [line["entry_id"] for line in lines] == ["a", "b", "b", "c", "b", "c"]
     assert [(line["kid"], line["audience"]) for line in lines[4:]] == [
@@ -136,8 +136,8 @@ async def test_every_svid_of_every_message_is_audited(site: Site) -> None:
     assert {line["kind"] for line in lines[4:]} == {"jwt"}
 
 
-async def test_an_svid_is_audited_with_what_it_rests_on(site: Site) -> None:
-    """Another call of the same connection may be about to find out something else by then."""
+async def test_the_audit_trail_names_the_evidence_of_each_svid(site: Site) -> None:
+    """A later attestation of the same caller may have other selectors."""
     site.selectors = frozenset({Selector("unix", "uid:1001")})
     await first_x509(site)
     await site.api.fetch_jwt_svid(CALLER, jwt_request())
@@ -145,7 +145,7 @@ async def test_an_svid_is_audited_with_what_it_rests_on(site: Site) -> None:
     assert digests == [selectors_sha256(site.selectors)] * 2
 
 
-async def test_what_could_not_be_made_is_not_said_to_be_issued(
+async def test_an_svid_that_could_not_be_issued_is_neither_audited_nor_served(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site.identities = (identity("a"), identity("b"))
@@ -160,15 +160,18 @@ async def test_what_could_not_be_made_is_not_said_to_be_issued(
     await first_x509(site)
     assert [line["entry_id"] for line in site.lines.of("svid issued")] == ["b"]
     [served] = site.streams.served(CALLER)
+    assert served.method == "FetchX509SVID"
     assert [each.entry_id for each in served.identities] == ["b"]
 
 
-async def test_wit_is_not_served(site: Site) -> None:
+async def test_wit_svids_are_not_served(site: Site) -> None:
     with pytest.raises(VouchdError, match="WIT"):
         site.api.fetch_wit(CALLER, pb.WITSVIDRequest())
 
 
-async def test_after_a_suspend_past_everything_the_first_answer_is_valid(site: Site) -> None:
+async def test_the_first_response_after_a_suspend_longer_than_every_lifetime_is_valid(
+    site: Site,
+) -> None:
     stream = site.api.fetch_x509_svid(CALLER, pb.X509SVIDRequest())
     await anext(stream)
     await stream.aclose()

@@ -1,4 +1,4 @@
-"""Bundles and the validation of tokens: for whom, and what they tell."""
+"""Bundles and the validation of JWT-SVIDs."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from tests.unit.api.workload.conftest import (
     "request_",
     [pb.ValidateJWTSVIDRequest(audience="a"), pb.ValidateJWTSVIDRequest(svid="x.y.z")],
 )
-async def test_validation_wants_both_fields(
+async def test_validation_needs_the_audience_and_the_token(
     site: Site, request_: pb.ValidateJWTSVIDRequest
 ) -> None:
     with pytest.raises(RequestError, match="must be specified"):
         await site.api.validate_jwt_svid(CALLER, request_)
 
 
-async def test_an_own_token_is_valid_and_its_claims_are_told(site: Site) -> None:
+async def test_a_token_of_this_authority_is_valid_and_its_claims_are_returned(site: Site) -> None:
     token = (await site.api.fetch_jwt_svid(CALLER, jwt_request("a", "b"))).svids[0].svid
     request = pb.ValidateJWTSVIDRequest(audience="b", svid=token)
     valid = await site.api.validate_jwt_svid(CALLER, request)
@@ -41,7 +41,7 @@ async def test_an_own_token_is_valid_and_its_claims_are_told(site: Site) -> None
     assert valid.claims["exp"] == int((site.clock.now() + HOUR).timestamp())
 
 
-async def test_an_expired_token_is_not(site: Site) -> None:
+async def test_an_expired_token_is_not_valid(site: Site) -> None:
     token = (await site.api.fetch_jwt_svid(CALLER, jwt_request())).svids[0].svid
     site.clock.set(site.clock.now() + HOUR + dt.timedelta(minutes=1))
     with pytest.raises(RequestError, match="expired"):
@@ -50,7 +50,7 @@ async def test_an_expired_token_is_not(site: Site) -> None:
         )
 
 
-async def test_bundles_are_for_those_with_an_identity(site: Site) -> None:
+async def test_a_caller_without_an_identity_gets_no_bundle_and_no_validation(site: Site) -> None:
     site.identities = NoIdentityError("none")
     for stream in bundle_streams(site):
         with pytest.raises(NoIdentityError):
@@ -61,7 +61,9 @@ async def test_bundles_are_for_those_with_an_identity(site: Site) -> None:
         )
 
 
-async def test_unless_the_operator_lets_everybody_verify(keystore: Keystore) -> None:
+async def test_allow_unauthenticated_verifiers_gives_every_caller_bundles_and_validation(
+    keystore: Keystore,
+) -> None:
     site = Site(keystore, open_verifiers=True)
     token = (await site.api.fetch_jwt_svid(CALLER, jwt_request())).svids[0].svid
     site.identities = NoIdentityError("none")

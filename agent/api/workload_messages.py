@@ -1,4 +1,4 @@
-"""What requests of the Workload API ask for, and the messages that answer them."""
+"""The messages of the Workload API: what requests ask for, and the responses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # rust-spiffe reads no more than this many from a token.
 MAX_AUDIENCES = 32
-# A token with more would be over what servers take in a header, and over our own validator's limit.
+# A longer token would exceed what servers take in a header, and the limit of our own validator.
 MAX_AUDIENCE_CHARS = 4096
 
 MessageT_co = TypeVar("MessageT_co", bound="Message", covariant=True)
@@ -31,21 +31,31 @@ SvidT = TypeVar("SvidT", pb.X509SVID, pb.JWTSVID)
 
 @dataclass(frozen=True, slots=True)
 class Response(Generic[MessageT_co]):
-    """A message, and what is issued with it for which identity."""
+    """A message, and the SVIDs in it, each with its identity."""
 
     message: MessageT_co
     issued: tuple[tuple[Identity, Issued], ...] = ()
 
 
 def x509_response(
-    made: Sequence[tuple[Identity, X509Svid]], bundle: bytes
+    svids: Sequence[tuple[Identity, X509Svid]], bundle: bytes
 ) -> Response[pb.X509SVIDResponse]:
-    """All SVIDs that a caller has, with their keys."""
+    """Make the response with all X.509-SVIDs of a caller, and their keys."""
+    messages = [_x509_message(svid, bundle) for _, svid in svids]
     return Response(
-        pb.X509SVIDResponse(
-            svids=_with_unique_hints([_x509_message(svid, bundle) for _, svid in made])
-        ),
-        tuple((identity, _issued_x509(identity, svid)) for identity, svid in made),
+        pb.X509SVIDResponse(svids=_with_unique_hints(messages)),
+        tuple((identity, _issued_x509(identity, svid)) for identity, svid in svids),
+    )
+
+
+def jwt_response(
+    svids: Sequence[tuple[Identity, JwtSvid]], audience: tuple[str, ...]
+) -> Response[pb.JWTSVIDResponse]:
+    """Make the response with the JWT-SVIDs that a caller asked for."""
+    messages = [_jwt_message(identity, svid) for identity, svid in svids]
+    return Response(
+        pb.JWTSVIDResponse(svids=_with_unique_hints(messages)),
+        tuple((identity, _issued_jwt(identity, svid, audience)) for identity, svid in svids),
     )
 
 
@@ -83,7 +93,7 @@ def _issued_jwt(identity: Identity, svid: JwtSvid, audience: tuple[str, ...]) ->
 
 
 def _with_unique_hints(svids: Sequence[SvidT]) -> Sequence[SvidT]:
-    """Of several SVIDs with one hint the first keeps it (Workload API section 5.2.1)."""
+    """Keep a hint for the first SVID that has it (Workload API section 5.2.1)."""
     seen: set[str] = set()
     for svid in svids:
         if svid.hint in seen:
@@ -92,21 +102,11 @@ def _with_unique_hints(svids: Sequence[SvidT]) -> Sequence[SvidT]:
     return svids
 
 
-def jwt_response(
-    made: Sequence[tuple[Identity, JwtSvid]], audience: tuple[str, ...]
-) -> Response[pb.JWTSVIDResponse]:
-    """The tokens that a caller has asked for."""
-    return Response(
-        pb.JWTSVIDResponse(svids=_with_unique_hints([_jwt_message(*each) for each in made])),
-        tuple((identity, _issued_jwt(identity, svid, audience)) for identity, svid in made),
-    )
-
-
 def require_audience(requested: Sequence[str]) -> tuple[str, ...]:
-    """The audience of a request, each name once.
+    """Return the audience of a request, each name once.
 
     Raises:
-        RequestError: there is none, or too much.
+        RequestError: there is no audience, or too much.
     """
     audience = tuple(dict.fromkeys(requested))
     if not audience or not all(name.strip() for name in audience):
@@ -118,11 +118,11 @@ def require_audience(requested: Sequence[str]) -> tuple[str, ...]:
     return audience
 
 
-def parse_wanted(spiffe_id: str) -> SpiffeId | None:
-    """The one identity that a request asks for; None if it asks for all.
+def parse_requested_id(spiffe_id: str) -> SpiffeId | None:
+    """Return the one SPIFFE ID that a request asks for; None if it asks for all.
 
     Raises:
-        RequestError: it is none.
+        RequestError: this is not a SPIFFE ID.
     """
     if not spiffe_id:
         return None

@@ -1,0 +1,71 @@
+"""The table from errors to status codes and to the words of the metrics."""
+
+from __future__ import annotations
+
+import grpc
+import pytest
+
+from agent.api.status import code_of, details_for_operator, details_for_workload, reason_of
+from agent.authority.issuance import IssuanceError
+from agent.authority.keystore import KeystoreError
+from agent.errors import (
+    AttestationError,
+    AuthorityError,
+    NoIdentityError,
+    NotFoundError,
+    PeerError,
+    PeerGoneError,
+    RequestError,
+    UnansweredError,
+    UnavailableError,
+    UnsupportedError,
+)
+from agent.signals import Refused
+
+Code = grpc.StatusCode
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "details"),
+    [
+        (RequestError("audience must be specified"), Code.INVALID_ARGUMENT, "audience must be"),
+        (UnsupportedError("not served"), Code.UNIMPLEMENTED, "not served"),
+        (NotFoundError("no process 7"), Code.NOT_FOUND, "no process 7"),
+        (PeerError("secret reason"), Code.PERMISSION_DENIED, "no identity issued"),
+        (PeerGoneError("secret reason"), Code.PERMISSION_DENIED, "no identity issued"),
+        (NoIdentityError("secret reason"), Code.PERMISSION_DENIED, "no identity issued"),
+        (AttestationError("try again"), Code.UNAVAILABLE, "try again"),
+        (AuthorityError("no key"), Code.UNAVAILABLE, "no key"),
+        (KeystoreError("secret path"), Code.UNAVAILABLE, "internal error"),
+        (ZeroDivisionError("secret"), Code.UNAVAILABLE, "internal error"),
+    ],
+)
+def test_each_error_has_its_code_and_a_text_without_secrets(
+    error: Exception, code: Code, details: str
+) -> None:
+    assert code_of(error) is code
+    assert details_for_workload(error).startswith(details)
+    assert "secret" not in details_for_workload(error)
+
+
+def test_operators_learn_the_reason_of_each_error_but_a_defect() -> None:
+    assert details_for_operator(PeerError("user 7 may not")) == "user 7 may not"
+    assert details_for_operator(KeystoreError("/data is full")) == "/data is full"
+    assert "secret" not in details_for_operator(ZeroDivisionError("secret"))
+
+
+def test_each_error_has_a_word_in_the_metrics() -> None:
+    words = {
+        RequestError: Refused.REQUEST,
+        UnsupportedError: Refused.UNSUPPORTED,
+        PeerError: Refused.EVIDENCE,
+        PeerGoneError: Refused.GONE,
+        NoIdentityError: Refused.NO_ENTRY,
+        AttestationError: Refused.ATTESTOR,
+        UnansweredError: Refused.UNANSWERED,
+        AuthorityError: Refused.AUTHORITY,
+        IssuanceError: Refused.AUTHORITY,
+        UnavailableError: Refused.UNAVAILABLE,
+        ZeroDivisionError: Refused.INTERNAL,
+    }
+    assert {kind: reason_of(kind("why")) for kind in words} == words
