@@ -102,4 +102,4 @@ FIXED: tuple[tuple[str, str, str], ...] = (
         "it does not start",
     ),
 )
-"""What is limited, the limit, and what happens beyond it."""
+"""The thing that is limited, its limit, and the effect beyond it."""

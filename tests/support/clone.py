@@ -19,6 +19,17 @@ USER = 42010
 """The ordinary user, if root runs the tests."""
 
 
+def copy_checkout(directory: Path) -> None:
+    """Copy the files that a clone of this checkout has."""
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    for name in filter(None, names.stdout.split("\0")):
+        target = directory / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if (REPOSITORY / name).exists():
+            shutil.copy(REPOSITORY / name, target)
+
+
 class Clone:
     """The files that a clone of this checkout has, and an environment as `make` would make it.
 
@@ -30,7 +41,7 @@ class Clone:
         self._top = Path(tempfile.mkdtemp(prefix="vouchd-clone-", dir="/tmp"))
         self._top.chmod(0o755)
         self.directory = self._top / "vouchd"
-        self._copy_files()
+        copy_checkout(self.directory)
         self._make_environment()
         if os.getuid() == 0:
             subprocess.run(["chown", "-R", f"{USER}:{USER}", self._top], check=True)
@@ -54,15 +65,6 @@ class Clone:
         if os.getuid() != 0:
             return []
         return ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "--"]
-
-    def _copy_files(self) -> None:
-        listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-        names = subprocess.run(listed, cwd=REPOSITORY, capture_output=True, text=True, check=True)
-        for name in filter(None, names.stdout.split("\0")):
-            target = self.directory / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if (REPOSITORY / name).exists():
-                shutil.copy(REPOSITORY / name, target)
 
     def _make_environment(self) -> None:
         place = self.directory / ".venv"

@@ -161,6 +161,7 @@ class Terminal:
         prefix: the command that starts the shell, as another user or in a machine.
         environment: the shell's; None is that of the tests.
         directory: where the shell starts.
+        seconds: how long a command may take.
     """
 
     def __init__(
@@ -168,7 +169,9 @@ class Terminal:
         prefix: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
         directory: Path | None = None,
+        seconds: float = COMMAND_SECONDS,
     ) -> None:
+        self._seconds = seconds
         self._shell = subprocess.Popen(
             [*prefix, "bash", "--noprofile", "--norc"],
             stdin=subprocess.PIPE,
@@ -231,7 +234,7 @@ class Terminal:
     def _read_until(self, is_last: Callable[[str], bool]) -> tuple[list[str], str | None]:
         """The lines before the one that is the last, and that one; None if there is none."""
         lines: list[str] = []
-        timer = threading.Timer(COMMAND_SECONDS, os.killpg, (self._shell.pid, signal.SIGKILL))
+        timer = threading.Timer(self._seconds, os.killpg, (self._shell.pid, signal.SIGKILL))
         timer.start()
         try:
             for line in self._shell.stdout or ():

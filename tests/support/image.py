@@ -154,7 +154,7 @@ class Containers:
 
     def _pip_settings(self) -> Path:
         """A directory with the way to packages that pip takes on this host."""
-        settings = _settings_of_pip()
+        settings = settings_of_pip()
         directory = self._directory / "xdg"
         (directory / "pip").mkdir(parents=True)
         if "cert" in settings:
@@ -211,7 +211,8 @@ class Containers:
         return done
 
 
-def _settings_of_pip() -> dict[str, str]:
+def settings_of_pip() -> dict[str, str]:
+    """The settings by which pip reaches packages on this host, such as `cert` and `index-url`."""
     command = [sys.executable, "-m", "pip", "config", "list"]
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     # Those of the environment are listed first, and count more than those of files.
