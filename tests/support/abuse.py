@@ -1,4 +1,4 @@
-"""HTTP/2 as no client speaks it: frames made by hand, sent without end (RFC 9113)."""
+"""Hand-made HTTP/2 frames, sent without end (RFC 9113)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DATA, HEADERS, RST_STREAM, SETTINGS, PING, WINDOW_UPDATE, CONTINUATION = 0, 1, 3
 END_STREAM, END_HEADERS = 0x1, 0x4
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 INITIAL_WINDOW_SIZE = 4
-# As much in one write as the agent reads at once, and more.
+# One write holds more than the agent reads at once.
 BATCH_FRAMES = 500
 
 
@@ -29,7 +29,7 @@ def frame(kind: int, flags: int = 0, stream: int = 0, payload: bytes = b"") -> b
 def call_headers(
     extra: Iterable[tuple[str, str]] = (), path: str = "/SpiffeWorkloadAPI/FetchX509SVID"
 ) -> bytes:
-    """The header block of a call, with nothing taken from or put into tables."""
+    """The header block of a call, without use of the dynamic table."""
     headers = [
         (":method", "POST"),
         (":scheme", "http"),
@@ -55,9 +55,9 @@ def streams() -> Iterator[int]:
 def flooded(
     target: Target, frames: Callable[[], Iterator[bytes]], *, clients: int = 4, uid: int = ATTACKER
 ) -> Iterator[None]:
-    """Several processes that send these frames as fast as they are taken, for the block.
+    """Several processes that send these frames as fast as the agent takes them, for the block.
 
-    Each begins a new connection when one ends, and never reads.
+    Each makes a new connection when one ends, and never reads.
     """
 
     def flood() -> None:
@@ -72,7 +72,7 @@ def flooded(
 
 
 def one_connection(path: str, frames: Iterator[bytes]) -> None:
-    """Send these frames on a connection, until it ends."""
+    """Send these frames on one connection until it ends."""
     try:
         with connect(path) as sock:
             sock.settimeout(None)
@@ -85,7 +85,7 @@ def one_connection(path: str, frames: Iterator[bytes]) -> None:
 
 
 def _wait_for_the_end(sock: socket.socket) -> None:
-    """Read nothing; poll(2) tells of a hang-up whatever it is asked for."""
+    """Wait without reading; poll(2) always reports a hang-up."""
     end = select.poll()
     end.register(sock, 0)
     end.poll()

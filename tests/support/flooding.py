@@ -1,8 +1,8 @@
-"""One user's flood, and what calls of another take meanwhile (needs root, to be two users).
+"""One user's flood, and the latency of another user's calls meanwhile (needs root for two users).
 
-The agent and the caller who is measured run before all others (SCHED_RR), so that what is measured
-is how the agent divides its time, not how a small machine does. On a host the service manager's
-shares of the processor are what a flood of its user's programs cannot get past.
+The agent and the measured caller have real-time priority (SCHED_RR), so that the measurement shows
+how the agent divides its time, and not how a small machine does. On a host, the processor shares of
+the service manager bound the programs of a flooding user.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from tests.support import abuse, pids, raw
 FLOODER, OTHER = 2001, 2002
 FLOODERS = 4
 SECONDS = 5.0
-# Slow enough not to be held to a share itself.
+# Slow enough to stay below its own share.
 PAUSE_SECONDS = 0.01
 FIRST = ("chrt", "--rr", "1")
-# Until its processes are there. They tell nobody, since all they do is flood, as an attacker's do;
-# and its share for a burst is still to be used up then, which is the worst time.
+# The time until all its processes flood: they report nothing. The flooder's burst is not used up
+# yet, which is the worst moment for others.
 WARM_UP_SECONDS = 0.5
 
 ENTRIES = f"""
@@ -37,7 +37,7 @@ entries:
 
 
 def reset_at_once() -> Iterator[bytes]:
-    """Calls that are taken back as soon as they are made, as many as fit."""
+    """Calls that are reset at once."""
     headers = abuse.call_headers()
     for stream in abuse.streams():
         yield abuse.frame(abuse.HEADERS, abuse.END_HEADERS, stream, headers)
@@ -52,13 +52,13 @@ def pings() -> Iterator[bytes]:
 
 
 def sends(path: str, frames: Callable[[], Iterator[bytes]]) -> None:
-    """Frames as fast as they are taken, connection after connection."""
+    """Send frames as fast as the agent takes them, on one connection after another."""
     while True:
         abuse.one_connection(path, frames())
 
 
 def fetches(path: str) -> None:
-    """Calls on many connections, each as soon as the last is answered."""
+    """Call on many connections, each time when the last call has ended."""
     clients = [raw.connect(path) for _ in range(50)]
     while True:
         waiting = [(c, c.call("FetchJWTSVID", pb.JWTSVIDRequest(audience=["a"]))) for c in clients]
@@ -67,7 +67,7 @@ def fetches(path: str) -> None:
 
 
 def connects(path: str) -> None:
-    """Connection after connection, each with a call."""
+    """Make one connection after another, each with a call."""
     while True:
         with suppress(OSError, raw.ConnectionEndedError):
             client = raw.connect(path)
@@ -76,7 +76,7 @@ def connects(path: str) -> None:
 
 
 def hangs_up(path: str) -> None:
-    """Connections that are closed at once."""
+    """Make connections and close them at once."""
     while True:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             sock.setblocking(False)
@@ -84,7 +84,7 @@ def hangs_up(path: str) -> None:
 
 
 def holds(path: str) -> None:
-    """As many connections as it can have, and on each as many streams."""
+    """Hold as many connections as possible, each with as many streams as possible."""
     kept = []
     while True:
         with suppress(OSError, raw.ConnectionEndedError, AssertionError):
@@ -106,7 +106,7 @@ FLOODS: dict[str, Callable[[str], None]] = {
 
 @dataclass(frozen=True, slots=True)
 class Latencies:
-    """Of calls on an open connection, and of connects with a call, in seconds."""
+    """The latencies of calls on an open connection, and of connects with a call, in seconds."""
 
     call: list[float]
     connect: list[float]
@@ -114,7 +114,7 @@ class Latencies:
 
 @contextmanager
 def flood(behave: Callable[[str], None], path: str, processes: int = FLOODERS) -> Iterator[None]:
-    """Several processes of one user who do this, for the block."""
+    """Several processes of the flooding user that behave like this, for the block."""
 
     def run() -> None:
         pids.become(FLOODER)
@@ -122,7 +122,7 @@ def flood(behave: Callable[[str], None], path: str, processes: int = FLOODERS) -
 
     children = [pids.fork(run) for _ in range(processes)]
     try:
-        time.sleep(WARM_UP_SECONDS)  # noqa: TID251 - how far into the flood is what is tested
+        time.sleep(WARM_UP_SECONDS)  # noqa: TID251 - the flood must have begun
         yield
     finally:
         for child in children:
@@ -130,7 +130,7 @@ def flood(behave: Callable[[str], None], path: str, processes: int = FLOODERS) -
 
 
 def latencies(path: str, seconds: float = SECONDS) -> Latencies:
-    """What calls of a process of another user take, for some seconds."""
+    """Measure the calls of a process of another user, for some seconds."""
     read, write = os.pipe()
 
     def run() -> None:
@@ -147,7 +147,7 @@ def latencies(path: str, seconds: float = SECONDS) -> Latencies:
             fresh.sock.close()
             done = time.perf_counter()
             os.write(write, f"{between - began} {done - between}\n".encode())
-            time.sleep(PAUSE_SECONDS)  # noqa: TID251 - the pace is part of what is measured
+            time.sleep(PAUSE_SECONDS)  # noqa: TID251 - the caller's pace
 
     child = pids.fork(run)
     os.close(write)
@@ -158,7 +158,7 @@ def latencies(path: str, seconds: float = SECONDS) -> Latencies:
 
 
 def percentile(share: float, values: list[float]) -> float:
-    """The value below which this share of them lies."""
+    """The value below which this share of the values lies."""
     return sorted(values)[min(int(share * len(values)), len(values) - 1)]
 
 

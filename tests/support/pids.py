@@ -1,4 +1,4 @@
-"""Processes with a PID, a user and a behaviour of the test's choosing."""
+"""Child processes with a chosen PID, user and behaviour."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ATTEMPTS = 2000
 
 
 def fork(behave: Callable[[], object]) -> int:
-    """A child that runs `behave` and exits without any of the parent's clean-up."""
+    """Fork a child that runs `behave` and exits without the parent's clean-up."""
     pid = os.fork()
     if pid:
         return pid
@@ -29,19 +29,19 @@ def fork(behave: Callable[[], object]) -> int:
 
 
 def become(uid: int, gid: int | None = None, groups: tuple[int, ...] = ()) -> None:
-    """Change this (child) process to another user for good."""
+    """Change this (child) process to another user, permanently."""
     os.setgroups(groups)
     os.setresgid(*(3 * [uid if gid is None else gid]))
     os.setresuid(*(3 * [uid]))
 
 
 def reap(pid: int) -> int:
-    """Wait for a child; its exit code."""
+    """Wait for a child, and return its exit code."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def kill_and_reap(pid: int) -> None:
-    """End a child at once."""
+    """Kill a child, and reap it."""
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
     with suppress(ChildProcessError):
@@ -49,9 +49,9 @@ def kill_and_reap(pid: int) -> None:
 
 
 def fork_as(pid: int, behave: Callable[[], object]) -> None:
-    """A child with exactly this PID, which must be free (needs root).
+    """Fork a child with exactly this PID, which must be free (needs root).
 
-    Others on the machine fork too, so that it may take some attempts.
+    Other processes fork too, so it may take some attempts.
     """
     for _ in range(_ATTEMPTS):
         _LAST_PID.write_text(str(pid - 1))
@@ -61,7 +61,7 @@ def fork_as(pid: int, behave: Callable[[], object]) -> None:
         if child == pid:
             return
         os.waitpid(child, 0)
-    raise AssertionError(f"PID {pid} could not be had in {_ATTEMPTS} attempts")
+    raise AssertionError(f"PID {pid} was not free in {_ATTEMPTS} attempts")
 
 
 def _run_if_chosen(pid: int, behave: Callable[[], object]) -> None:
@@ -74,7 +74,7 @@ def _run_if_chosen(pid: int, behave: Callable[[], object]) -> None:
 
 @contextmanager
 def sleeping_child(behave: Callable[[], object] = signal.pause) -> Iterator[int]:
-    """A child that lives until the block ends."""
+    """A child that runs until the block ends."""
     pid = fork(behave)
     try:
         yield pid

@@ -1,4 +1,4 @@
-"""What an attack is tried on: vouchd, and a naive agent that shows that it is an attack at all."""
+"""Targets of attacks: vouchd, and a naive agent on which each attack must succeed."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tests.support import pids, raw
 from tests.support.agent import PATIENCE_SECONDS, RunningAgent
 
 VICTIM = 1001
-"""The user whose identity is worth having, and who runs the trusted program."""
+"""The user that has an identity, and runs the trusted program."""
 ATTACKER = 1003
-"""A user without any."""
+"""A user without an identity."""
 OTHER = 1002
-"""An ordinary caller, who wants to be served meanwhile."""
+"""An ordinary user with an identity, which must be served meanwhile."""
 SOON_SECONDS = 5.0
-"""A call takes milliseconds; this is for busy test machines."""
+"""The deadline of a call, which takes milliseconds, on a busy test machine."""
 
 TRUSTED_ID = "spiffe://example.org/trusted"
 VICTIM_ID = "spiffe://example.org/user/one"
@@ -51,14 +51,14 @@ class _NaiveProcess(RunningAgent):
         return ["tests.support.naive", str(self.directory)]
 
     def close(self) -> None:
-        """End it, if it has not ended itself."""
+        """End it, if it still runs."""
         self.kill()
         shutil.rmtree(self.directory)
 
 
 @dataclass
 class Tally:
-    """What was tried and what came of it, over a whole run."""
+    """The attacks of a whole run, and those that succeeded."""
 
     tried: set[str] = field(default_factory=set)
     naive: set[str] = field(default_factory=set)
@@ -77,7 +77,7 @@ class Target:
         self.programs = Path(tempfile.mkdtemp(prefix="programs-", dir="/tmp"))
         self.programs.chmod(0o755)
         self.trusted = self.programs / "trusted"
-        # Of all programs one that copies bytes, so that some attacks can speak through it.
+        # Netcat copies bytes, so that an attack can send requests through the trusted program.
         shutil.copy("/bin/nc.openbsd", self.trusted)
         self.meeting = self.programs / "sockets"
         self.meeting.mkdir()
@@ -109,32 +109,32 @@ class Target:
         )
 
     def says(self, *words: str) -> None:
-        """The line in vouchd's log that an operator finds; the naive agent says nothing."""
+        """Require a line of vouchd's log with these words; the naive agent logs nothing."""
         if not self.naive:
             line = self.agent.wait_for_log(words[0])
             assert all(word in line for word in words), line
 
     def close(self) -> None:
-        """End the agent at once: how it stops in order is tested elsewhere."""
+        """Kill the agent; other tests stop it in order."""
         self.agent.kill()
         self.agent.close()
         shutil.rmtree(self.programs)
 
 
 def connect(path: str) -> socket.socket:
-    """A socket whose connector is whoever calls this."""
+    """A socket connected by the calling process."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.connect(path)
     except OSError:
-        sock.close()  # the agent may be down: attacks do that to naive ones
+        sock.close()  # the naive agent may be down: some attacks end it
         raise
     sock.settimeout(PATIENCE_SECONDS)
     return sock
 
 
 def loot(client: raw.RawClient, stream: int | None = None) -> list[str]:
-    """The SPIFFE IDs that come, for a request that is made here unless it was before."""
+    """The SPIFFE IDs in the response of this call, or of a new call."""
     try:
         if stream is None:
             stream = client.call("FetchX509SVID", pb.X509SVIDRequest())
@@ -149,7 +149,7 @@ def loot(client: raw.RawClient, stream: int | None = None) -> list[str]:
 
 
 def speak(sock: socket.socket) -> list[str]:
-    """Begin to talk on a connection that somebody made: what one gets."""
+    """Start HTTP/2 on a connected socket and make a call: the SPIFFE IDs of its response."""
     client = raw.RawClient(sock)
     try:
         client.start()
@@ -159,18 +159,19 @@ def speak(sock: socket.socket) -> list[str]:
 
 
 def reuse(pid: int, uid: int) -> None:
-    """A process of that user with this PID, which must be free; it stays until it is killed."""
+    """Start a process of that user with this PID, which must be free. It runs until it is
+    killed."""
 
     def newcomer() -> None:
         pids.become(uid)
         os.kill(os.getpid(), signal.SIGSTOP)
 
     pids.fork_as(pid, newcomer)
-    os.waitpid(pid, os.WUNTRACED)  # it is that user now
+    os.waitpid(pid, os.WUNTRACED)  # it has become that user
 
 
 def prepared(sock: socket.socket) -> tuple[raw.RawClient, int, bytes]:
-    """A client that made a call, the call, and the bytes of it, which somebody has yet to send."""
+    """A client with a call, the call's stream, and its bytes, which are not yet sent."""
     near, far = socket.socketpair()
     with near, far:
         client = raw.RawClient(near)
@@ -182,9 +183,9 @@ def prepared(sock: socket.socket) -> tuple[raw.RawClient, int, bytes]:
 
 
 def found_by(behave: Callable[[Callable[[list[str]], object]], object]) -> list[str]:
-    """What a child process, or what it leaves behind, tells first; nothing if all end silently.
+    """Run `behave` in a child; return the SPIFFE IDs that it or its own children report first.
 
-    `behave` runs in the child and is handed the means to tell.
+    Its argument reports. The result is empty if all of them end without a report.
     """
     read, write = os.pipe()
     pid = pids.fork(lambda: behave(lambda ids: os.write(write, f"{' '.join(ids)}\n".encode())))
@@ -196,7 +197,7 @@ def found_by(behave: Callable[[Callable[[list[str]], object]], object]) -> list[
 
 
 def others_are_served(target: Target, times: int = 5) -> bool:
-    """Whether an ordinary caller gets its identity, soon, again and again."""
+    """Whether an ordinary caller gets its identity several times, each within the deadline."""
 
     def call(tell: Callable[[list[str]], object]) -> None:
         pids.become(OTHER)
@@ -209,7 +210,7 @@ def others_are_served(target: Target, times: int = 5) -> bool:
 
 @contextmanager
 def child_as(uid: int, behave: Callable[[], object]) -> Iterator[int]:
-    """A process of that user, until the block ends."""
+    """A process of that user that runs until the block ends."""
 
     def child() -> None:
         pids.become(uid)
@@ -220,14 +221,14 @@ def child_as(uid: int, behave: Callable[[], object]) -> Iterator[int]:
 
 
 def exec_trusted(target: Target) -> None:
-    """Become the trusted program, which listens somewhere and waits."""
+    """Execute the trusted program, which listens on another socket and waits."""
     where = target.meeting / str(os.getpid())
     os.execv(target.trusted, ["trusted", "-l", "-k", "-U", str(where)])  # noqa: S606
 
 
 @contextmanager
 def talking_through(program: list[str], uid: int = VICTIM) -> Iterator[socket.socket]:
-    """The far end of a program that copies its input to the agent and back (netcat)."""
+    """A socket whose bytes a program (netcat) copies to the agent and back."""
     near, far = socket.socketpair()
     near.settimeout(PATIENCE_SECONDS)
     with near:

@@ -1,4 +1,4 @@
-"""Clients that misbehave, against a real agent: it serves on, leaks nothing, and says one line."""
+"""Misbehaving clients against a running agent: it serves on, leaks nothing, logs one line."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from tests.support.agent import PATIENCE_SECONDS, REPOSITORY, RunningAgent
 
 WAIT_SECONDS = 15.0
 
-# The agent is not dumpable: nobody but root may look into its part of /proc.
+# The agent is not dumpable: only root may read its directory in /proc.
 counts_descriptors = pytest.mark.skipif(
-    os.getuid() != 0, reason="only root sees the agent's descriptors"
+    os.getuid() != 0, reason="only root may list the agent's descriptors"
 )
 
 
 @pytest.fixture
 def agent(agent_factory: Callable[..., RunningAgent]) -> RunningAgent:
     agent = agent_factory()
-    fetch(agent)  # whatever is made on first use is made now
+    fetch(agent)  # creates all that the agent creates at first use
     return agent
 
 
@@ -60,7 +60,7 @@ def descriptors(agent: RunningAgent) -> int:
 
 
 def settles(agent: RunningAgent, limit: int) -> bool:
-    """Whether the agent's descriptors come down to `limit`, asked by way of further calls."""
+    """Whether the number of the agent's descriptors falls to `limit` within some calls."""
     for _ in range(2000):
         fetch(agent)
         if descriptors(agent) <= limit:
@@ -69,7 +69,7 @@ def settles(agent: RunningAgent, limit: int) -> bool:
 
 
 def until_ended(sock: socket.socket) -> bytes:
-    """All that still comes, until the agent ends the connection."""
+    """All bytes until the agent ends the connection."""
     data = b""
     try:
         while chunk := sock.recv(65536):
@@ -84,7 +84,7 @@ def half_close(sock: socket.socket) -> None:
 
 
 def reset(sock: socket.socket) -> None:
-    """Closing with unread bytes resets the other side (unix(7)): the settings frame is there."""
+    """Close with unread bytes (the settings frame), which resets the other side (unix(7))."""
     sock.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
     sock.recv(1)
     sock.close()
@@ -105,7 +105,7 @@ def huge_frame(sock: socket.socket) -> None:
 
 @counts_descriptors
 @pytest.mark.parametrize("misbehave", [half_close, reset, garbage, http_1, huge_frame])
-def test_one_who_misbehaves_is_ended_with_one_line(
+def test_a_misbehaving_connection_is_closed_with_one_log_line(
     agent: RunningAgent, misbehave: Callable[[socket.socket], None]
 ) -> None:
     before = descriptors(agent)
@@ -120,13 +120,13 @@ def test_one_who_misbehaves_is_ended_with_one_line(
     assert settles(agent, before)
 
 
-def test_one_who_never_speaks_is_ended(agent: RunningAgent) -> None:
+def test_a_silent_connection_is_closed(agent: RunningAgent) -> None:
     with connect(agent) as sock:
         until_ended(sock)
     assert "no request within 10 s" in agent.wait_for_log("connection ended without a call")
 
 
-def test_one_who_sends_noise_after_a_good_start_ends_only_itself(agent: RunningAgent) -> None:
+def test_garbage_after_a_valid_call_ends_only_its_own_connection(agent: RunningAgent) -> None:
     good = raw.connect(str(agent.socket))
     good.fetch_x509()
     bad = raw.connect(str(agent.socket))
@@ -138,8 +138,10 @@ def test_one_who_sends_noise_after_a_good_start_ends_only_itself(agent: RunningA
     good.sock.close()
 
 
-def test_one_who_takes_no_answer_and_hangs_up_is_no_defect(agent: RunningAgent) -> None:
-    """With its window closed the answer waits, and fails or is given up at the end."""
+def test_a_client_that_hangs_up_with_a_closed_window_is_no_internal_error(
+    agent: RunningAgent,
+) -> None:
+    """With a closed window the response waits, and fails when the client hangs up."""
     client = raw.connect(str(agent.socket))
     client.http.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 0})
     client.flush()
@@ -156,8 +158,8 @@ def test_one_who_takes_no_answer_and_hangs_up_is_no_defect(agent: RunningAgent) 
     assert "Traceback" not in agent.log
 
 
-def test_one_who_stops_reading_cannot_grow_the_agents_memory(agent: RunningAgent) -> None:
-    """Requests without end, answers never read: what is not read stops being made."""
+def test_a_client_that_does_not_read_cannot_grow_the_agents_memory(agent: RunningAgent) -> None:
+    """It sends requests without end: the agent stops making responses that are not read."""
     process = psutil.Process(agent.pid)  # noqa: TID251 - to measure it
     client = raw.connect(str(agent.socket))
     client.fetch_x509()
@@ -167,7 +169,7 @@ def test_one_who_stops_reading_cannot_grow_the_agents_memory(agent: RunningAgent
     with suppress(TimeoutError, h2.exceptions.ProtocolError):
         for _ in range(20_000):
             client.call("FetchJWTSVID", request)
-        raise AssertionError("the agent took it all")
+        raise AssertionError("the agent took all requests")
     fetch(agent)
     grown = process.memory_info().rss - before
     client.sock.close()
@@ -192,16 +194,16 @@ def test_a_thousand_connections_at_once_are_all_served(agent: RunningAgent) -> N
 
 
 @counts_descriptors
-def test_ten_thousand_come_and_go_and_no_descriptor_stays(agent: RunningAgent) -> None:
+def test_ten_thousand_short_connections_leave_no_descriptor(agent: RunningAgent) -> None:
     before = descriptors(agent)
     for _ in range(10_000):
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-            sock.connect(str(agent.socket))  # waits while the agent's queue is full
+            sock.connect(str(agent.socket))  # connect(2) waits while the agent's queue is full
     assert settles(agent, before)
 
 
 @counts_descriptors
-def test_out_of_descriptors_it_waits_and_then_serves_on(agent: RunningAgent) -> None:
+def test_an_agent_out_of_descriptors_waits_and_then_serves_on(agent: RunningAgent) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.prlimit(agent.pid, resource.RLIMIT_NOFILE, (descriptors(agent) + 20, hard))
     with ExitStack() as stack:
@@ -209,21 +211,21 @@ def test_out_of_descriptors_it_waits_and_then_serves_on(agent: RunningAgent) -> 
             stack.enter_context(connect(agent))
         agent.wait_for_log("cannot accept connections")
     assert fetched_in_the_end(agent).svids
-    assert agent.log.count("cannot accept connections") == 1, "it is not said at each try"
+    assert agent.log.count("cannot accept connections") == 1, "not one line for each attempt"
 
 
 def fetched_in_the_end(agent: RunningAgent) -> pb.X509SVIDResponse:
-    """As a client does it: a connection that is cut is made again."""
+    """Fetch like a client that connects again after a closed connection."""
     for _ in range(100):
         try:
             return fetch(agent)
         except (OSError, raw.ConnectionEndedError):
             continue
-    raise AssertionError("never served again")
+    raise AssertionError("the agent never served again")
 
 
 @counts_descriptors
-def test_one_who_dies_in_the_middle_of_a_call_leaves_nothing(agent: RunningAgent) -> None:
+def test_a_process_that_dies_in_a_call_leaves_no_descriptor(agent: RunningAgent) -> None:
     before = descriptors(agent)
 
     def child() -> None:
@@ -236,8 +238,10 @@ def test_one_who_dies_in_the_middle_of_a_call_leaves_nothing(agent: RunningAgent
     assert settles(agent, before)
 
 
-def test_the_inner_socket_is_out_of_reach_and_its_names_are_no_keys(agent: RunningAgent) -> None:
-    """Who gets that far (the agent's own user) still has no identity there."""
+def test_the_inner_socket_is_private_and_a_token_alone_gives_no_identity(
+    agent: RunningAgent,
+) -> None:
+    """Even the agent's own user, which can reach it, gets no identity there."""
     inner = agent.directory / "data/inner.sock"
     assert inner.parent.stat().st_mode & 0o777 == 0o700
     open_client = raw.connect(str(agent.socket))
@@ -265,7 +269,7 @@ def test_the_inner_socket_is_out_of_reach_and_its_names_are_no_keys(agent: Runni
     open_client.sock.close()
 
 
-def test_at_stop_streams_end_with_unavailable(agent: RunningAgent) -> None:
+def test_streams_end_with_unavailable_at_stop(agent: RunningAgent) -> None:
     with grpc.insecure_channel(agent.address) as channel:
         stream = channel.unary_stream(
             "/SpiffeWorkloadAPI/FetchX509SVID",
@@ -280,7 +284,7 @@ def test_at_stop_streams_end_with_unavailable(agent: RunningAgent) -> None:
     assert not agent.socket.exists()
 
 
-def test_a_second_start_is_told_and_the_first_serves_on(agent: RunningAgent) -> None:
+def test_a_second_agent_refuses_to_start_and_the_first_serves_on(agent: RunningAgent) -> None:
     other = agent.directory / "other.yaml"
     other.write_text(agent.config.read_text().replace("data_dir: data", "data_dir: other"))
     for config, complaint in [
@@ -300,15 +304,15 @@ def test_a_second_start_is_told_and_the_first_serves_on(agent: RunningAgent) -> 
     assert fetch(agent).svids
 
 
-def test_kill_9_and_a_new_start_serve_the_same_authority(agent: RunningAgent) -> None:
+def test_an_agent_started_again_after_kill_9_serves_the_same_authority(agent: RunningAgent) -> None:
     bundle = fetch(agent).svids[0].bundle
     agent.kill()
-    assert agent.socket.exists(), "kill -9 leaves the socket behind"
+    assert agent.socket.exists(), "kill -9 leaves the socket file"
     agent.start()
     assert fetch(agent).svids[0].bundle == bundle
 
 
-def test_a_health_probe_is_no_odd_connection(agent: RunningAgent) -> None:
+def test_a_health_check_is_no_connection_without_a_call(agent: RunningAgent) -> None:
     with grpc.insecure_channel(agent.address) as channel:
         check = channel.unary_unary(
             "/grpc.health.v1.Health/Check",
@@ -323,8 +327,8 @@ def test_a_health_probe_is_no_odd_connection(agent: RunningAgent) -> None:
     assert agent.log.count("connection ended without a call") == 1
 
 
-def test_a_log_that_nobody_reads_holds_nobody_up(agent: RunningAgent) -> None:
-    """The reader of the agent's stderr stops; one line a connection would fill the pipe soon."""
+def test_a_log_without_a_reader_delays_no_caller(agent: RunningAgent) -> None:
+    """The reader of stderr stops; one line for each connection would soon fill the pipe."""
     _read, write = os.pipe()
     config = agent.directory / "agent.yaml"
     agent.stop()
@@ -345,13 +349,13 @@ def test_a_log_that_nobody_reads_holds_nobody_up(agent: RunningAgent) -> None:
         os.close(write)
 
 
-@pytest.mark.skipif(os.getuid() == 0, reason="root may look into everybody")
-def test_the_agents_memory_is_closed_to_its_own_user(agent: RunningAgent) -> None:
+@pytest.mark.skipif(os.getuid() == 0, reason="root may read the memory of every process")
+def test_the_agents_own_user_cannot_read_its_memory(agent: RunningAgent) -> None:
     with pytest.raises(PermissionError):
-        Path(f"/proc/{agent.pid}/mem").open("rb")  # noqa: SIM115 - it does not open
+        Path(f"/proc/{agent.pid}/mem").open("rb")  # noqa: SIM115 - it fails to open
 
 
-def test_a_client_that_reads_byte_by_byte_gets_the_whole(agent: RunningAgent) -> None:
+def test_a_client_that_reads_byte_by_byte_gets_the_whole_response(agent: RunningAgent) -> None:
     client = raw.connect(str(agent.socket))
     client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, struct.unpack("i", b"\0\1\0\0")[0])
     stream = client.call("FetchX509SVID", pb.X509SVIDRequest())

@@ -1,4 +1,4 @@
-"""Real processes of real users against a real agent. As root: `make test-system`."""
+"""Processes of several users against a running agent (as root: `make test-system`)."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def agent(agent_factory: Callable[..., RunningAgent]) -> RunningAgent:
 
 
 def identities_of(agent: RunningAgent, become: Callable[[], None]) -> list[str] | int:
-    """What a process of that user is given: SPIFFE IDs, or the status of a refusal."""
+    """The SPIFFE IDs that a process of that user gets, or the status of its refusal."""
     read, write = os.pipe()
 
     def child() -> None:
@@ -78,40 +78,40 @@ def test_two_users_have_two_identities_on_one_socket(agent: RunningAgent) -> Non
         ("-all", ["user/one"]),
     ],
 )
-def test_programs_of_other_users_are_known_with_cap_sys_ptrace_alone(
+def test_program_selectors_of_other_users_need_cap_sys_ptrace(
     agent_factory: Callable[..., RunningAgent], capabilities: str, identities: list[str]
 ) -> None:
-    """/proc/PID/environ may be read by its owner only, whatever may be traced (proc(5))."""
+    """Only its owner may read /proc/PID/environ without CAP_SYS_PTRACE (proc(5))."""
     rights = ("setpriv", f"--bounding-set={capabilities}", "--inh-caps=-all", "--no-new-privs")
     agent = agent_factory(entries(), prefix=rights)
 
     def become() -> None:
         pids.become(1001)
-        # As a program is that was started by this user; else its /proc is root's.
+        # A program that this user started is dumpable; otherwise its /proc belongs to root.
         ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
 
     wanted = [f"spiffe://example.org/{each}" for each in identities]
     assert identities_of(agent, become) == wanted
 
 
-def test_a_third_has_none(agent: RunningAgent) -> None:
+def test_a_user_without_an_entry_gets_no_identity(agent: RunningAgent) -> None:
     assert identities_of(agent, lambda: pids.become(1003)) == raw.PERMISSION_DENIED
     assert "no registration entry matches" in agent.wait_for_log("call refused")
 
 
-def test_nobody_is_an_ordinary_user_here(agent: RunningAgent) -> None:
+def test_the_user_nobody_is_an_ordinary_user_on_a_host(agent: RunningAgent) -> None:
     assert identities_of(agent, lambda: pids.become(65534)) == raw.PERMISSION_DENIED
     assert "no registration entry matches" in agent.wait_for_log("call refused")
 
 
-def test_a_supplementary_group_at_connect_counts(agent: RunningAgent) -> None:
+def test_a_supplementary_group_at_connect_matches(agent: RunningAgent) -> None:
     assert identities_of(agent, lambda: pids.become(1003, groups=(7001,))) == [
         "spiffe://example.org/group/only"
     ]
 
 
 def connect_then(agent: RunningAgent, before: Callable[[], None], after: Callable[[], None]) -> int:
-    """The status that a process gets which changes itself between connect and call."""
+    """The status of a process that changes itself between connect and call."""
     read, write = os.pipe()
 
     def child() -> None:
@@ -127,7 +127,7 @@ def connect_then(agent: RunningAgent, before: Callable[[], None], after: Callabl
         return int(pipe.read())
 
 
-def test_one_who_becomes_another_user_after_connect_gets_neither_identity(
+def test_a_process_that_changes_its_user_after_connect_gets_neither_identity(
     agent: RunningAgent,
 ) -> None:
     status = connect_then(agent, lambda: None, lambda: pids.become(1001))
@@ -135,13 +135,13 @@ def test_one_who_becomes_another_user_after_connect_gets_neither_identity(
     assert "changed its user or group after it connected" in agent.wait_for_log("call refused")
 
 
-def test_one_who_drops_a_group_after_connect_is_refused(agent: RunningAgent) -> None:
+def test_a_process_that_drops_a_group_after_connect_is_refused(agent: RunningAgent) -> None:
     status = connect_then(agent, lambda: os.setgroups([7001]), lambda: os.setgroups([]))
     assert status == raw.PERMISSION_DENIED
     assert "changed its supplementary groups" in agent.wait_for_log("call refused")
 
 
-def test_one_who_gains_a_group_after_connect_is_refused(agent: RunningAgent) -> None:
+def test_a_process_that_adds_a_group_after_connect_is_refused(agent: RunningAgent) -> None:
     status = connect_then(agent, lambda: os.setgroups([]), lambda: os.setgroups([7001]))
     assert status == raw.PERMISSION_DENIED
     assert "changed its supplementary groups" in agent.wait_for_log("call refused")
@@ -159,7 +159,7 @@ def become_another_program(sock: socket.socket) -> None:
 
 
 @pytest.mark.parametrize("change", [become_another_user, become_another_program])
-def test_one_who_changes_while_its_stream_is_open_loses_it_though_nothing_is_pushed(
+def test_a_process_that_changes_loses_its_open_stream_without_a_push(
     agent_factory: Callable[..., RunningAgent], change: Callable[[socket.socket], None]
 ) -> None:
     program = entries().replace("unix:uid:1001, ", "unix:uid:1004, ")
@@ -175,11 +175,11 @@ def test_one_who_changes_while_its_stream_is_open_loses_it_though_nothing_is_pus
 
     with pids.sleeping_child(child) as pid:
         line = agent.wait_for_log("call refused")
-    assert "status=PERMISSION_DENIED" in line, line
+    assert "code=PERMISSION_DENIED" in line, line
     assert f"pid={pid}" in line
 
 
-def test_the_callers_exit_ends_its_stream_though_somebody_holds_the_socket(
+def test_the_callers_exit_ends_its_stream_while_another_process_holds_the_socket(
     agent: RunningAgent,
 ) -> None:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -198,15 +198,15 @@ def test_the_callers_exit_ends_its_stream_though_somebody_holds_the_socket(
     pid = pids.fork(child)
     os.read(read, 1)
     os.kill(pid, signal.SIGKILL)
-    assert sock.recv(1) == b"", "our copy of the connection ends before anybody reaps the child"
+    assert sock.recv(1) == b"", "the copied connection ends before the child is reaped"
     pids.kill_and_reap(pid)
     for descriptor in (read, write):
         os.close(descriptor)
     sock.close()
 
 
-def test_a_recycled_pid_gets_nothing_of_its_predecessor(agent: RunningAgent) -> None:
-    """The caller connects and dies; a process with its PID takes over the connection."""
+def test_a_process_with_a_reused_pid_gets_nothing_of_its_predecessor(agent: RunningAgent) -> None:
+    """The caller connects and dies; a process with its PID continues on the connection."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.settimeout(10)
     read, write = os.pipe()
@@ -242,8 +242,8 @@ def test_a_recycled_pid_gets_nothing_of_its_predecessor(agent: RunningAgent) -> 
     sock.close()
 
 
-def test_a_pid_recycled_before_accept_is_not_looked_at(agent: RunningAgent) -> None:
-    """The agent is held while the caller connects, dies, and another gets its PID."""
+def test_a_process_with_a_pid_reused_before_accept_is_not_attested(agent: RunningAgent) -> None:
+    """The agent is stopped while the caller connects, dies, and another process gets its PID."""
     os.kill(agent.pid, signal.SIGSTOP)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.settimeout(10)
@@ -271,4 +271,4 @@ def test_a_pid_recycled_before_accept_is_not_looked_at(agent: RunningAgent) -> N
         pids.kill_and_reap(pid)
         sock.close()
     assert "exited before its connection was accepted" in agent.wait_for_log("connection refused")
-    assert "caller attested" not in agent.log, "nobody was attested, so nothing was read"
+    assert "caller attested" not in agent.log, "no process was attested, so none was read"

@@ -1,4 +1,4 @@
-"""Kernels that prove less: it is said, counted, and refused where the operator wants."""
+"""Kernels with a weaker proof of the caller: logged, counted, and refused where required."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def outcome(agent: RunningAgent) -> int | str:
             return client.calls[stream].status or 0
 
 
-def test_without_peerpidfd_callers_are_served_and_their_proof_is_named(
+def test_a_kernel_without_peerpidfd_serves_callers_and_logs_their_proof(
     agent_factory: Callable[..., RunningAgent],
 ) -> None:
     agent = agent_factory(prefix=BELOW_6_5, config="log: {level: debug}")
     for _ in range(3):
         assert outcome(agent) == "spiffe://example.org/test/me"
     assert "proof=pidfd_open" in agent.wait_for_log("caller attested")
-    assert agent.log.count("Z warning ") == 1, "said once"
+    assert agent.log.count("Z warning ") == 1, "one warning"
     assert "caller proof is weak" in agent.wait_for_log("Z warning ")
     agent.stop()
     line = agent.wait_for_log("connections with weak proof")
@@ -49,7 +49,7 @@ def test_without_peerpidfd_callers_are_served_and_their_proof_is_named(
     assert "no SO_PEERPIDFD (Linux 6.5)" in line
 
 
-def test_where_the_stronger_proof_is_required_they_are_refused(
+def test_a_weaker_proof_is_refused_where_the_stronger_is_required(
     agent_factory: Callable[..., RunningAgent],
 ) -> None:
     agent = agent_factory(prefix=BELOW_6_5, config="require_proof: peerpidfd")
@@ -57,7 +57,7 @@ def test_where_the_stronger_proof_is_required_they_are_refused(
     assert "require_proof asks for peerpidfd" in agent.wait_for_log("call refused")
 
 
-def test_where_it_is_required_and_there_they_are_served(
+def test_the_stronger_proof_is_served_where_it_is_required(
     agent_factory: Callable[..., RunningAgent],
 ) -> None:
     agent = agent_factory(config="require_proof: peerpidfd\nlog: {level: debug}")
@@ -66,7 +66,7 @@ def test_where_it_is_required_and_there_they_are_served(
     assert "proof is weak" not in agent.log
 
 
-def test_a_peer_that_was_reaped_is_gone_and_not_looked_up_by_number(
+def test_a_reaped_peer_is_gone_and_not_looked_up_by_number(
     agent_factory: Callable[..., RunningAgent],
 ) -> None:
     agent = agent_factory(prefix=BELOW_6_16)
@@ -75,7 +75,7 @@ def test_a_peer_that_was_reaped_is_gone_and_not_looked_up_by_number(
     assert "exited before its connection was accepted" in agent.wait_for_log("connection refused")
 
 
-def test_without_pidfs_there_is_no_number_that_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_pidfs_a_process_has_no_unique_number(monkeypatch: pytest.MonkeyPatch) -> None:
     """Below Linux 6.9 all pidfds share the device and the inode of anonymous descriptors."""
     pidfd = os.pidfd_open(os.getpid())
     monkeypatch.setattr(process_module, "_anonymous_device", lambda: os.fstat(pidfd).st_dev)
@@ -92,7 +92,7 @@ def test_without_pidfs_there_is_no_number_that_lasts(monkeypatch: pytest.MonkeyP
     caller.close()
 
 
-def test_who_names_the_weaker_proof(agent_factory: Callable[..., RunningAgent]) -> None:
+def test_the_who_command_shows_the_weaker_proof(agent_factory: Callable[..., RunningAgent]) -> None:
     socket = agent_factory().directory / "who.sock"
     who = subprocess.Popen(
         [*BELOW_6_5, *command("who", "--listen", socket, "--output", "json")],

@@ -1,4 +1,4 @@
-"""A recycled PID, seen from inside: which files below /proc does the agent open?"""
+"""A reused PID: the agent must not open the new process's files in /proc."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ pytestmark = pytest.mark.system
 
 
 @contextmanager
-def recycled() -> Iterator[tuple[socket.socket, int, Callable[[], None]]]:
-    """A connected socket whose caller lives until `recycle` is called: then another has its PID."""
+def reused() -> Iterator[tuple[socket.socket, int, Callable[[], None]]]:
+    """A connected socket, its caller's PID, and a function that gives this PID to another
+    process."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind("")
         listener.listen()
@@ -36,13 +37,13 @@ def recycled() -> Iterator[tuple[socket.socket, int, Callable[[], None]]]:
         pid = pids.fork(victim)
         sock, _ = listener.accept()
 
-    def recycle() -> None:
+    def reuse() -> None:
         pids.kill_and_reap(pid)
         pids.fork_as(pid, signal.pause)
 
     with sock:
         try:
-            yield sock, pid, recycle
+            yield sock, pid, reuse
         finally:
             pids.kill_and_reap(pid)
 
@@ -60,7 +61,7 @@ sys.addaudithook(_audit)
 
 @contextmanager
 def opened() -> Iterator[list[str]]:
-    """The paths that this process opens meanwhile."""
+    """The paths that this process opens in the block."""
     global _watched  # noqa: PLW0603 - an audit hook cannot be removed
     _watched = []
     try:
@@ -69,19 +70,19 @@ def opened() -> Iterator[list[str]]:
         _watched = None
 
 
-def test_recycled_before_accept_the_newcomer_is_not_even_opened() -> None:
-    with recycled() as (sock, pid, recycle):
-        recycle()
+def test_identify_opens_no_file_of_a_process_that_got_the_pid_before_accept() -> None:
+    with reused() as (sock, pid, reuse):
+        reuse()
         os.kill(pid, 0)
         with opened() as paths, pytest.raises(PeerGoneError):
             identify(sock)
     assert not [path for path in paths if str(pid) in path]
 
 
-def test_recycled_after_accept_the_newcomer_is_not_even_opened() -> None:
-    with recycled() as (sock, pid, recycle):
+def test_open_proc_opens_no_file_of_a_process_that_got_the_pid_after_accept() -> None:
+    with reused() as (sock, pid, reuse):
         caller = identify(sock)
-        recycle()
+        reuse()
         os.kill(pid, 0)
         with opened() as paths, pytest.raises(PeerGoneError):
             caller.open_proc()
@@ -89,12 +90,12 @@ def test_recycled_after_accept_the_newcomer_is_not_even_opened() -> None:
     assert not [path for path in paths if str(pid) in path]
 
 
-async def test_recycled_during_attestation_what_was_found_is_dropped() -> None:
-    with recycled() as (sock, pid, recycle):
+async def test_findings_are_dropped_if_the_pid_is_reused_during_attestation() -> None:
+    with reused() as (sock, pid, reuse):
         caller = identify(sock)
 
         async def find(workload: WorkloadRef) -> Findings:
-            recycle()
+            reuse()
             os.kill(pid, 0)
             with pytest.raises(ProcessLookupError):
                 workload.read("status")

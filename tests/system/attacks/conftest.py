@@ -1,4 +1,4 @@
-"""Each attack is tried on a naive agent, where it must succeed, and on vouchd."""
+"""Run each attack against a naive agent, where it must succeed, and against vouchd."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KINDS = ("naive", "vouchd")
 
 @pytest.fixture
 def start(request: pytest.FixtureRequest) -> Iterator[Callable[..., Target]]:
-    """Starts a target; for tests that need one of a special kind."""
+    """Start a target of a chosen kind, with options."""
     name = request.node.originalname
     with ExitStack() as stack:
 

@@ -1,8 +1,8 @@
-"""A program of the attacker's is mounted over the trusted one, where only the attacker sees it.
+"""The attacker mounts its own program over the trusted one, in a mount namespace of its own.
 
-In a mount namespace of its own, as every container has one, any file can stand at any path. The
-link in `/proc/PID/exe` is told as the process sees it: it says the trusted program's path. vouchd
-looks whether this path names the running file in its own view, too.
+In its own mount namespace, as every container has one, a process can put any file at any path. The
+link `/proc/PID/exe` shows the path that the process sees: that of the trusted program. vouchd also
+checks that this path names the running file in the agent's view.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""A header block that never ends (CVE-2024-27316 and its kin).
+"""A header block without end (CVE-2024-27316 and its family).
 
-HEADERS without END_HEADERS, and CONTINUATION after CONTINUATION: a server that collects the block
-before it judges it runs out of memory, or, like the naive one, ends at the first error that nobody
-thought of. vouchd's walker keeps nothing of a header block, and reads a little of one connection at
-a time, so that others have their turn; what its gRPC server keeps of such a block costs memory and
-processor, but nobody's identity and nobody's turn.
+The client sends HEADERS without END_HEADERS, and then CONTINUATION frames. A server that collects
+the block before it checks it runs out of memory, or ends, like the naive one, at an unexpected
+error. vouchd keeps nothing of a header block, bounds its size, and reads a little of one connection
+at a time, so that other callers get their turn.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The caller passes its connection to a process of another user.
 
-A program of the victim connects and hands the socket over (SCM_RIGHTS), because it was tricked, or
-takes such orders, as launchers and proxies do. SO_PEERCRED goes on naming the one that connected.
-SO_PASSCRED names the one that sends: vouchd cuts the connection before the first byte is passed on.
+A program of the victim connects and passes the socket (SCM_RIGHTS), because it was tricked, or
+because it takes such orders, like launchers and proxies. SO_PEERCRED still names the process that
+connected. SO_PASSCRED names the sender: vouchd closes the connection before the first byte passes.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""The caller connects, becomes another program, and a child of it makes the call.
+"""The caller connects and executes the trusted program; its child sends the request.
 
-As with the request sent before, but simpler: the child that the connection was left to also sends
-the request, at any time later. SO_PEERCRED still names the process that connected, which now runs
-the trusted program. SO_PASSCRED names the sender of each chunk, and vouchd cuts the connection at
-the first that is of another process.
+The child inherits the connection and sends the request at any later time. SO_PEERCRED still names
+the process that connected, which now runs the trusted program. SO_PASSCRED names the sender of each
+chunk: vouchd closes the connection at the first chunk of another process.
 """
 
 from __future__ import annotations

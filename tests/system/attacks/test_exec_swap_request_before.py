@@ -1,11 +1,11 @@
-"""The caller connects, sends its request, and becomes another program before it is looked at.
+"""The caller connects, sends its request, and executes the trusted program before attestation.
 
-The attacker runs as the user that an entry names, but not the program. It connects and sends the
-request, leaves the connection to a child, and executes the trusted program. Its PID, its pidfd and
-its start time are all unchanged, and `/proc/PID/exe` is the trusted program from then on: the child
-reads the answer. The agent is stopped meanwhile, as a busy one is for moments. vouchd does not give
-out what rests on the program before that program's own process has answered a fresh PING; here it
-is the child that does, and SO_PASSCRED says so.
+The attacker runs as the user that an entry names, with another program. It connects, sends the
+request, leaves the connection to a child, and executes the trusted program. Its PID, pidfd and
+start time stay, and `/proc/PID/exe` is the trusted program from then on; the child reads the
+response. The agent is stopped meanwhile, as a busy agent is for moments. vouchd gives nothing that
+rests on the program before the program's own process has answered a new PING. Here the child
+answers, and SO_PASSCRED shows it.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ def test_exec_swap_request_before(target: Target, outcome: list[str], *, silent:
             other_turn.recv(1)  # ends when exec closes the other end
             os.kill(target.pid, signal.SIGCONT)
             pids.become(VICTIM)
-            if silent:  # it only reads: nothing of what it might say gives it away
+            if silent:  # it only reads, so that no chunk shows another sender
                 client.flush = lambda: None  # type: ignore[method-assign]
             tell(loot(client, stream))
             os._exit(0)
         pids.become(VICTIM)
         sock.connect(target.socket)
-        sock.recv(1, socket.MSG_PEEK)  # the server has spoken: it was accepted
+        sock.recv(1, socket.MSG_PEEK)  # the server has sent bytes: the connection was accepted
         other_turn.close()
         turn.send(b"!")
         turn.recv(1)

@@ -1,9 +1,9 @@
-"""The caller has exited before its connection is accepted; the socket lives on elsewhere.
+"""The caller exits before its connection is accepted; another process keeps the socket.
 
-A process of the victim connects and exits at once, as a helper program that is run for somebody
-does; the attacker has inherited the socket. SO_PEERCRED still has the victim's user, and an agent
-that is content with it serves the attacker under that name. In vouchd a caller lives as long as its
-pidfd says so, and this one's polls readable at accept.
+A process of the victim connects and exits at once, like a helper program; the attacker has
+inherited the socket. SO_PEERCRED still has the victim's user, and an agent that checks nothing else
+serves the attacker as the victim. vouchd polls the caller's pidfd, which is readable at accept: the
+caller is dead.
 """
 
 from __future__ import annotations

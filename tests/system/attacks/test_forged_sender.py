@@ -1,10 +1,11 @@
-"""The sender's credentials are forged, by one who may.
+"""A process in its own user namespace forges the credentials of the sender.
 
-The kernel lets a process state another PID than its own (SCM_CREDENTIALS) if it has CAP_SYS_ADMIN
-over its PID namespace. Everybody can have that: in a user and PID namespace of one's own. There the
-attacker connects, executes the trusted program, and leaves the connection to a child that speaks as
-that program, stamped with its PID by the kernel itself. That is why vouchd believes nothing about
-the program of a process in a user namespace that is not the agent's own: its uid alone counts.
+The kernel lets a process send another PID than its own (SCM_CREDENTIALS) if it has CAP_SYS_ADMIN
+over its PID namespace. Every user gets this capability in a user and PID namespace of its own.
+There the attacker connects, executes the trusted program, and leaves the connection to a child that
+sends with the PID of that program. vouchd therefore believes nothing about the program of a process
+in another user
+namespace: only its uid counts.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ pytestmark = pytest.mark.system
 
 
 class Forger(socket.socket):
-    """A socket whose bytes come from process 1 and user 0, as far as the kernel says."""
+    """A socket that sends with the credentials of process 1 and user 0."""
 
     def sendall(self, data: bytes, *_flags: int) -> None:  # type: ignore[override]
         stamp = struct.pack("=iII", 1, 0, 0)
@@ -50,21 +51,21 @@ class Forger(socket.socket):
 def test_forged_sender(target: Target) -> None:
     def attacker(tell: Callable[[list[str]], object]) -> None:
         pids.become(VICTIM)
-        rule_a_namespace()
+        enter_own_namespaces()
         told, telling = os.pipe()
         if (pid := os.fork()) == 0:
             swap_and_forge(target, lambda ids: os.write(telling, " ".join(ids).encode()))
         os.close(telling)
         with os.fdopen(told) as pipe:
             found = pipe.read()  # ends with the child of the child
-        os.kill(pid, signal.SIGKILL)  # and all of its namespace
-        tell(found.split())  # last: whoever waits for this ends us
+        os.kill(pid, signal.SIGKILL)  # and its whole namespace
+        tell(found.split())  # last: the reader of this kills this process
 
     target.judge(succeeded=TRUSTED_ID in found_by(attacker))
     target.says("caller attested", "no selectors of its program")
 
 
-def rule_a_namespace() -> None:
+def enter_own_namespaces() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
     if libc.unshare(CLONE_NEWUSER | CLONE_NEWPID):
@@ -75,7 +76,7 @@ def rule_a_namespace() -> None:
 
 
 def swap_and_forge(target: Target, tell: Callable[[list[str]], object]) -> None:
-    """As process 1 of the new namespace."""
+    """Run as process 1 of the new namespace."""
     sock = connect(target.socket)
     swapped, swap = os.pipe()
     if os.fork() == 0:

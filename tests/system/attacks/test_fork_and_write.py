@@ -1,8 +1,8 @@
-"""A forked child speaks on its parent's connection.
+"""A forked child sends bytes on its parent's connection.
 
-The simplest way for another process to speak: to inherit. The parent goes on living, so that its
-PID and its pidfd are in order; the child may have other rights, another program by now. Each chunk
-is stamped with its sender (SO_PASSCRED), and threads share a PID while children do not.
+The child inherits the socket. The parent lives on, so its PID and pidfd are valid; the child may
+have other rights and another program. The kernel names the sender of each chunk (SO_PASSCRED):
+threads share a PID, children do not.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Calls with megabytes of metadata.
 
-Each header block is complete and well-formed, and far larger than anything a workload has to say.
-What it costs to take it in is the server's; vouchd's gRPC server has a limit on metadata and
-refuses the call, and others have their turn in between.
+Each header block is complete and valid, and far larger than any workload's. vouchd bounds the size
+of a header block and refuses the call; other callers get their turn between its frames.
 """
 
 from __future__ import annotations

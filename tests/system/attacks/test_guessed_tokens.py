@@ -1,9 +1,9 @@
-"""The name of somebody's connection is guessed, or read.
+"""The attacker guesses or reads the token of another process's connection.
 
-The names of abstract sockets are public: `/proc/net/unix` lists them for everybody. Where the next
-name can be told from the last, or the name alone is believed, knowing it is enough. In vouchd a
-name is 128 random bits; while the connection lives the kernel gives the name to nobody else, and
-afterwards it stands for nothing.
+The names of abstract sockets are public: `/proc/net/unix` lists them for every user. An agent with
+predictable names, or one that believes the name alone, can be fooled. In vouchd a token is 128
+random bits. While the connection lives the kernel gives the name to no other socket; afterwards the
+name means nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def test_guessed_tokens(target: Target) -> None:
     here, there = socket.socketpair()
 
     def victim() -> None:
-        for _ in range(2):  # two connections: the names of one that lives and of one that is gone
+        for _ in range(2):  # two connections, for the names of an open and of a closed one
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
                 sock.connect(target.socket)
                 sock.recv(1)
@@ -39,7 +39,7 @@ def test_guessed_tokens(target: Target) -> None:
         here.send(b"!")  # the first connection ends
         here.recv(1)
         names |= public_names() | {f"caller-{number}" for number in range(20)}
-        tell([identity for name in sorted(names) for identity in as_if(name, inner)])
+        tell([identity for name in sorted(names) for identity in speak_under(name, inner)])
 
     with here, there, child_as(VICTIM, victim):
         here.recv(1)
@@ -52,10 +52,10 @@ def public_names() -> set[str]:
     return {line.rpartition("@")[2] for line in lines if " @" in line}
 
 
-def as_if(name: str, inner: Path) -> list[str]:
+def speak_under(name: str, inner: Path) -> list[str]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(PATIENCE_SECONDS)
-        with suppress(OSError):  # it is taken while its owner lives
+        with suppress(OSError):  # the kernel refuses the name while its connection is open
             sock.bind(f"\0{name}")
             sock.connect(os.fspath(inner))
             return speak(sock)

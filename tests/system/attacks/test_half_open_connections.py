@@ -1,9 +1,8 @@
-"""Four thousand connections that say nothing, or stop in the middle of a word.
+"""Four thousand connections that send nothing, or stop in the middle of the preface.
 
-Each costs the client a descriptor and the agent several, so that a naive agent soon has none left
-for anybody, with nothing attested yet. vouchd raises its limit to what the host allows, ends those
-that have said nothing useful after a while, and waits, where descriptors do run out, instead of
-failing.
+Each costs the client one descriptor and the agent several: a naive agent soon has none left, before
+any attestation. vouchd raises its limit to the host's, closes connections without a request after a
+timeout, and waits, instead of failing, when descriptors run out.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from tests.support.abuse import PREFACE
 from tests.support.targets import Target, connect, others_are_served
 
 CONNECTIONS = 4000
-# Their descriptors, and those of the test itself.
+# Their descriptors, and others of the test.
 OWN_DESCRIPTORS = CONNECTIONS + 200
 
 pytestmark = pytest.mark.system
@@ -32,5 +31,5 @@ def test_half_open_connections(target: Target) -> None:
                 sock = stack.enter_context(connect(target.socket))
                 sock.send(PREFACE[: number % len(PREFACE)])
             except OSError:
-                break  # it is down already
+                break  # the agent is down
         target.judge(succeeded=not others_are_served(target))

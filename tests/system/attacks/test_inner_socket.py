@@ -1,9 +1,9 @@
-"""A connection to the server behind the gate, past the gate.
+"""A direct connection to the server behind the gate.
 
-Every agent that puts something before its gRPC server has a second way in. The attacker got there
-(here as the agent's own user: nobody else can reach it), and says whose connection this is by the
-name that he binds his end to. vouchd's gate has a table of the connections that it made itself; a
-name is a key into it, not a proof.
+An agent with a relay before its gRPC server has a second entrance. The attacker reaches it (here as
+the agent's own user; no other user can), and claims a connection by the name that it binds.
+vouchd's gate has a table of the connections that it made itself; a name is a key into that table,
+not a proof.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def test_inner_socket(target: Target) -> None:
     def victim() -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             sock.connect(target.socket)
-            sock.recv(1)  # the server has spoken: it was accepted
+            sock.recv(1)  # the server has sent bytes: the connection was accepted
             there.send(b"!")
             there.recv(1)
 

@@ -1,10 +1,9 @@
-"""An ordinary user puts a program of his own at the trusted path, without any right to.
+"""An unprivileged user mounts its own program at the trusted path.
 
-The same as with a bind mount, by somebody who is not root: a user namespace of one's own gives the
-right to mount in a mount namespace of one's own. `/proc/PID/exe` names a file of that other
-namespace. vouchd compares the file that runs with the file of that name in its own view; and it
-believes nothing about the program of a process in a user namespace that is not its own, because
-whoever rules there can make a process look like any program.
+It is the attack of the bind mount without root: a user namespace gives the right to mount in its
+own mount namespace. `/proc/PID/exe` names a file of that namespace. vouchd compares the running
+file with the file of that name in the agent's view. It also believes nothing about the program of a
+process in another user namespace, whose owner can make a process look like any program.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The caller is in a PID namespace that the agent cannot see into.
+"""The caller is in a PID namespace that the agent cannot see.
 
-The agent runs in a container, the caller outside of it: SO_PEERCRED gives PID 0, since the process
-has no number here. An agent that goes on with what is left, the user, vouches for a process that it
-cannot name, watch or look at. vouchd refuses what the kernel cannot name.
+The agent runs in a container, the caller outside: SO_PEERCRED gives PID 0, because the process has
+no number in the agent's namespace. An agent that continues with the user alone vouches for a
+process that it cannot name, watch or read. vouchd refuses a caller that the kernel cannot name.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ def test_other_pid_namespace(start: Callable[..., Target], kind: str) -> None:
     found = found_by(outsider)
     target.judge(succeeded=VICTIM_ID in found)
     target.says("call refused", "in a PID namespace that is not visible from here")
-    target.agent.kill()  # unshare passes no signals on
+    target.agent.kill()  # unshare(1) does not forward signals
 
 
-def test_a_caller_in_a_pid_namespace_below_ours_is_who_it_is(
+def test_a_caller_in_a_child_pid_namespace_is_served(
     start: Callable[..., Target],
 ) -> None:
-    """The other way round it is an ordinary caller: a container's, for example."""
+    """Such a caller is ordinary: a container's, for example."""
     target = start("vouchd")
     inside = ["unshare", "--pid", "--fork", "--kill-child"]
     as_victim = ["setpriv", f"--reuid={VICTIM}", f"--regid={VICTIM}", "--clear-groups"]

@@ -1,10 +1,10 @@
-"""The client sends descriptors along with its bytes (SCM_RIGHTS), hundreds with each chunk.
+"""The client passes hundreds of descriptors with each chunk (SCM_RIGHTS).
 
-Whoever reads a Unix socket with room for ancillary data is given copies of them, and has to close
-each: a server that wants only the sender's credentials, and forgets the rest, runs out of its own
-descriptors by way of one connection. vouchd leaves room for the credentials and for nothing else,
-so that the kernel drops what was passed (MSG_CTRUNC). The naive agent calls recv(2), which takes no
-descriptors either: nothing is to be shown on it, and this is not counted among the attacks.
+A process that reads a Unix socket with room for ancillary data receives copies of the descriptors,
+and must close each of them. A server that wants the sender's credentials and forgets the rest runs
+out of descriptors through one connection. vouchd has room for the credentials alone, so that the
+kernel drops the descriptors (MSG_CTRUNC). The naive agent calls recv(2), which takes no
+descriptors: the attack shows nothing on it, and is not counted.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.system
 
 
 class Passer(socket.socket):
-    """A socket that passes these descriptors with whatever it sends."""
+    """A socket that passes these descriptors with each chunk."""
 
     passed: tuple[int, ...] = ()
 
@@ -51,8 +51,8 @@ def test_passed_descriptors_are_not_kept(agent_factory: AgentFactory) -> None:
             client.fetch_x509()
             before = _descriptors(agent)
             sock.passed = (write,) * EACH_TIME
-            assert all(client.fetch_x509().svids for _ in range(CALLS)), "it is served as ever"
-        assert _nobody_can_write(read), "the agent has the other end of our pipe"
+            assert all(client.fetch_x509().svids for _ in range(CALLS)), "the calls are served"
+        assert _has_no_writer(read), "the agent holds the other end of the pipe"
         assert _descriptors(agent) - before < EACH_TIME
     assert agent.log.count("connection refused") == 0
 
@@ -61,8 +61,8 @@ def _descriptors(agent: RunningAgent) -> int:
     return len(os.listdir(f"/proc/{agent.pid}/fd"))
 
 
-def _nobody_can_write(read: int) -> bool:
-    """Whether a pipe hangs up: the last copy of its other end is closed, or never read."""
+def _has_no_writer(read: int) -> bool:
+    """Whether the pipe hangs up, because all copies of its other end are closed."""
     end = select.poll()
     end.register(read, 0)
     return bool(end.poll(PATIENCE_SECONDS * 1000))

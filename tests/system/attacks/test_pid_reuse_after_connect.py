@@ -1,11 +1,10 @@
-"""A PID is reused after its first owner has connected.
+"""The kernel reuses a PID after its first owner has connected.
 
-The attacker connects, leaves the socket to an accomplice, and exits. A process of the victim is
-then started with the attacker's old PID (the kernel hands numbers out in a circle; root makes it
-quick here). Now the accomplice makes its call. An agent that remembers the PID of the connection
-reads `/proc/PID` of the victim and gives the victim's identity to the accomplice. In vouchd the
-connection hangs on the pidfd of the process that connected, which the kernel pinned at connect
-(SO_PEERPIDFD): it ended with that process.
+The attacker connects, leaves the socket to an accomplice, and exits. A process of the victim then
+gets the attacker's PID (the kernel reuses numbers in a circle; root makes it quick here). The
+accomplice makes its call. An agent that remembers the PID of the connection reads `/proc/PID` of
+the victim, and gives the victim's identity to the accomplice. In vouchd the connection depends on
+the pidfd of the process that connected (SO_PEERPIDFD): it ended with that process.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ def test_pid_reuse_after_connect(target: Target) -> None:
     def attacker() -> None:
         pids.become(ATTACKER)
         sock.connect(target.socket)
-        sock.recv(1, socket.MSG_PEEK)  # the server has spoken: it was accepted
+        sock.recv(1, socket.MSG_PEEK)  # the server has sent bytes: the connection was accepted
 
     pid = pids.fork(attacker)
     assert pids.reap(pid) == 0

@@ -1,9 +1,9 @@
-"""A PID is reused while a connection waits to be accepted.
+"""The kernel reuses a PID while a connection waits to be accepted.
 
-The agent is busy, here: stopped. The attacker connects, leaves the socket to an accomplice and
-exits; a process of the victim gets its PID; then the agent accepts. SO_PEERCRED still says the old
-number, which now is the victim's, and so does a start time that is read only now. vouchd asks the
-socket for a pidfd (SO_PEERPIDFD), which names the process that connected and none that came later.
+The agent is busy; here it is stopped. The attacker connects, leaves the socket to an accomplice and
+exits. A process of the victim gets its PID, and then the agent accepts. SO_PEERCRED has the number,
+which is now the victim's, and so has a start time that is read now. vouchd gets a pidfd from the
+socket (SO_PEERPIDFD), which names the process that connected.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
-"""A PID is reused between a request and the answer to it.
+"""The kernel reuses a PID between a request and its response.
 
-The attacker connects and sends the request itself, so that it carries the right PID. Before the
-agent gets to it (it is stopped here, as a busy one is for moments) the attacker exits and a process
-of the victim gets that PID. The bytes are stamped with a number that is now the victim's, and
-`/proc` of that number is the victim's too. vouchd believes a stamp only if the process that
-connected is still alive after the chunk was read, and polls its pidfd again after all that was read
-of `/proc`.
+The attacker connects and sends the request itself, with its own PID. Before the agent reads it (it
+is stopped here, as a busy agent is for moments) the attacker exits, and a process of the victim
+gets the PID. The credentials of the chunk now have the victim's number, and `/proc` of that number
+is the victim's. vouchd accepts a chunk only if the caller is alive after the read, and polls its
+pidfd again after all reads of `/proc`.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ def test_pid_reuse_during_attestation(target: Target) -> None:
     def attacker() -> None:
         pids.become(ATTACKER)
         sock.connect(target.socket)
-        sock.recv(1, socket.MSG_PEEK)  # the server has spoken: it was accepted
+        sock.recv(1, socket.MSG_PEEK)  # the server has sent bytes: the connection was accepted
         os.kill(os.getpid(), signal.SIGSTOP)
         sock.sendall(request)
 

@@ -1,10 +1,10 @@
-"""The kernel's own odds: 500 times a PID is reused, at a moment that nobody chose.
+"""The kernel reuses a PID 500 times, at random moments.
 
-The attacker connects and makes its call, is killed at some moment of it, and a process of the
-victim gets its PID as fast as the kernel can; an accomplice who holds the socket reads what comes
-and goes on asking. Wherever the agent was just then (before accept, between two reads of `/proc`,
-about to answer) it must not take the newcomer for its caller. The moments are drawn from a seeded
-generator, so that a run can be repeated.
+The attacker connects, makes its call, and is killed at a random moment. A process of the victim
+gets its PID as fast as possible, and an accomplice that holds the socket reads the responses and
+sends more requests. The agent may be before accept, between two reads of `/proc`, or about to
+respond: it must not take the new process for its caller. The random generator has a fixed seed, so
+that a run can be repeated.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LATEST_SECONDS = 0.004
 
 
 def test_pid_reuse_odds(target: Target) -> None:
-    moments = random.Random(1)  # noqa: S311 - to be repeated
+    moments = random.Random(1)  # noqa: S311 - a repeatable run
     stolen = sum(
         VICTIM_ID in one_round(target, moments.uniform(0, LATEST_SECONDS)) for _ in range(ROUNDS)
     )

@@ -1,8 +1,8 @@
-"""PINGs without end, by one who never reads the answers (CVE-2019-9512).
+"""PINGs without end from a client that never reads the answers (CVE-2019-9512).
 
-Every PING must be answered; a server that queues the answers fills its memory, and one that waits
-until they are written waits for ever. vouchd's relay holds one chunk a direction and reads no
-further while that is not written; its gRPC server ends connections that ping too much.
+A server must answer every PING. One that queues the answers fills its memory, and one that waits
+for their write stops. vouchd's relay holds one chunk in each direction and does not read while a
+chunk is not written. Its gRPC server ends connections with too many PINGs.
 """
 
 from __future__ import annotations

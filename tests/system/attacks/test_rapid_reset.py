@@ -1,10 +1,9 @@
-"""Calls are opened and reset in the same breath, without end (CVE-2023-44487).
+"""Calls that are opened and reset at once, without end (CVE-2023-44487).
 
-A reset call costs the client two small frames and counts towards no limit of open calls; the server
-has begun to work on each. A naive agent reads such a connection until it is dry, which it never is,
-or ends at an error. vouchd reads a little of one connection in one turn, whatever waits there,
-attests nobody for a call that is gone, and its gRPC server limits what one connection can have
-going.
+A reset call costs the client two small frames, counts towards no limit of open calls, and the
+server has begun to work on it. A naive agent reads such a connection until it is empty, which it
+never is, or ends at an error. vouchd reads a little of one connection in a turn, attests no caller
+for a call that was reset, and its gRPC server limits the calls of one connection.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""An old version of the trusted program goes on running after it was replaced.
+"""An old version of the trusted program still runs after an update.
 
-The program was updated because its old version can be made to do what an attacker wants. A process
-of the old version is still there, or is kept there on purpose, and its link in `/proc` gives the
-name of the new one with a remark behind it. An agent that takes the name serves it. vouchd reports
-a path only if that path names, by device, inode, size and times, the very file that runs.
+The old version has a flaw that an attacker can use; the update mended it. A process of the old
+version still runs, perhaps kept on purpose, and its link in `/proc` has the name of the new version
+with a suffix. An agent that takes the name serves it. vouchd reports a path only if that path names
+the running file by device, inode, size and times.
 """
 
 from __future__ import annotations

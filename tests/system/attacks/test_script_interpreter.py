@@ -1,8 +1,9 @@
 """A script claims to be another script.
 
-What runs is the interpreter; which script it reads is only in its command line, and that is memory
-of the process, which writes there what it likes. An agent that sees through interpreters takes the
-claim for a fact. vouchd reports the executable alone: the interpreter.
+The interpreter runs; the script's name is only in the command line, which is memory that the
+process can write. An agent that looks for scripts behind interpreters believes the claim. vouchd
+reports the executable
+alone: the interpreter.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import pytest
 from tests.support import pids
 from tests.support.targets import TRUSTED_ID, VICTIM, Target, connect, found_by, speak
 
-# proc_pid_stat(5): where the arguments begin.
+# proc_pid_stat(5): the field with the start of the arguments.
 ARG_START = 48
 
 pytestmark = pytest.mark.system
@@ -34,7 +35,7 @@ def test_script_interpreter(target: Target) -> None:
 
 
 def claim_to_run(script: str) -> None:
-    """Write another first argument over our own."""
+    """Overwrite the first argument of this process."""
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     start = int(fields[ARG_START - 3])
     name = ctypes.string_at(start)

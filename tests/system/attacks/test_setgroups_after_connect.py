@@ -1,8 +1,8 @@
-"""A process takes up a group after it has connected.
+"""A process adds a group after it has connected.
 
-As with the user: groups can change at any time (a launcher that prepares the next program has the
-right to it). SO_PEERGROUPS has those at connect; vouchd reports these, and only while the process
-still has exactly these.
+Groups can change at any time; a launcher that prepares another program has the right to do it.
+SO_PEERGROUPS has the groups at connect. vouchd reports these, and only while the process still has
+exactly these.
 """
 
 from __future__ import annotations

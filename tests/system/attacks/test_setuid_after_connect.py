@@ -1,9 +1,9 @@
 """A process becomes another user after it has connected.
 
-It connects as one user and is another when the agent looks into `/proc`: who is it? An agent that
-reads the user there gives out the identity of the new one, though the kernel recorded the old one
-at connect, and any later read may say something else again. In vouchd the user is the one at
-connect, and one who is not that user any more is refused.
+It connects as one user and is another when the agent reads `/proc`. An agent that takes the user
+from there gives the new user's identity, although the kernel recorded the old user at connect, and
+a later read may give a third. In vouchd the user at connect counts, and a process that changed its
+user is refused.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""The caller is stopped between connect and request, and its descriptor taken.
+"""The attacker stops the caller between connect and request, and takes its descriptor.
 
-The trusted program itself has connected. The attacker, who runs as the same user and started it,
-stops it (SIGSTOP), takes a copy of its connected socket out of it (pidfd_getfd, allowed to whom
-ptrace is) and makes the call. The connection was made by the trusted program, which is alive and
-unchanged. Only the sender of the bytes is another.
+The trusted program itself has connected. The attacker runs as the same user and started it. It
+stops the program (SIGSTOP), takes a copy of its connected socket (pidfd_getfd, which needs the
+right to ptrace), and makes the call. The process that connected is alive and unchanged. Only the
+sender of the bytes is another.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tests.support.targets import (
 )
 
 PIDFD_GETFD = 438
-# Netcat's first descriptor beside the three of everybody.
+# The first descriptor of netcat after the three standard ones.
 ITS_SOCKET = 3
 
 pytestmark = pytest.mark.system
@@ -46,14 +46,14 @@ def test_stopped_caller(target: Target) -> None:
             os.waitpid(trusted.pid, os.WUNTRACED)
             with socket.socket(fileno=_taken_from(trusted.pid)) as sock:
                 sock.settimeout(PATIENCE_SECONDS)
-                tell(_speak_after(sock, trusted))
+                tell(speak(sock))  # the program got the server's settings; the response needs none
             trusted.kill()
 
     target.judge(succeeded=TRUSTED_ID in found_by(attacker))
     target.says("connection refused", "bytes of another process")
 
 
-def test_nobody_waits_for_a_stopped_caller(start: Callable[[str], Target]) -> None:
+def test_a_stopped_caller_delays_no_other_caller(start: Callable[[str], Target]) -> None:
     target = start("vouchd")
     with subprocess.Popen(
         [target.trusted, "-U", target.socket], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -65,7 +65,7 @@ def test_nobody_waits_for_a_stopped_caller(start: Callable[[str], Target]) -> No
 
 
 def _until_it_has_connected(program: subprocess.Popen[bytes]) -> None:
-    """It copies the first bytes that the server sends, and nothing is connected before."""
+    """Wait for the first bytes of the server, which the program copies after its connect."""
     assert program.stdout is not None
     os.read(program.stdout.fileno(), 9)
 
@@ -78,8 +78,3 @@ def _taken_from(pid: int) -> int:
     if taken < 0:
         raise OSError(ctypes.get_errno(), "pidfd_getfd")
     return taken
-
-
-def _speak_after(sock: socket.socket, _program: subprocess.Popen[bytes]) -> list[str]:
-    """The server's settings went to the program, which is nothing that the answer depends on."""
-    return speak(sock)

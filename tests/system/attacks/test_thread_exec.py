@@ -1,9 +1,8 @@
 """A thread that is not the first executes the trusted program.
 
-The kernel then ends all other threads and gives the one that is left the PID of the process: the
-pidfd stays as it is and polls nothing, the start time stays, `/proc/PID` is the same directory. A
-child goes on with the connection. What stops it is what stops every exec swap: the sender of each
-chunk.
+The kernel ends all other threads and gives the remaining one the PID of the process: the pidfd does
+not poll readable, the start time stays, and `/proc/PID` is the same directory. A child continues on
+the connection. The check of each chunk's sender stops it, like every exec swap.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Calls whose answers may not be sent: the client's window is closed (CVE-2019-9517).
+"""Calls whose responses cannot be sent, because the client's window is closed (CVE-2019-9517).
 
-The client announces a window of zero and never opens it, call after call. The answers wait in the
-server, keys in them. The naive agent had not thought of that and ends. In vouchd each waits in its
-own call and holds up nobody else; the number of calls on one connection is limited.
+The client announces a window of zero and never opens it, for many calls. The responses, with their
+keys, wait in the server. The naive agent does not expect that, and ends. In vouchd each response
+waits in its own call and delays no other; the number of calls on one connection is limited.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from tests.support.targets import VICTIM, Target, others_are_served
 
 pytestmark = pytest.mark.system
 
-# As many calls as one connection may have open, nearly.
+# Nearly as many calls as one connection may have open.
 LAST_STREAM = 179
 
 
 def test_zero_window_stall(target: Target) -> None:
-    with flooded(target, frames, uid=VICTIM):  # only who has an identity is answered at length
+    with flooded(target, frames, uid=VICTIM):  # only a caller with an identity gets a long response
         target.judge(succeeded=not others_are_served(target))
 
 

@@ -1,8 +1,8 @@
-"""The caller is dead, and nobody has collected it.
+"""The caller is a zombie: dead, and not reaped.
 
-A zombie still has its directory in `/proc`, with its user in it and its start time; it can be
-listed and asked after by number as if it were alive. The attacker speaks on its socket. A pidfd
-polls readable from the moment a process exits, reaped or not: vouchd cuts the connection then.
+A zombie still has its directory in `/proc`, with its user and its start time, and can be listed by
+number like a living process. The attacker sends bytes on its socket. A pidfd polls readable from
+the moment when a process exits, reaped or not: vouchd closes the connection then.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def test_zombie_caller(target: Target) -> None:
     def victim() -> None:
         pids.become(VICTIM)
         sock.connect(target.socket)
-        sock.recv(1, socket.MSG_PEEK)  # the server has spoken: it was accepted
+        sock.recv(1, socket.MSG_PEEK)  # the server has sent bytes: the connection was accepted
 
     def attacker(tell: Callable[[list[str]], object]) -> None:
         pids.become(ATTACKER)
