@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from agent.api.guard import Guard, Method
     from agent.attestation.result import Attested
-    from agent.authority.signer import Authority
+    from agent.authority.signer import Signer
     from agent.clock import Clock
     from agent.entries.identity import Identity
     from agent.kernel.caller import Caller
@@ -148,7 +148,7 @@ class WorkloadApi:
         self,
         *,
         entitlements: Entitlements,
-        authority: Authority,
+        authority: Signer,
         x509_svids: X509Svids,
         jwt_svids: JwtSvids,
         streams: Streams,
@@ -200,7 +200,7 @@ class WorkloadApi:
         """Return a JWT-SVID for each identity of the caller, or for the one in the request."""
         audience = require_audience(request.audience)
         requested = parse_requested_id(request.spiffe_id)
-        await self._authority.be_able_to_sign()
+        await self._authority.ensure_can_sign()
         entitlement = await self._entitlements.of(caller)
         identities = [i for i in entitlement.identities if requested in {None, i.spiffe_id}]
         if not identities:
@@ -248,7 +248,7 @@ class WorkloadApi:
                 # A change from here on ends the next wait.
                 stream.changed.clear()
                 self._streams.check_open()
-                await self._authority.be_able_to_sign()
+                await self._authority.ensure_can_sign()
                 entitlement = await entitle(caller)
                 self._streams.show(stream, entitlement)
                 watched = entitlement.identities if method.has_svids else ()

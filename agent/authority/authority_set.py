@@ -1,7 +1,7 @@
-"""The authorities of a trust domain: what each is, where it stands, and the form to store them in.
+"""The authorities of a trust domain: their properties, their states, and their form on disk.
 
-`agent.authority.rotation` says how they move from state to state. The stored form holds private
-keys, so that no message about it quotes any of it.
+`agent.authority.rotation` has the transitions between states. The form on disk holds private keys,
+so that no message quotes any of it.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 
 class AuthorityKind(StrEnum):
-    """What an authority signs."""
+    """The kind of SVID that an authority signs."""
 
     X509 = "x509"
     JWT = "jwt"
 
 
 class State(StrEnum):
-    """Where an authority stands; see the table of `agent.authority.rotation`."""
+    """The state of an authority; see the table in `agent.authority.rotation`."""
 
     PREPARED = "prepared"
     ACTIVE = "active"
@@ -45,7 +45,9 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class X509Authority:
-    """A key that signs X.509-SVIDs, with its self-signed certificate. In its state `since` then.
+    """A key that signs X.509-SVIDs, with its self-signed certificate.
+
+    `since` is the time of the last change of state.
 
     Raises:
         ValueError: the key is not the certificate's.
@@ -58,7 +60,7 @@ class X509Authority:
 
     def __post_init__(self) -> None:
         if self.certificate.public_key() != self.key.public_key():
-            raise ValueError("the key of an X.509 authority does not belong to its certificate")
+            raise ValueError("the key of an X.509 authority is not its certificate's")
 
     @property
     def kind(self) -> AuthorityKind:
@@ -67,27 +69,29 @@ class X509Authority:
 
     @property
     def id(self) -> str:
-        """Its subject key identifier in hexadecimal, as verifiers see it in what it signed."""
+        """The subject key identifier in hexadecimal: the issuer's mark in each SVID it signed."""
         extensions = self.certificate.extensions
         return extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest.hex()
 
     @property
     def not_before(self) -> datetime:
-        """When its life begins."""
+        """When the lifetime begins."""
         return self.certificate.not_valid_before_utc
 
     @property
     def not_after(self) -> datetime:
-        """When its life ends."""
+        """When the lifetime ends."""
         return self.certificate.not_valid_after_utc
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JwtAuthority:
-    """A key that signs JWT-SVIDs; `kid` is its name in the bundle. In its state `since` then.
+    """A key that signs JWT-SVIDs. `kid` is its key ID in the bundle.
+
+    `since` is the time of the last change of state.
 
     Raises:
-        ValueError: its life ends before it begins.
+        ValueError: the lifetime ends before it begins.
     """
 
     state: State
@@ -99,7 +103,7 @@ class JwtAuthority:
 
     def __post_init__(self) -> None:
         if self.not_before >= self.not_after:
-            raise ValueError("the life of a JWT authority ends before it begins")
+            raise ValueError("the lifetime of a JWT authority ends before it begins")
 
     @property
     def kind(self) -> AuthorityKind:
@@ -108,7 +112,7 @@ class JwtAuthority:
 
     @property
     def id(self) -> str:
-        """Its key ID."""
+        """The key ID."""
         return self.kid
 
 
@@ -117,14 +121,14 @@ Authority: TypeAlias = X509Authority | JwtAuthority
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuthoritySet:
-    """All authorities of a trust domain, oldest first. `sequence` is that of its bundle.
+    """All authorities of a trust domain, oldest first.
 
-    `longest_svid` is how long anything that they signed can live.
+    `sequence` is the bundle's. `longest_svid` is the longest lifetime of any SVID they signed.
 
     Raises:
-        ValueError: there is not exactly one active authority of each kind, or more than one is
-            prepared, two share a key ID or a certificate, or a certificate is not one of an
-            authority of this trust domain.
+        ValueError: a kind has not exactly one active authority or has two prepared ones, two
+            authorities share a key ID or a certificate, or a certificate is not an authority's of
+            this trust domain.
     """
 
     trust_domain: TrustDomain
@@ -145,7 +149,7 @@ class AuthoritySet:
                 check_x509_authority(authority.certificate, self.trust_domain)
             except ValidationError as error:
                 raise ValueError(f"an X.509 authority cannot be used: {error}") from None
-        self.bundle()  # which has rules of its own, for the sequence and the key IDs
+        self.bundle()  # checks the sequence and the key IDs
 
     @property
     def active_x509(self) -> X509Authority:
@@ -167,7 +171,7 @@ class AuthoritySet:
         return (*self.x509, *self.jwt)
 
     def bundle(self) -> TrustBundle:
-        """All authorities as the world may see them."""
+        """The public keys of all authorities."""
         return TrustBundle(
             trust_domain=self.trust_domain,
             x509_authorities=tuple(a.certificate for a in self.x509),
@@ -177,7 +181,7 @@ class AuthoritySet:
         )
 
     def to_json(self) -> bytes:
-        """The form to store. It holds the private keys, unencrypted."""
+        """The form on disk, with the private keys, unencrypted."""
         document = _Document(
             version=2,
             trust_domain=self.trust_domain.name,
@@ -190,16 +194,16 @@ class AuthoritySet:
 
     @classmethod
     def parse(cls, data: bytes, trust_domain: TrustDomain) -> AuthoritySet:
-        """Read what `to_json` wrote, for the trust domain that the configuration names.
+        """Read the result of `to_json`, for the trust domain of the configuration.
 
         Raises:
-            ValueError: it is damaged, of another version, or of another trust domain. The message
-                holds nothing of the data but the name of that trust domain.
+            ValueError: the data is damaged, of another version, or of another trust domain. The
+                message quotes none of the data but the name of that trust domain.
         """
         document = _read(data)
         stored = TrustDomain(document.trust_domain)
         if stored != trust_domain:
-            raise ValueError(f"it is of trust domain {stored}, not of {trust_domain}")
+            raise ValueError(f"it belongs to trust domain {stored}, not to {trust_domain}")
         return cls(
             trust_domain=trust_domain,
             sequence=document.sequence,
@@ -214,10 +218,12 @@ def _check_states(authorities: tuple[Authority, ...], kind: AuthorityKind) -> No
     if active != 1:
         raise ValueError(f"there are {active} active {kind} authorities instead of exactly one")
     if sum(a.state is State.PREPARED for a in authorities) > 1:
-        raise ValueError(f"a successor of the {kind} authority is prepared already")
+        raise ValueError(
+            f"a successor of the {kind} authority is prepared already: activate or taint it"
+        )
 
 
-# --- the stored form -----------------------------------------------------------------------------
+# --- the form on disk ----------------------------------------------------------------------------
 
 
 class _Stored(pydantic.BaseModel):
@@ -293,8 +299,8 @@ def _read(data: bytes) -> _Document:
         return _Document.model_validate_json(data)
     except pydantic.ValidationError as error:
         first = error.errors(include_input=False)[0]
-        # The name of an unknown member is data too; and pydantic's own message, which quotes its
-        # input, is not chained.
+        # The name of an unknown member is data too. The message of pydantic quotes its input, so
+        # that it is not chained.
         known = first["loc"][:-1] if first["type"] == "extra_forbidden" else first["loc"]
         place = ".".join(map(str, known)) or "document"
         raise ValueError(f"{place}: {first['msg']}") from None

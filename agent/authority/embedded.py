@@ -1,11 +1,11 @@
-"""The embedded authority: its keys on disk, its signatures, its bundle.
+"""The embedded authority: its keys on disk, its signatures, its trust bundle.
 
-* Created on first start; what is damaged or belongs to another trust domain is an error and stays
-  as it is.
-* A new state is on disk, as a whole, before anything is signed with it or anybody sees it
-  (`rotation` says which state comes next): whenever the agent is killed, it goes on with the state
-  before the step, or the one after it.
-* Whoever holds on to the bundle is told when it changes.
+* The first start creates the keys. A damaged file, or a file of another trust domain, is an error
+  and stays as it is.
+* A new state is on disk as a whole before an authority signs with it or a listener sees it
+  (`agent.authority.rotation` has the states). Killed at any moment, the agent continues with the
+  state before the step or with the state after it.
+* Each change of the bundle is reported to the listeners.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from agent.authority.authority_set import (
 )
 from agent.authority.jwt_issuer import JwtIssuer, new_kid
 from agent.authority.keystore import KeystoreError
-from agent.authority.rotation import CLOCK_STEP, Event
+from agent.authority.rotation import Event
 from agent.authority.x509_issuer import X509Issuer, create_x509_authority
 from agent.errors import RequestError
-from agent.spiffe import keys
-from agent.spiffe.lifetimes import LAST_PART, MIN_LIFE
+from agent.spiffe import keys, lifetimes
+from agent.spiffe.lifetimes import CLOCK_STEP, MIN_LIFETIME
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from agent.authority.jwt_issuer import JwtSvid, JwtSvidRequest
     from agent.authority.keystore import Keystore
     from agent.authority.rotation import Step
-    from agent.authority.x509_issuer import X509SvidRequest
+    from agent.authority.x509_template import X509SvidRequest
     from agent.clock import Clock
     from agent.spiffe.bundle import TrustBundle
     from agent.spiffe.ids import TrustDomain
@@ -53,13 +53,13 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 FILE = "authority.json"
-# How often it is asked whether a step is due; that is a matter of hours.
+# How often `run` looks for due steps. Steps are hours apart.
 TICK_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuthorityPolicy:
-    """What new authorities are like."""
+    """The properties of new authorities. `ttl` is their lifetime."""
 
     trust_domain: TrustDomain
     key_type: KeyType
@@ -67,16 +67,16 @@ class AuthorityPolicy:
 
     @property
     def longest_svid(self) -> timedelta:
-        """How long an SVID may live."""
-        return self.ttl / LAST_PART
+        """The longest lifetime of an SVID of these authorities."""
+        return lifetimes.longest_svid(self.ttl)
 
 
 class RotationError(RequestError):
-    """A step that an operator asked for is not possible now; the message says what is."""
+    """The step that an operator asked for is not possible now; the message names one that is."""
 
 
 class EmbeddedAuthority:
-    """Signs with the active authorities of one trust domain. `open` makes it."""
+    """A Signer with its own keys, for one trust domain. Made by `open`; `close` ends its thread."""
 
     def __init__(
         self,
@@ -91,12 +91,13 @@ class EmbeddedAuthority:
         self._clock = clock
         self._log = log
         self._listeners: list[Callable[[AuthorityKind], object]] = []
+        # Held during each step, so that two steps never start from the same state.
         self._changing = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, "authority")
         self._failure = ""
         self.created = False
         """Whether this is the first start with this data directory."""
-        self._signers = _Signers(authorities)
+        self._issuers = _Issuers(authorities)
 
     @classmethod
     def open(
@@ -106,10 +107,10 @@ class EmbeddedAuthority:
         clock: Clock,
         log: FilteringBoundLogger,
     ) -> EmbeddedAuthority:
-        """Load the authorities from the keystore, or make and store the first ones.
+        """Load the authorities from the keystore, or create and store the first ones.
 
         Raises:
-            KeystoreError: what is stored cannot be used, or nothing can be stored.
+            KeystoreError: the stored authorities cannot be used, or new ones cannot be stored.
         """
         stored = keystore.read(FILE)
         authorities = (
@@ -125,75 +126,82 @@ class EmbeddedAuthority:
 
     @property
     def bundle(self) -> TrustBundle:
-        """The trust bundle as of now."""
-        return self._signers.bundle
+        """The current trust bundle."""
+        return self._issuers.bundle
 
     @property
     def authorities(self) -> AuthoritySet:
-        """All of them, with their private keys."""
-        return self._signers.authorities
+        """All authorities, with their private keys."""
+        return self._issuers.authorities
 
     @property
     def next_steps(self) -> tuple[Step, ...]:
-        """What happens next, soonest first."""
+        """The next step of each authority, soonest first."""
         return rotation.next_steps(self.authorities, self._clock.now())
 
     @property
     def failure(self) -> str:
-        """Why the last step that was due could not be taken; empty if it could."""
+        """Why the last due step failed; empty if it did not."""
         return self._failure
 
-    async def adopt(self, policy: AuthorityPolicy) -> None:
-        """Make new authorities by another policy, and let SVIDs live as long as it allows.
-
-        Raises:
-            KeystoreError: that they may live longer cannot be stored.
-        """
-        async with self._changing:
-            if self.authorities.longest_svid < policy.longest_svid:
-                longer = replace(self.authorities, longest_svid=policy.longest_svid)
-                await self._change(longer)
-            self.policy = policy
+    @property
+    def can_sign(self) -> bool:
+        """Whether the active authorities of both kinds are valid now."""
+        return self._issuers.valid_from <= self._clock.now() < self._issuers.valid_until
 
     def trusts(self, authority_id: str) -> bool:
-        """Whether what this authority signed may still be handed out."""
-        return authority_id in self._signers.trusted
+        """Whether an SVID of this authority may still be handed out: it is not tainted."""
+        return authority_id in self._issuers.trusted
 
     def on_change(self, listener: Callable[[AuthorityKind], object]) -> None:
-        """Have `listener` called after every change of the bundle, and after a taint."""
+        """Call `listener` with the kind after each change of the bundle, and after a taint."""
         self._listeners.append(listener)
 
+    # --- signing ---------------------------------------------------------------------------------
+
+    async def ensure_can_sign(self) -> None:
+        """Replace an authority that has expired, as all may have after a suspend.
+
+        Returns at once in all other cases: a step that is due while the active authority still
+        signs is left to `run`, because an RSA key takes seconds to generate. After a failed step
+        only `run` tries again, so that callers do not repeat it at each call.
+        """
+        if not self.can_sign and not self._failure:
+            await self.take_due_steps()
+
     def sign_x509(self, request: X509SvidRequest) -> x509.Certificate:
-        """An X.509-SVID, checked against the SVID rules before it is signed.
+        """Issue an X.509-SVID, checked against the SVID rules before it is signed.
 
         Raises:
-            IssuanceError: the authority has expired, or what was asked for breaks a rule.
+            IssuanceError: the authority has expired, or the request breaks a rule.
         """
-        return self._signers.x509.issue(self._signers.x509.prepare(request, self._clock.now()))
+        return self._issuers.x509.issue(self._issuers.x509.prepare(request, self._clock.now()))
 
     def sign_jwt(self, request: JwtSvidRequest) -> JwtSvid:
-        """A JWT-SVID.
+        """Issue a JWT-SVID, checked against the SVID rules before it is signed.
 
         Raises:
-            IssuanceError: the authority has expired, or what was asked for breaks a rule.
+            IssuanceError: the authority has expired, or the request breaks a rule.
         """
-        return self._signers.jwt.issue(self._signers.jwt.prepare(request, self._clock.now()))
+        return self._issuers.jwt.issue(self._issuers.jwt.prepare(request, self._clock.now()))
+
+    # --- rotation --------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Take the steps that come due, for ever."""
+        """Take due steps until cancelled."""
         while True:
-            await self.catch_up()
+            await self.take_due_steps()
             await self._clock.sleep(TICK_SECONDS)
 
     def close(self) -> None:
-        """Finish writing, if that is going on."""
+        """Wait for a write that is under way, and end the thread."""
         self._thread.shutdown()
 
-    async def catch_up(self) -> None:
+    async def take_due_steps(self) -> None:
         """Take every step that is due.
 
-        One that cannot be taken is logged and tried again later: the active authority still signs,
-        with a sixth of its life left to mend this.
+        A step that fails is logged and tried again at the next tick. The active authority signs
+        meanwhile: a sixth of its lifetime is left to repair the cause.
         """
         if not self._due():
             return
@@ -202,68 +210,66 @@ class EmbeddedAuthority:
                 while step := self._due():
                     await self._take(step)
                 self._failure = ""
-            except Exception as error:  # noqa: BLE001 - whatever it is, it must not end this loop
+            except Exception as error:  # noqa: BLE001 - no failure may end this loop
                 self._failure = str(error)
-                self._log.error("authority not replaced", reason=str(error))
+                self._log.error("authority step failed", reason=str(error))
 
-    @property
-    def can_sign(self) -> bool:
-        """Whether the active authorities are of use now."""
-        return self._signers.of_use_from <= self._clock.now() < self._signers.of_use_until
+    async def adopt(self, policy: AuthorityPolicy) -> None:
+        """Use another policy for new authorities, and allow SVIDs the lifetime it gives.
 
-    async def be_able_to_sign(self) -> None:
-        """Return at once, unless an active authority is of no use, as after a suspend.
-
-        Then it is replaced first, if that is possible at all. What can wait is left to `run`: an
-        RSA key takes seconds to make.
+        Raises:
+            KeystoreError: a longer lifetime of SVIDs cannot be stored.
         """
-        if not self.can_sign and not self._failure:
-            await self.catch_up()
+        async with self._changing:
+            if self.authorities.longest_svid < policy.longest_svid:
+                longer = replace(self.authorities, longest_svid=policy.longest_svid)
+                await self._change(longer)
+            self.policy = policy
 
     async def prepare(self, kind: AuthorityKind) -> str:
-        """Make a successor now; its ID.
+        """Create a successor now and return its ID.
 
         Raises:
             RotationError: one is prepared already.
-            KeystoreError: it cannot be stored.
+            KeystoreError: the new state cannot be stored.
         """
         async with self._changing:
-            with _refusal():
+            with _rotation_rules():
                 return await self._prepare(kind)
 
     async def activate(self, kind: AuthorityKind) -> str:
-        """Have the prepared authority sign now; its ID.
+        """Make the prepared authority the active one now and return its ID.
 
         Raises:
             RotationError: none is prepared.
             KeystoreError: the new state cannot be stored.
         """
         async with self._changing:
-            with _refusal():
+            with _rotation_rules():
                 await self._change(rotation.activate(self.authorities, kind, self._clock.now()))
         return next(a.id for a in self.authorities.of(kind) if a.state is State.ACTIVE)
 
     async def taint(self, authority_id: str) -> None:
-        """Replace at once every SVID that this authority signed.
+        """Replace every SVID that this authority signed, at once.
 
         Raises:
-            RotationError: there is no such authority, or it still signs.
+            RotationError: no authority has this ID, or it is the active one.
             KeystoreError: the new state cannot be stored.
         """
         async with self._changing:
-            with _refusal():
+            with _rotation_rules():
                 now = self._clock.now()
                 await self._change(rotation.taint(self.authorities, authority_id, now))
 
     async def revoke(self, authority_id: str) -> None:
-        """Take a tainted authority out of the bundle now.
+        """Remove a tainted authority from the bundle now.
 
         Raises:
-            RotationError: there is no such authority, or it is not tainted.
+            RotationError: no authority has this ID, or it is not tainted.
             KeystoreError: the new state cannot be stored.
         """
         async with self._changing:
-            with _refusal():
+            with _rotation_rules():
                 now = self._clock.now()
                 await self._change(rotation.revoke(self.authorities, authority_id, now))
 
@@ -280,23 +286,23 @@ class EmbeddedAuthority:
             case Event.ACTIVATE:
                 await self._change(rotation.activate(self.authorities, step.kind, now))
             case _:
-                await self._change(rotation.without(self.authorities, step.authority_id, now))
+                await self._change(rotation.expire(self.authorities, step.authority_id, now))
 
     async def _prepare(self, kind: AuthorityKind) -> str:
-        # An RSA key may take seconds to make.
-        successor = await self._in_thread(_make, kind, self.policy, self._clock.now())
+        # In the thread: an RSA key may take seconds to generate.
+        successor = await self._in_thread(_create, kind, self.policy, self._clock.now())
         await self._change(rotation.prepare(self.authorities, successor))
         return successor.id
 
     async def _change(self, authorities: AuthoritySet) -> None:
-        """Store the new state, then sign with it, then tell everybody; in this order."""
-        before = self._signers
-        signers = await self._in_thread(_Signers, authorities, before)
+        """Store the new state, then sign with it, then notify the listeners; in this order."""
+        before = self._issuers
+        issuers = await self._in_thread(_Issuers, authorities, before)
         await self._in_thread(self._keystore.write, FILE, authorities.to_json())
-        self._signers = signers
+        self._issuers = issuers
         for kind in AuthorityKind:
             self._log_changes(kind, before.authorities)
-            if signers.trust(kind) != before.trust(kind):
+            if issuers.trust(kind) != before.trust(kind):
                 for listener in self._listeners:
                     listener(kind)
 
@@ -307,9 +313,9 @@ class EmbeddedAuthority:
                 self._log.info(
                     "authority changed",
                     kind=str(kind),
-                    authority=authority_id,
-                    state=str(state or "gone"),
-                    sequence=self.authorities.sequence,
+                    authority_id=authority_id,
+                    state=str(state or "removed"),
+                    bundle_sequence=self.authorities.sequence,
                 )
 
     async def _in_thread(self, work: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T:
@@ -318,25 +324,29 @@ class EmbeddedAuthority:
 
 
 @contextmanager
-def _refusal() -> Iterator[None]:
-    """A rule of `rotation` that is broken by what an operator asked for."""
+def _rotation_rules() -> Iterator[None]:
+    """Report a transition that `rotation` refuses as an error of the operator's request."""
     try:
         yield
     except ValueError as error:
         raise RotationError(str(error)) from error
 
 
-class _Signers:
-    """A set of authorities, ready to sign. Slow to make for RSA: issuers make keys of their own."""
+class _Issuers:
+    """The issuers of an authority set, and the answers that each call needs.
 
-    def __init__(self, authorities: AuthoritySet, former: _Signers | None = None) -> None:
+    Slow for RSA: each issuer generates a key for its drafts. Issuers of authorities that are still
+    active are taken from `former`.
+    """
+
+    def __init__(self, authorities: AuthoritySet, former: _Issuers | None = None) -> None:
         self.authorities = authorities
         self.bundle = authorities.bundle()
         self.trusted = frozenset(a.id for a in authorities.all if a.state is not State.TAINTED)
         self.active = authorities.active_x509, authorities.active_jwt
-        # Asked for with every call, and slow to read off a certificate.
-        self.of_use_from = max(a.not_before for a in self.active) - CLOCK_STEP
-        self.of_use_until = min(a.not_after for a in self.active) - MIN_LIFE
+        # Computed once: each call needs them, and a certificate is slow to read.
+        self.valid_from = max(a.not_before for a in self.active) - CLOCK_STEP
+        self.valid_until = min(a.not_after for a in self.active) - MIN_LIFETIME
         x509_authority, jwt_authority = self.active
         self.x509: X509Issuer
         self.jwt: JwtIssuer
@@ -357,7 +367,7 @@ class _Signers:
             )
 
     def trust(self, kind: AuthorityKind) -> tuple[tuple[str, bool], ...]:
-        """Which authorities of a kind are in the bundle, and whether what they signed counts."""
+        """The authorities of a kind in the bundle, each with whether its SVIDs are trusted."""
         return tuple((a.id, a.id in self.trusted) for a in self.authorities.of(kind))
 
 
@@ -370,8 +380,8 @@ def _first(policy: AuthorityPolicy, now: datetime) -> AuthoritySet:
         trust_domain=policy.trust_domain,
         sequence=1,
         longest_svid=policy.longest_svid,
-        x509=(_make_x509(policy, now),),
-        jwt=(_make_jwt(policy, now),),
+        x509=(_create_x509(policy, now),),
+        jwt=(_create_jwt(policy, now),),
     )
 
 
@@ -381,23 +391,23 @@ def _parse(stored: bytes, policy: AuthorityPolicy, keystore: Keystore) -> Author
     except ValueError as error:
         raise KeystoreError(
             f"{keystore.directory / FILE} cannot be used: {error}; restore it from a backup, or "
-            "move it away to begin with new keys that nobody trusts yet"
+            "move it away: vouchd then creates new keys, which no peer trusts yet"
         ) from error
 
 
-def _make(
+def _create(
     kind: AuthorityKind, policy: AuthorityPolicy, now: datetime
 ) -> X509Authority | JwtAuthority:
-    return _make_x509(policy, now) if kind is AuthorityKind.X509 else _make_jwt(policy, now)
+    return _create_x509(policy, now) if kind is AuthorityKind.X509 else _create_jwt(policy, now)
 
 
-def _make_x509(policy: AuthorityPolicy, now: datetime) -> X509Authority:
+def _create_x509(policy: AuthorityPolicy, now: datetime) -> X509Authority:
     key = keys.generate(policy.key_type)
     certificate = create_x509_authority(policy.trust_domain, key, now=now, ttl=policy.ttl)
     return X509Authority(state=State.ACTIVE, since=now, certificate=certificate, key=key)
 
 
-def _make_jwt(policy: AuthorityPolicy, now: datetime) -> JwtAuthority:
+def _create_jwt(policy: AuthorityPolicy, now: datetime) -> JwtAuthority:
     return JwtAuthority(
         state=State.ACTIVE,
         since=now,

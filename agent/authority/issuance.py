@@ -1,13 +1,16 @@
-"""What vouchd signs: the exact profiles of its certificates and tokens.
+"""The steps of issuing that certificates and tokens have in common.
 
-Nothing is signed that was not checked. A certificate or token is first built in full and signed
-with a throw-away key; that draft is parsed back and judged by the same rules as a stranger's
-(`agent.spiffe.x509_rules`) and by our own stricter profile. What passed is handed out as a one-shot
-`Prepared`, and only the issuer that made it can turn it into the real thing, whose signed bytes
-must equal those of the draft. A fault in a template or a library thus costs a refused request, not
-a bad certificate in the world.
+vouchd signs nothing that it has not checked:
 
-Keys come from the caller and stay there: nothing here stores, loads or rotates them.
+1. Build the certificate or token in full and sign it with a throw-away key: the draft.
+2. Parse the draft and check it with the rules for foreign SVIDs (`agent.spiffe.x509_rules`,
+   `agent.spiffe.jwt_rules`) and with the stricter profile of vouchd.
+3. Return the result as `Prepared`. Only the issuer that made it can redeem it, and only once.
+4. Sign with the authority's key. The signed bytes must equal those of the draft.
+
+A defect in a template or a library therefore costs a refused request, not a bad certificate.
+
+Keys come from the caller and stay there: this room's issuers neither store, load nor rotate them.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from agent.errors import AuthorityError
 from agent.spiffe import keys
-from agent.spiffe.lifetimes import MIN_LIFE
+from agent.spiffe.lifetimes import MIN_LIFETIME
 from agent.spiffe.x509_rules import ValidationError
 
 if TYPE_CHECKING:
@@ -33,11 +36,11 @@ _Content = TypeVar("_Content")
 
 
 class IssuanceError(AuthorityError):
-    """The authority refuses to sign this: it breaks the profile, or could not live long enough."""
+    """The request breaks the profile, or the SVID could not live long enough."""
 
 
 class Prepared(Generic[_Content]):
-    """Something that passed every check and may be signed: once, by the issuer that checked it."""
+    """A checked draft: may be signed once, by the issuer that checked it."""
 
     __slots__ = ("_content", "_issuer")
 
@@ -46,25 +49,25 @@ class Prepared(Generic[_Content]):
         self._content = [content]
 
     def redeem(self, issuer: object) -> _Content:
-        """Give up the content, to its issuer and only once.
+        """Return the content to its issuer, once.
 
         Raises:
-            IssuanceError: another issuer asks, or it was redeemed before.
+            IssuanceError: the issuer is another, or the content was redeemed before.
         """
         if issuer is not self._issuer:
-            raise IssuanceError("this was prepared by another issuer")
+            raise IssuanceError("another issuer prepared this")
         try:
-            return self._content.pop()  # one step, so that two threads cannot both have it
+            return self._content.pop()  # atomic: two threads cannot both get it
         except IndexError:
-            raise IssuanceError("this was already issued; prepare it again") from None
+            raise IssuanceError("this was issued already; prepare it again") from None
 
 
 @contextmanager
-def refusal(what: str) -> Iterator[None]:
-    """Turn any broken rule into an IssuanceError that names what will not be signed.
+def refusing_to_sign(what: str) -> Iterator[None]:
+    """Turn a broken rule into an IssuanceError that names what is not signed.
 
     Raises:
-        IssuanceError: see there.
+        IssuanceError: the block raised ValueError or ValidationError.
     """
     try:
         yield
@@ -72,37 +75,39 @@ def refusal(what: str) -> Iterator[None]:
         raise IssuanceError(f"refusing to sign {what}: {error}") from None
 
 
-def check_member(spiffe_id: SpiffeId, trust_domain: TrustDomain) -> None:
-    """Refuse an ID of another trust domain.
+def require_trust_domain(spiffe_id: SpiffeId, trust_domain: TrustDomain) -> None:
+    """Check that a SPIFFE ID belongs to a trust domain.
 
     Raises:
-        ValueError: it is one.
+        ValueError: it belongs to another.
     """
     if spiffe_id.trust_domain != trust_domain:
-        raise ValueError(f"it is not of trust domain {trust_domain} (SV-08)")
+        raise ValueError(
+            f"an authority signs for its own trust domain only, {trust_domain} (SPIFFE-ID 4.1)"
+        )
 
 
-def life(now: datetime, ttl: timedelta, *limits: datetime | None) -> tuple[datetime, datetime]:
-    """Start and end in whole seconds; the end is the earliest of the TTL and the limits.
+def lifetime(now: datetime, ttl: timedelta, *limits: datetime | None) -> tuple[datetime, datetime]:
+    """Begin and end in whole seconds; the end is the earliest of the TTL and the limits.
 
     Raises:
-        ValueError: what is left is less than MIN_LIFE.
+        ValueError: less than MIN_LIFETIME is left.
     """
-    start = now.replace(microsecond=0)
-    ends = [start + ttl, *(limit for limit in limits if limit is not None)]
+    begin = now.replace(microsecond=0)
+    ends = [begin + ttl, *(limit for limit in limits if limit is not None)]
     end = min(ends).replace(microsecond=0)
-    if end - start < MIN_LIFE:
+    if end - begin < MIN_LIFETIME:
         raise ValueError(
-            f"it would live less than {MIN_LIFE.seconds} seconds, because of its TTL, of the end of"
-            f" its entry, or of the end of its authority ({end:%Y-%m-%dT%H:%M:%SZ})"
+            f"it would live less than {MIN_LIFETIME.seconds} seconds; its TTL, the end of its entry"
+            f" or the end of its authority ({end:%Y-%m-%dT%H:%M:%SZ}) is too close"
         )
-    return start, end
+    return begin, end
 
 
 def draft_key(key: PrivateKey) -> PrivateKey:
-    """A throw-away key whose signatures name the same algorithm.
+    """Generate a throw-away key for the same signature algorithm.
 
-    For RSA its size does not show in what is signed, so the quickest one does.
+    The size of an RSA key does not show in the signed bytes, so that the fastest one serves.
     """
     if isinstance(key, ec.EllipticCurvePrivateKey):
         return ec.generate_private_key(key.curve)

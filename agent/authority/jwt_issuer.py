@@ -1,4 +1,4 @@
-"""The exact profile of our tokens, and who signs them; see agent.authority.issuance."""
+"""The profile of our tokens; checks and signs them, in the steps of `agent.authority.issuance`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jwt
 
-from agent.authority.issuance import IssuanceError, Prepared, check_member, draft_key, life, refusal
+from agent.authority.issuance import (
+    IssuanceError,
+    Prepared,
+    draft_key,
+    lifetime,
+    refusing_to_sign,
+    require_trust_domain,
+)
 from agent.spiffe import keys
 from agent.spiffe.bundle import DEFAULT_REFRESH_HINT, TrustBundle
 from agent.spiffe.jwt_rules import validate_jwt_svid
@@ -23,7 +30,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JwtSvidRequest:
-    """A JWT-SVID to be made. It ends after `ttl`, at `not_after_limit` or with its authority."""
+    """A request for a JWT-SVID.
+
+    The token ends after `ttl`, at `not_after_limit` or with its authority, whatever is first.
+    """
 
     spiffe_id: SpiffeId
     audience: tuple[str, ...]
@@ -33,7 +43,7 @@ class JwtSvidRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JwtSvid:
-    """An issued JWT-SVID; times are whole seconds."""
+    """An issued JWT-SVID. Times are whole seconds."""
 
     token: str
     spiffe_id: SpiffeId
@@ -53,9 +63,15 @@ PreparedJwtSvid: TypeAlias = Prepared[_JwtDraft]
 
 
 class JwtIssuer:
-    """Signs JWT-SVIDs of one trust domain with one authority, whose life ends at `not_after`.
+    """Signs JWT-SVIDs of one trust domain with one authority.
 
-    Constructing one takes as long as `keys.generate`, for the key of the drafts.
+    Construction takes as long as `keys.generate`: drafts need a key.
+
+    Args:
+        kid: the authority's key ID.
+        key: the authority's key.
+        not_after: when the authority's lifetime ends.
+        trust_domain: of all SVIDs.
     """
 
     def __init__(
@@ -75,13 +91,13 @@ class JwtIssuer:
         )
 
     def prepare(self, request: JwtSvidRequest, now: datetime) -> PreparedJwtSvid:
-        """Build and check a JWT-SVID without signing it.
+        """Build and check a JWT-SVID without the authority's key.
 
         Raises:
             IssuanceError: it may not be signed; the message says why.
         """
-        with refusal(f"a JWT-SVID for {request.spiffe_id}"):
-            check_member(request.spiffe_id, self._trust_domain)
+        with refusing_to_sign(f"a JWT-SVID for {request.spiffe_id}"):
+            require_trust_domain(request.spiffe_id, self._trust_domain)
             claims = _claims(request, self._not_after, now)
             draft = self._sign(claims, self._draft_key)
             self._check(draft, claims, now)
@@ -91,10 +107,11 @@ class JwtIssuer:
         )
 
     def issue(self, prepared: PreparedJwtSvid) -> JwtSvid:
-        """Sign what `prepare` of this very issuer returned; it works once.
+        """Sign a draft that `prepare` of this issuer returned; works once.
 
         Raises:
-            IssuanceError: it was issued before, is another issuer's, or came out different.
+            IssuanceError: it was issued before, another issuer prepared it, or the signed content
+                differs from the draft.
         """
         draft = prepared.redeem(self)
         token = self._sign(draft.claims, self._key)
@@ -119,21 +136,22 @@ class JwtIssuer:
 
 
 def new_kid() -> str:
-    """A key ID that is never used twice: 128 random bits."""
+    """A new key ID: 128 random bits, so that no ID comes twice."""
     return secrets.token_hex(16)
 
 
 def _claims(request: JwtSvidRequest, not_after: datetime, now: datetime) -> dict[str, Any]:
-    start, end = life(now, request.ttl, not_after, request.not_after_limit)
-    # In the requested order, without repetition, and a list even if it is one (IC-22, Q-11).
+    begin, end = lifetime(now, request.ttl, not_after, request.not_after_limit)
+    # Clients compare the audience with what they asked for: all values, in the requested order.
+    # Always a list, because JWT-SVID section 3.2 speaks of one.
     audience = list(dict.fromkeys(request.audience))
     if not audience or not all(value.strip() for value in audience):
-        raise ValueError("it needs an audience, and none of its audiences may be blank (JW-09)")
+        raise ValueError("the audience is empty or has a blank value (JWT-SVID 3.2)")
     return {
         "sub": str(request.spiffe_id),
         "aud": audience,
         "exp": int(end.timestamp()),
-        "iat": int(start.timestamp()),
+        "iat": int(begin.timestamp()),
     }
 
 

@@ -1,15 +1,13 @@
-"""The data directory: private, ours alone, and never half-written.
+"""The data directory: private to one agent, and consistent after a power cut.
 
-Rules:
+* The directory has mode 0700 and its files 0600; the agent's user owns all. Looser modes and other
+  owners are errors, and the files stay as they are.
+* `write` replaces a file as a whole: a temporary file is written and fsynced, then renamed, then
+  the directory is fsynced. A power cut leaves the old content or the new, never a mixture.
+* `write_unsynced` and `append` skip every fsync: cheap, for files that a power cut may damage.
+* A lock (flock(2)) keeps a second agent out of the directory.
 
-* the directory is 0700 and its files 0600, all owned by the agent's user; what is looser, or
-  somebody else's, is an error and stays as it is;
-* a file is replaced as a whole: written beside, fsynced, renamed over, and the directory fsynced,
-  so that after a power cut there is the old content or the new, never a mixture; what is `spooled`
-  or `appended` is meant to be lost in a power cut, and cheap;
-* a lock makes sure that one agent uses the directory at a time.
-
-It stores bytes and does not know what they mean.
+The content is bytes; other modules give it a meaning.
 """
 
 from __future__ import annotations
@@ -28,19 +26,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
-# What is kept here is a few keys and certificates; more is damage, or somebody's joke.
+# The files hold a few keys and certificates. A larger file is damaged or not ours.
 MAX_FILE_BYTES = 1 << 20
 
 
 class KeystoreError(StartupError):
-    """The data directory, or a file in it, cannot be trusted or used."""
+    """The data directory, or a file in it, is not private or cannot be used."""
 
 
 class Keystore:
-    """Owns the data directory's descriptor and its lock.
+    """The data directory. Owns its descriptor and its lock; `close` releases both.
 
     Raises:
-        KeystoreError: it cannot be made, is not private, is not ours, or is in use.
+        KeystoreError: the directory cannot be created, is not private, has another owner, or
+            another agent uses it.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -54,7 +53,7 @@ class Keystore:
             reason = "it is a symbolic link" if directory.is_symlink() else with_remedy(error)
             raise KeystoreError(
                 f"cannot use the data directory {directory}: {reason}; "
-                "choose another data_dir or start as a user who may"
+                "choose another data_dir, or give the agent's user access to it"
             ) from error
         try:
             _require_private(os.fstat(self._descriptor), str(directory), "0700")
@@ -64,15 +63,19 @@ class Keystore:
             raise
 
     def close(self) -> None:
-        """Give the directory up to the next agent."""
+        """Release the directory to the next agent."""
         os.close(self._descriptor)
 
     def read(self, name: str, limit: int = MAX_FILE_BYTES) -> bytes | None:
-        """The whole of a file; None if there is none.
+        """Read a whole file; None if there is none.
+
+        Args:
+            name: of the file in the data directory.
+            limit: the largest size that is read, in bytes.
 
         Raises:
-            KeystoreError: it is no private regular file of ours, larger than `limit`, or
-                unreadable.
+            KeystoreError: the file is not a private regular file of the agent's user, is larger
+                than `limit`, or cannot be read.
         """
         path = self.directory / name
         try:
@@ -96,30 +99,31 @@ class Keystore:
         """Replace a file. When this returns, the content survives a power cut.
 
         Raises:
-            KeystoreError: it could not be written; what was there before is still there.
+            KeystoreError: the write failed. The former content is still there, unless the message
+                says that this is unknown.
         """
         self._replace(name, (content,), os.fsync)
         try:
             os.fsync(self._descriptor)
         except OSError as error:
             raise KeystoreError(
-                f"cannot tell whether {self.directory / name} would survive a power cut: "
+                f"{self.directory / name} was replaced, but may be lost in a power cut: "
                 f"{_reason(error)}"
             ) from error
 
-    def spool(self, name: str, chunks: Iterable[bytes]) -> None:
-        """Replace a file that is of no use after a power cut, which may leave anything in it.
+    def write_unsynced(self, name: str, chunks: Iterable[bytes]) -> None:
+        """Replace a file without fsync: a power cut may leave anything in it.
 
         Raises:
-            KeystoreError: it could not be written; what was there before is still there.
+            KeystoreError: the write failed; the former content is still there.
         """
-        self._replace(name, chunks, _leave_to_the_kernel)
+        self._replace(name, chunks, _no_sync)
 
     def append(self, name: str, chunks: Iterable[bytes]) -> None:
-        """Add to a file that was spooled.
+        """Add to a file without fsync.
 
         Raises:
-            KeystoreError: there is no such file, or not all could be written; a part may be there.
+            KeystoreError: there is no such file, or the write failed; a part may be written.
         """
         flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
@@ -131,10 +135,10 @@ class Keystore:
             ) from error
 
     def remove(self, name: str) -> None:
-        """Remove a file, if it is there.
+        """Remove a file, if there is one.
 
         Raises:
-            KeystoreError: it cannot be removed.
+            KeystoreError: the file cannot be removed.
         """
         try:
             self._discard(name)
@@ -176,16 +180,16 @@ class Keystore:
             os.unlink(name, dir_fd=self._descriptor)
 
 
-def _leave_to_the_kernel(_descriptor: int) -> None:
-    """Whenever the kernel likes to write it is soon enough."""
+def _no_sync(_descriptor: int) -> None:
+    """Leave the write to the kernel."""
 
 
 def _make_directory(directory: Path) -> None:
-    """Make what is missing of the path; a power cut must not take it away with what is inside."""
+    """Create the missing directories of a path, each synced: it survives a power cut."""
     above = (directory, *directory.parents)
     for each in reversed(list(takewhile(lambda path: not path.exists(), above))):
         each.mkdir(mode=0o700 if each == directory else 0o777, exist_ok=True)
-        with suppress(PermissionError):  # one may be allowed to write to it, and not to read it
+        with suppress(PermissionError):  # a directory may be writable without being readable
             parent = os.open(each.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 os.fsync(parent)
@@ -198,33 +202,33 @@ def _lock(descriptor: int, directory: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise KeystoreError(
-            f"another agent uses the data directory {directory}; "
+            f"another agent uses the data directory {directory}: "
             "stop it, or choose another data_dir"
         ) from error
 
 
 def _require_plain(status: os.stat_result, path: Path, limit: int) -> None:
     if not stat.S_ISREG(status.st_mode):
-        raise KeystoreError(f"{path} is not a regular file; it was left untouched")
+        raise KeystoreError(f"{path} is not a regular file: move it away")
     _require_private(status, str(path), "0600")
     if status.st_size > limit:
         raise KeystoreError(
-            f"{path} has {status.st_size} bytes, which vouchd never writes; "
-            "restore it from a backup or move it away"
+            f"{path} has {status.st_size} bytes, more than vouchd ever writes: "
+            "restore it from a backup, or move it away"
         )
 
 
 def _require_private(status: os.stat_result, path: str, mode: str) -> None:
     if status.st_uid != os.geteuid():
         raise KeystoreError(
-            f"{path} belongs to user {status.st_uid}, not to the agent's user {os.geteuid()}; "
-            f"start as user {status.st_uid}, or move it away; nothing was read or changed"
+            f"{path} belongs to user {status.st_uid}, not to the agent's user {os.geteuid()}: "
+            f"start vouchd as user {status.st_uid}, or move it away"
         )
     permissions = stat.S_IMODE(status.st_mode)
     if permissions & 0o077:
         raise KeystoreError(
-            f"{path} is open to other users (mode {permissions:04o}); "
-            f"find out who could have read it, then chmod {mode} {path}"
+            f"other users have access to {path} (mode {permissions:04o}): "
+            f"check whether its keys were read, then chmod {mode} {path}"
         )
 
 

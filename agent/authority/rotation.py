@@ -1,21 +1,22 @@
-"""Which authorities a trust domain has, which of them signs, and what comes next.
+"""The rotation of authorities: which state follows which, and when the next step is due.
 
-| state    | signs | in the bundle | becomes                                                    |
-|----------|-------|---------------|------------------------------------------------------------|
-| PREPARED | no    | yes           | ACTIVE, when the active one comes to its end               |
-| ACTIVE   | yes   | yes           | RETIRED, when the prepared one becomes active              |
-| RETIRED  | no    | yes           | gone, when the last SVID that it signed has expired        |
-| TAINTED  | no    | yes           | gone, like a retired one, or when an operator revokes it   |
+| state    | signs | in the bundle | becomes                                                       |
+|----------|-------|---------------|---------------------------------------------------------------|
+| PREPARED | no    | yes           | ACTIVE, a sixth of its lifetime before the active one ends    |
+| ACTIVE   | yes   | yes           | RETIRED, when the prepared one becomes active                 |
+| RETIRED  | no    | yes           | removed, when the last SVID it signed has expired             |
+| TAINTED  | no    | yes           | removed, like a retired one, or when an operator revokes it   |
 
-An operator may take each step before its time; `_TABLE` is all there is. Of each kind exactly one
-is ACTIVE and at most one PREPARED, always: an `AuthoritySet` that breaks this cannot be made. Every
-change of the bundle raises its sequence in the same step (TB-05).
+`_TABLE` holds every transition. An operator may cause each before it is due. Of each kind, exactly
+one authority is ACTIVE and at most one is PREPARED: an `AuthoritySet` that breaks this cannot be
+made. Each change of the bundle raises its sequence in the same step (Trust Domain and Bundle
+section 4.1.1).
+`agent.spiffe.lifetimes` says when each step is due.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, TypeVar
 
@@ -27,27 +28,18 @@ from agent.authority.authority_set import (
     State,
     X509Authority,
 )
-from agent.spiffe.lifetimes import LAST_MOMENT, LAST_PART
+from agent.spiffe import lifetimes
+from agent.spiffe.lifetimes import CLOCK_STEP
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from datetime import datetime
+    from datetime import datetime, timedelta
 
 _Authority = TypeVar("_Authority", X509Authority, JwtAuthority)
-# A successor is in the bundle for a third of a life before it signs.
-FIRST_PART = 2
-# For verifiers who learn of a new authority a little later than the workloads of this host: while
-# the active one still lives, a successor that has only just been prepared has to wait this long.
-PROPAGATION = timedelta(seconds=10)
-# For verifiers whose clocks are behind ours: a retired authority stays for so much longer.
-MARGIN = timedelta(hours=1)
-# An authority that was made further in the future than this was made by a wrong clock, and peers
-# would refuse all that it signs; smaller steps back are a matter of course.
-CLOCK_STEP = timedelta(minutes=1)
 
 
 class Event(StrEnum):
-    """What happens to an authority."""
+    """A transition of an authority."""
 
     PREPARE = "prepare"
     ACTIVATE = "activate"
@@ -57,7 +49,7 @@ class Event(StrEnum):
     EXPIRE = "expire"
 
 
-# `prepare` adds one that is PREPARED. None: it leaves.
+# None: the authority is removed. A PREPARED one enters by `prepare`.
 _TABLE: dict[tuple[State, Event], State | None] = {
     (State.PREPARED, Event.ACTIVATE): State.ACTIVE,
     (State.ACTIVE, Event.SUCCEED): State.RETIRED,
@@ -69,22 +61,23 @@ _TABLE: dict[tuple[State, Event], State | None] = {
     (State.TAINTED, Event.EXPIRE): None,
 }
 _ADVICE: dict[tuple[State, Event], str] = {
-    (State.ACTIVE, Event.TAINT): "it still signs: prepare and activate another one first",
-    (State.ACTIVE, Event.REVOKE): "it still signs: prepare and activate another one, and taint it",
+    (State.ACTIVE, Event.TAINT): "prepare and activate another one first",
+    (State.ACTIVE, Event.EXPIRE): "prepare and activate another one first",
+    (State.ACTIVE, Event.REVOKE): "prepare and activate another one, then taint this one",
     (State.PREPARED, Event.REVOKE): "taint it first",
-    (State.RETIRED, Event.REVOKE): "taint it first, so that what it signed is replaced",
-    (State.TAINTED, Event.TAINT): "it is tainted already",
+    (State.RETIRED, Event.REVOKE): "taint it first, so that the SVIDs it signed are replaced",
+    (State.TAINTED, Event.TAINT): "revoke it to remove it from the bundle",
 }
 
 
-# --- the steps -----------------------------------------------------------------------------------
+# --- the transitions -----------------------------------------------------------------------------
 
 
 def prepare(authorities: AuthoritySet, successor: Authority) -> AuthoritySet:
-    """Add a successor, which is in the bundle from now on and does not sign yet.
+    """Add a successor: it is in the bundle from now on and does not sign yet.
 
     Raises:
-        ValueError: there is a prepared one already, or it breaks a rule of `AuthoritySet`.
+        ValueError: one is prepared already, or the successor breaks a rule of `AuthoritySet`.
     """
     added = replace(successor, state=State.PREPARED)
     if isinstance(added, X509Authority):
@@ -93,7 +86,7 @@ def prepare(authorities: AuthoritySet, successor: Authority) -> AuthoritySet:
 
 
 def activate(authorities: AuthoritySet, kind: AuthorityKind, now: datetime) -> AuthoritySet:
-    """Let the prepared authority of a kind sign, and retire the active one.
+    """Make the prepared authority of a kind the active one, and retire the former.
 
     Raises:
         ValueError: none is prepared.
@@ -105,38 +98,38 @@ def activate(authorities: AuthoritySet, kind: AuthorityKind, now: datetime) -> A
 
 
 def taint(authorities: AuthoritySet, authority_id: str, now: datetime) -> AuthoritySet:
-    """No longer trust what an authority signed; it stays in the bundle until it is revoked.
+    """Mark an authority so that the SVIDs it signed are replaced; it stays in the bundle.
 
     Raises:
-        ValueError: there is none of this ID, or it is the active one.
+        ValueError: no authority has this ID, or it is the active one.
     """
     return _one(authorities, authority_id, Event.TAINT, now)
 
 
 def revoke(authorities: AuthoritySet, authority_id: str, now: datetime) -> AuthoritySet:
-    """Take a tainted authority out of the bundle.
+    """Remove a tainted authority.
 
     Raises:
-        ValueError: there is none of this ID, or it is not tainted.
+        ValueError: no authority has this ID, or it is not tainted.
     """
     return _one(authorities, authority_id, Event.REVOKE, now)
 
 
-def without(authorities: AuthoritySet, authority_id: str, now: datetime) -> AuthoritySet:
-    """Without an authority whose time is over.
+def expire(authorities: AuthoritySet, authority_id: str, now: datetime) -> AuthoritySet:
+    """Remove an authority that has expired.
 
     Raises:
-        ValueError: there is none of this ID, or it is the active one.
+        ValueError: no authority has this ID, or it is the active one.
     """
     return _one(authorities, authority_id, Event.EXPIRE, now)
 
 
-# --- and when they come --------------------------------------------------------------------------
+# --- when they are due ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class Step:
-    """What happens next to an authority, or to a kind that gets a new one, and when."""
+    """The next transition of an authority, or the preparation of one of a kind, and its time."""
 
     at: datetime
     event: Event
@@ -145,9 +138,9 @@ class Step:
 
 
 def next_steps(authorities: AuthoritySet, now: datetime) -> tuple[Step, ...]:
-    """The coming steps, soonest first; what is overdue is among them.
+    """The next step of each authority, soonest first; overdue steps included.
 
-    What an authority has in front of it may change with every step.
+    Each step that is taken may change the others: call this again after it.
     """
     x509_steps = _steps(authorities.x509, AuthorityKind.X509, authorities.longest_svid, now)
     jwt_steps = _steps(authorities.jwt, AuthorityKind.JWT, authorities.longest_svid, now)
@@ -160,8 +153,7 @@ def _steps(
     active = next(a for a in authorities if a.state is State.ACTIVE)
     prepared = next((a for a in authorities if a.state is State.PREPARED), None)
     if prepared is None:
-        at = min(now, active.not_after) if _begins_later(active, now) else _half_life(active)
-        yield Step(at=at, event=Event.PREPARE, kind=kind)
+        yield Step(at=_preparation(active, now), event=Event.PREPARE, kind=kind)
     elif prepared.not_after <= now or _begins_later(prepared, now):
         yield Step(at=now, event=Event.EXPIRE, kind=kind, authority_id=prepared.id)
     else:
@@ -169,45 +161,40 @@ def _steps(
         yield Step(at=at, event=Event.ACTIVATE, kind=kind, authority_id=prepared.id)
     for authority in authorities:
         if authority.state in {State.RETIRED, State.TAINTED}:
-            at = _leaves_at(authority, longest_svid)
+            begin, end = authority.not_before, authority.not_after
+            at = lifetimes.removal(begin, end, authority.since, longest_svid)
             yield Step(at=at, event=Event.EXPIRE, kind=kind, authority_id=authority.id)
 
 
-def _half_life(active: Authority) -> datetime:
-    return active.not_after - (active.not_after - active.not_before) / FIRST_PART
+def _preparation(active: Authority, now: datetime) -> datetime:
+    if _begins_later(active, now):
+        return min(now, active.not_after)
+    return lifetimes.preparation(active.not_before, active.not_after)
 
 
 def _handover(active: Authority, prepared: Authority, now: datetime) -> datetime:
     if _begins_later(active, now):
         return now
-    last_part = (active.not_after - active.not_before) / LAST_PART
-    known_by = prepared.since + min(PROPAGATION, last_part / 2)
-    return min(max(active.not_after - last_part, known_by), active.not_after - LAST_MOMENT)
-
-
-def _leaves_at(former: Authority, longest_svid: timedelta) -> datetime:
-    """When the last SVID that it signed has expired, and verifiers' clocks agree on that."""
-    last = min(former.not_after, former.since + longest_svid)
-    return last + min(MARGIN, (former.not_after - former.not_before) / LAST_PART)
+    return lifetimes.handover(active.not_before, active.not_after, prepared.since)
 
 
 def _begins_later(authority: Authority, now: datetime) -> bool:
+    """Whether an authority was made while the clock was wrong: verifiers would refuse its SVIDs."""
     return now < authority.not_before - CLOCK_STEP
 
 
-# --- how they are taken --------------------------------------------------------------------------
+# --- applied to a set ----------------------------------------------------------------------------
 
 
 def _one(authorities: AuthoritySet, authority_id: str, event: Event, now: datetime) -> AuthoritySet:
     found = [a for a in authorities.all if a.id == authority_id]
     if not found:
-        raise ValueError(f"there is no authority {authority_id!r}")
+        raise ValueError(f"no authority has the ID {authority_id!r}")
     [authority] = found
     if (authority.state, event) not in _TABLE:
-        advice = _ADVICE.get((authority.state, event), "it signs")
         raise ValueError(
-            f"cannot {event} {authority.kind} authority {authority_id}, which is"
-            f" {authority.state}: {advice}"
+            f"cannot {event} {authority.kind} authority {authority_id}: it is {authority.state};"
+            f" {_ADVICE[authority.state, event]}"
         )
     return _each(authorities, lambda a: event if a is authority else None, now)
 
@@ -215,7 +202,7 @@ def _one(authorities: AuthoritySet, authority_id: str, event: Event, now: dateti
 def _each(
     authorities: AuthoritySet, event_of: Callable[[Authority], Event | None], now: datetime
 ) -> AuthoritySet:
-    """Have to each authority happen what `event_of` says."""
+    """Apply to each authority the event that `event_of` returns."""
 
     def after(group: tuple[_Authority, ...]) -> Iterator[_Authority]:
         for authority in group:
@@ -236,7 +223,7 @@ def _with(
     x509: tuple[X509Authority, ...] | None = None,
     jwt: tuple[JwtAuthority, ...] | None = None,
 ) -> AuthoritySet:
-    """The new set, with the next sequence if its bundle is another one."""
+    """The changed set, with the next sequence if its bundle changed."""
     x509_after = authorities.x509 if x509 is None else x509
     jwt_after = authorities.jwt if jwt is None else jwt
     changed = replace(authorities, x509=x509_after, jwt=jwt_after)

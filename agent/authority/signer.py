@@ -1,4 +1,4 @@
-"""What the rest of the agent needs of an authority: signatures, bundles and trust."""
+"""What the rest of the agent needs of an authority: signatures, the trust bundle, and trust."""
 
 from __future__ import annotations
 
@@ -8,50 +8,42 @@ if TYPE_CHECKING:
     from cryptography import x509
 
     from agent.authority.jwt_issuer import JwtSvid, JwtSvidRequest
-    from agent.authority.x509_issuer import X509SvidRequest
+    from agent.authority.x509_template import X509SvidRequest
     from agent.spiffe.bundle import TrustBundle
 
 
-class Authority(Protocol):
-    """What is needed of the authority."""
+class Signer(Protocol):
+    """An authority of one trust domain: embedded, or above this host."""
 
     @property
     def bundle(self) -> TrustBundle:
-        """The trust bundle of the agent's own trust domain."""
+        """The current trust bundle of the trust domain."""
         ...
 
-    async def be_able_to_sign(self) -> None:
-        """Replace first what has ended, as all may have after a suspend."""
-        ...
+    async def ensure_can_sign(self) -> None:
+        """Replace an authority that has expired, as all may have after a suspend.
 
-
-class JwtSigner(Protocol):
-    """What is needed of the authority."""
-
-    def sign_jwt(self, request: JwtSvidRequest) -> JwtSvid:
-        """Sign.
-
-        Raises:
-            AuthorityError: it cannot, or refuses.
+        Returns at once in all other cases, and also if the replacement fails: `sign_x509` and
+        `sign_jwt` then raise.
         """
         ...
-
-    def trusts(self, authority_id: str) -> bool:
-        """Whether what this authority signed may still be handed out."""
-        ...
-
-
-class X509Signer(Protocol):
-    """What is needed of the authority."""
 
     def sign_x509(self, request: X509SvidRequest) -> x509.Certificate:
-        """Sign.
+        """Issue an X.509-SVID.
 
         Raises:
-            AuthorityError: it cannot, or refuses.
+            AuthorityError: the authority cannot sign now, or the request breaks a rule.
+        """
+        ...
+
+    def sign_jwt(self, request: JwtSvidRequest) -> JwtSvid:
+        """Issue a JWT-SVID.
+
+        Raises:
+            AuthorityError: the authority cannot sign now, or the request breaks a rule.
         """
         ...
 
     def trusts(self, authority_id: str) -> bool:
-        """Whether what this authority signed may still be handed out."""
+        """Whether an SVID of this authority may still be handed out: it is not tainted."""
         ...

@@ -34,7 +34,7 @@ from agent.kernel.caller import Proof
 from agent.kernel.credentials import MAX_SOCKET_PATH
 from agent.spiffe.ids import TrustDomain
 from agent.spiffe.keys import KeyType
-from agent.spiffe.lifetimes import LAST_PART
+from agent.spiffe.lifetimes import longest_svid
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -151,11 +151,11 @@ def _some(value: object) -> object:
 
 def _fits_ca(ttl: timedelta, info: ValidationInfo) -> timedelta:
     ca_ttl = info.data.get("x509_ca_ttl")
-    if ca_ttl is not None and ttl > ca_ttl / LAST_PART:
+    if ca_ttl is not None and ttl > longest_svid(ca_ttl):
         raise ValueError(
             f"{format_duration(ttl)} is more than a sixth of x509_ca_ttl, so that an SVID could"
             f" outlive the authority that signed it: give {format_duration(ca_ttl)} / 6 ="
-            f" {format_duration(ca_ttl / LAST_PART)} at most, or raise x509_ca_ttl"
+            f" {format_duration(longest_svid(ca_ttl))} at most, or raise x509_ca_ttl"
         )
     return long_enough(ttl)
 
@@ -227,7 +227,7 @@ class AuthoritySettings(_Section):
     @property
     def max_svid_ttl(self) -> timedelta:
         """The longest life an SVID can be promised, whoever asks for it."""
-        return self.x509_ca_ttl / LAST_PART
+        return longest_svid(self.x509_ca_ttl)
 
 
 _Count = Annotated[int, Field(ge=1, le=1_000_000)]

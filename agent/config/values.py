@@ -11,7 +11,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, WithJsonSchema
 
-from agent.spiffe.lifetimes import MIN_SVID_TTL
+from agent.spiffe.lifetimes import MIN_LIFETIME
 
 # Ten years: longer than any certificate should live, and far from overflowing a date.
 MAX_DURATION = timedelta(days=3650)
@@ -88,12 +88,12 @@ def long_enough(ttl: timedelta) -> timedelta:
     """Insist on a life in which an SVID can be renewed.
 
     Raises:
-        ValueError: it is shorter than MIN_SVID_TTL.
+        ValueError: it is shorter than MIN_LIFETIME.
     """
-    if ttl < MIN_SVID_TTL:
+    if ttl < MIN_LIFETIME:
         raise ValueError(
             f"{format_duration(ttl)} is too short to renew in: "
-            f"give {format_duration(MIN_SVID_TTL)} or more"
+            f"give {format_duration(MIN_LIFETIME)} or more"
         )
     return ttl
 

@@ -222,7 +222,7 @@ async def _open_issuing(
     stack.callback(keystore.close)
     authority = EmbeddedAuthority.open(authority_policy(settings), keystore, clock, log)
     stack.callback(authority.close)
-    await authority.catch_up()
+    await authority.take_due_steps()
     cache = _open_cache(settings, keystore, authority, clock, log)
     if cache is not None:
         stack.push_async_callback(cache.close)

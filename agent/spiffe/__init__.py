@@ -1,4 +1,4 @@
-"""The SPIFFE standards as pure functions: IDs, bundles, keys, and the rules of SVIDs.
+"""The SPIFFE standards as pure functions: IDs, trust bundles, keys, lifetimes, rules of SVIDs.
 
-Every room may import this one; it imports none.
+Every room may import this one. It imports only `agent.errors`.
 """

@@ -1,12 +1,12 @@
-"""Trust bundles: the keys by which SVIDs of one trust domain are recognised.
+"""Trust bundles: the public keys that verify the SVIDs of a trust domain.
 
-A bundle always travels with the name of its trust domain (TB-17). It has three forms on the wire:
-concatenated DER and a JWK Set for the Workload API, and the SPIFFE bundle document that holds both
-kinds of keys, for everybody else. All three are deterministic: equal bundles give equal bytes.
+A bundle keeps the name of its trust domain (Trust Domain and Bundle section 3). It has three forms
+on the wire: concatenated DER and a JWK Set for the Workload API, and the SPIFFE bundle document
+with both kinds of keys. All three are deterministic: equal bundles give equal bytes.
 
-What we publish is strict; what we read follows the consumer rules of the standard (keys of a type
-or use that we do not know are ignored). A key that claims a known type and use, and cannot be read,
-spoils the whole bundle: to drop it in silence would be an outage that nobody can explain.
+Published bundles are strict. Reading follows the consumer rules of the standard: keys of an unknown
+type or use are ignored. A key of a known type and use that cannot be read makes the whole bundle
+invalid: to drop it without an error would cause an outage without an explanation.
 """
 
 from __future__ import annotations
@@ -34,25 +34,25 @@ if TYPE_CHECKING:
     from agent.spiffe.ids import TrustDomain
     from agent.spiffe.keys import PublicKey
 
-# TB-20: what a consumer assumes of a bundle without a hint, and what we publish.
+# The default for a bundle without a hint, and the value we publish (Trust Domain and Bundle 6.1).
 DEFAULT_REFRESH_HINT = timedelta(minutes=5)
-# Far beyond any sensible hint, and still a timedelta.
+# 68 years: more than any sensible hint, and still within the range of a timedelta.
 _MAX_REFRESH_SECONDS = 2**31 - 1
 
 _X509_USE = "x509-svid"
 _JWT_USE = "jwt-svid"
-# The members that make a public key. Nothing else is read, so a private key in a bundle is not
-# taken up, and nothing else is written (TB-12; PyJWT would add `key_ops`).
+# The members of a public key. No other is read, so that a private key in a bundle is ignored, and
+# no other is written (Trust Domain and Bundle section 4.2; PyJWT would add `key_ops`).
 _KEY_MEMBERS = ("kty", "crv", "x", "y", "n", "e")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrustBundle:
-    """The authorities of one trust domain at one point of its history.
+    """The authorities of one trust domain at one sequence number.
 
     `jwt_authorities` maps key IDs to keys; it is copied, sorted and read-only. `sequence` is 0 for
-    a foreign bundle that has none. A bundle without keys is legal: nothing of that trust domain is
-    valid then (TB-09, TB-11).
+    a foreign bundle without one. A bundle without keys is legal: no SVID of that trust domain is
+    valid then (Trust Domain and Bundle section 4.1.3).
 
     Raises:
         ValueError: the sequence is negative, a key ID is empty, or the refresh hint is negative or
@@ -69,18 +69,23 @@ class TrustBundle:
         if self.sequence < 0:
             raise ValueError("the sequence of a trust bundle cannot be negative")
         if self.refresh_hint < timedelta(0) or self.refresh_hint % timedelta(seconds=1):
-            raise ValueError("a refresh hint is a whole number of seconds (TB-08)")
+            raise ValueError(
+                "a refresh hint is a whole number of seconds (Trust Domain and Bundle 4.1.2)"
+            )
         if "" in self.jwt_authorities:
-            raise ValueError("a JWT authority needs a key ID (JW-23)")
+            raise ValueError("a JWT authority needs a key ID (JWT-SVID 6.1)")
         frozen = MappingProxyType(dict(sorted(self.jwt_authorities.items())))
         object.__setattr__(self, "jwt_authorities", frozen)
 
     def x509_der(self) -> bytes:
-        """The X.509 authorities as concatenated DER, as the Workload API carries them (IC-01)."""
+        """The X.509 authorities as concatenated DER, the form of the Workload API."""
         return b"".join(map(_der, self.x509_authorities))
 
     def jwks(self) -> bytes:
-        """The JWT authorities as an RFC 7517 JWK Set for the Workload API, without `use` (Q-05)."""
+        """The JWT authorities as a JWK Set (RFC 7517) for the Workload API.
+
+        Without `use`: the API does not define it, and all clients accept its absence.
+        """
         return _json({"keys": [_jwk(key, kid=kid) for kid, key in self.jwt_authorities.items()]})
 
     def document(self) -> bytes:
@@ -97,7 +102,7 @@ class TrustBundle:
 
 
 def parse_document(trust_domain: TrustDomain, data: bytes) -> TrustBundle:
-    """Read a SPIFFE bundle document that is said to be of `trust_domain`.
+    """Read a SPIFFE bundle document of `trust_domain`; the document itself does not name it.
 
     Raises:
         ValueError: it is not such a document, or holds a key that cannot be read.
@@ -118,7 +123,7 @@ def parse_document(trust_domain: TrustDomain, data: bytes) -> TrustBundle:
 def parse_jwks(trust_domain: TrustDomain, data: bytes) -> Mapping[str, PublicKey]:
     """Read the JWK Set of a JWT bundle of the Workload API: key ID to key.
 
-    Keys without `use` count, since that API does not ask for it (Q-05); keys of another use do not.
+    Keys without `use` count, because that API does not define it. Keys of another use do not.
 
     Raises:
         ValueError: it is not a JWK Set, or holds a key that cannot be read.
@@ -134,7 +139,7 @@ _Jwk: TypeAlias = dict[str, object]
 
 
 class _Document(pydantic.BaseModel):
-    """The frame of a bundle document; other members may be there (TB-02)."""
+    """The members of a bundle document; others are allowed (section 4.1)."""
 
     model_config = pydantic.ConfigDict(strict=True)
 
@@ -159,17 +164,18 @@ def _with_use(jwks: list[_Jwk], use: str, *, default: object = None) -> list[_Jw
 
 
 def _x509_authorities(jwks: list[_Jwk]) -> tuple[x509.Certificate, ...]:
-    """The union of the certificates, in the order of the document (X5-38)."""
+    """The union of the certificates, in the order of the document (X509-SVID section 6.2)."""
     found = (_x509_authority(jwk) for jwk in jwks)
     return tuple(dict.fromkeys(certificate for certificate in found if certificate is not None))
 
 
 def _x509_authority(jwk: _Jwk) -> x509.Certificate | None:
     chain = jwk.get("x5c")
-    if not chain or (key := _public_key(jwk)) is None:  # X5-36
+    # Without a certificate the entry is ignored (X509-SVID section 6.2).
+    if not chain or (key := _public_key(jwk)) is None:
         return None
     try:
-        # Only the first one counts (X5-37); standard base64, not the URL alphabet (X5-33).
+        # Only the first one counts (X509-SVID section 6.2), in standard base64 (section 6.1).
         der = base64.b64decode(cast("list[str]", chain)[0], validate=True)
         certificate = x509.load_der_x509_certificate(der)
         matches = certificate.public_key() == key
@@ -195,7 +201,7 @@ def _jwt_authorities(jwks: list[_Jwk]) -> dict[str, PublicKey]:
 
 
 def _public_key(jwk: _Jwk) -> PublicKey | None:
-    """The key of a JWK; None for a type or curve that is not ours to understand (TB-10, TB-14)."""
+    """The key of a JWK; None for an unknown type or curve (Trust Domain and Bundle 4.2.1)."""
     members = {name: jwk[name] for name in _KEY_MEMBERS if name in jwk}
     from_jwk: Callable[[dict[str, Any]], object]
     match members:

@@ -1,7 +1,7 @@
 """SPIFFE IDs and trust domains: parse, validate, print (SPIFFE-ID standard).
 
-A value that exists is valid. Upper case in a trust domain is refused rather than folded (ID-06):
-what an operator writes is what goes, byte for byte, into certificates.
+An instance is always valid. Upper case in a trust domain is refused (section 2.1), not folded: the
+text that an operator writes appears byte for byte in certificates.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class TrustDomain:
     """The name of a trust domain, such as `example.org`.
 
     Raises:
-        ValueError: the name breaks SPIFFE-ID section 2.1, or has an empty label, which the standard
-            allows but Go's certificate parser does not, so that no Go client could use it.
+        ValueError: the name breaks SPIFFE-ID section 2.1, or has an empty label. The standard
+            allows empty labels, but Go's certificate parser refuses them.
     """
 
     name: str
@@ -63,7 +63,7 @@ class SpiffeId:
 
     def __post_init__(self) -> None:
         if not _PATH.fullmatch(self.path):
-            raise ValueError(_what_is_wrong_with(self.path))
+            raise ValueError(_path_problem(self.path))
         if len(SCHEME) + len(self.trust_domain.name) + len(self.path) > MAX_ID_BYTES:
             raise ValueError(f"SPIFFE ID is longer than {MAX_ID_BYTES} bytes")
 
@@ -84,9 +84,9 @@ class SpiffeId:
         return self.trust_domain.id + self.path
 
 
-def _what_is_wrong_with(path: str) -> str:
+def _path_problem(path: str) -> str:
     if not path:
-        return "the SPIFFE ID has no path, and so names a trust domain, not a workload"
+        return "the SPIFFE ID has no path, so that it names a trust domain and not a workload"
     if not path.startswith("/"):
         return f"path {path!r} does not begin with '/'"
     segments = path[1:].split("/")

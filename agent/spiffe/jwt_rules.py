@@ -1,11 +1,16 @@
-"""Validate JWT-SVIDs against a trust bundle (SPIFFE JWT-SVID, RFC 7519)."""
+"""The rules for JWT-SVIDs (SPIFFE JWT-SVID, RFC 7515, RFC 7519).
+
+PyJWT checks signatures. Claims are checked here, against the caller's time, so that no library
+reads a clock. Messages name the section of the standard and never quote the token: they appear in
+logs and in answers to the sender.
+"""
 
 from __future__ import annotations
 
 import json
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +19,7 @@ from jwt.exceptions import PyJWTError
 
 from agent.spiffe import keys
 from agent.spiffe.ids import SpiffeId
+from agent.spiffe.lifetimes import LEEWAY
 from agent.spiffe.x509_rules import ValidationError
 
 if TYPE_CHECKING:
@@ -23,21 +29,18 @@ if TYPE_CHECKING:
     from agent.spiffe.ids import TrustDomain
     from agent.spiffe.keys import PublicKey
 
-# For hosts whose clocks differ a little (JW-17). Within one host it is not needed at all, so it
-# stays far below the minute that is common elsewhere: an expired token must not live on.
-LEEWAY = timedelta(seconds=5)
-# A token travels in an HTTP header (JW-20), where servers stop at 8 to 16 KiB; and what we decode
-# before the signature is checked must stay small.
+# A token travels in an HTTP header (JWT-SVID section 5.2), which servers limit to 8 to 16 KiB. The
+# limit also bounds the input of the decoder before the signature is checked.
 MAX_TOKEN_CHARS = 16 * 1024
 
-# RFC 7515 section 3.1: three parts in base64url without padding (JW-01, JW-16).
+# RFC 7515 section 3.1: three parts in base64url without padding.
 _COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 _JWS = PyJWS(algorithms=keys.JWS_ALGORITHMS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValidatedJwtSvid:
-    """A JWT-SVID whose signature, audience and time hold.
+    """A JWT-SVID with a valid signature, audience and time.
 
     `claims` are all claims of the token, with `aud` always as a list.
     """
@@ -48,16 +51,14 @@ class ValidatedJwtSvid:
     claims: Mapping[str, object]
 
 
-# --- JWT -------------------------------------------------------------------------------------
-
-
 def validate_jwt_svid(
     token: str, audience: str, bundles: Mapping[TrustDomain, TrustBundle], now: datetime
 ) -> ValidatedJwtSvid:
-    """Judge a JWT-SVID for one who goes by the name `audience`.
+    """Validate a JWT-SVID for an audience at a time.
 
-    The bundle is chosen by the token's subject (WL-53). A token without `kid` is tried against all
-    keys of its trust domain (Q-06). `iat` is not looked at: it limits nothing.
+    The token's subject selects the bundle (Workload API section 6.3). All keys of the trust domain
+    are tried for a token without `kid`, which is optional (JWT-SVID section 2.2). `iat` is not
+    checked: the standard gives it no effect.
 
     Raises:
         ValidationError: the token is not a valid JWT-SVID for this audience at this time.
@@ -67,11 +68,11 @@ def validate_jwt_svid(
     spiffe_id = _subject(claims)
     bundle = bundles.get(spiffe_id.trust_domain)
     if bundle is None:
-        raise ValidationError(f"no trust bundle for trust domain {spiffe_id.trust_domain} (WL-53)")
+        raise ValidationError(f"there is no trust bundle for trust domain {spiffe_id.trust_domain}")
     _check_signature(token, header, bundle)
     audiences = _audiences(claims)
     if audience not in audiences or not audience:
-        raise ValidationError("the token is not meant for this audience (JW-10)")
+        raise ValidationError("the token is for another audience (JWT-SVID 3.2)")
     return ValidatedJwtSvid(
         spiffe_id=spiffe_id,
         expires_at=_check_time(claims, now),
@@ -81,30 +82,30 @@ def validate_jwt_svid(
 
 
 def _decode(token: str) -> tuple[dict[str, Any], bytes]:
-    """Header and payload, not yet trusted; a header that breaks a rule gets no further (JW-14)."""
+    """Header and payload, unverified. The header's rules are checked first (JWT-SVID section 4)."""
     if len(token) > MAX_TOKEN_CHARS:
         raise ValidationError(f"the token is longer than {MAX_TOKEN_CHARS} characters")
     if not _COMPACT.fullmatch(token):
-        raise ValidationError("the token is not in JWS compact serialization (JW-16)")
+        raise ValidationError("the token is not in JWS compact serialization (JWT-SVID 5.1)")
     try:
         decoded = _JWS.decode_complete(token, options={"verify_signature": False})
     except PyJWTError:
         raise ValidationError("the token cannot be decoded") from None
     header = decoded["header"]
     if header.get("alg") not in keys.JWS_ALGORITHMS:
-        raise ValidationError("the token's alg is not one that a JWT-SVID may have (JW-05)")
+        raise ValidationError("the token's alg is not one of the nine of a JWT-SVID (JWT-SVID 2.1)")
     if header.get("typ", "JWT") not in ("JWT", "JOSE"):
-        raise ValidationError("the token's typ is neither JWT nor JOSE (JW-07)")
+        raise ValidationError("the token's typ is neither JWT nor JOSE (JWT-SVID 2.3)")
     if "crit" in header or "b64" in header:
-        raise ValidationError("the token needs extensions that JWT-SVID does not have (JW-02)")
+        raise ValidationError("the token's header has crit or b64 (JWT-SVID 2)")
     return header, decoded["payload"]
 
 
 def _claims(payload: bytes) -> dict[str, Any]:
     try:
         claims = json.loads(payload)
-        # Python reads more than JSON has (NaN, lone surrogates); what cannot be written as JSON
-        # in UTF-8 could not be handed on either.
+        # Python reads more than JSON allows (NaN, lone surrogates). Such claims could not be passed
+        # on as JSON in UTF-8.
         json.dumps(claims, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):
         raise ValidationError("the token's claims are not valid JSON") from None
@@ -118,7 +119,9 @@ def _subject(claims: dict[str, Any]) -> SpiffeId:
     try:
         return SpiffeId.parse(subject if isinstance(subject, str) else "")
     except ValueError:
-        raise ValidationError("the token's sub is not a workload's SPIFFE ID (JW-08)") from None
+        raise ValidationError(
+            "the token's sub is not a workload's SPIFFE ID (JWT-SVID 3.1)"
+        ) from None
 
 
 def _check_signature(token: str, header: dict[str, Any], bundle: TrustBundle) -> None:
@@ -147,27 +150,27 @@ def _audiences(claims: dict[str, Any]) -> tuple[str, ...]:
     value = claims.get("aud")
     audiences = [value] if isinstance(value, str) else value
     if not isinstance(audiences, list) or not all(isinstance(a, str) for a in audiences):
-        raise ValidationError("the token has no usable aud (JW-10)")
+        raise ValidationError("the token's aud is missing or not a list of strings (JWT-SVID 3.2)")
     return tuple(audiences)
 
 
 def _check_time(claims: dict[str, Any], now: datetime) -> datetime:
-    """Return when the token expires."""
+    """Check `exp` and `nbf`; return when the token expires."""
     if "exp" not in claims:
-        raise ValidationError("the token has no exp (JW-13)")
+        raise ValidationError("the token has no exp (JWT-SVID 3.3)")
     expires_at = _numeric_date(claims["exp"])
     if now - LEEWAY >= expires_at:
-        raise ValidationError("the token has expired (JW-17)")
+        raise ValidationError("the token has expired (JWT-SVID 3.3)")
     if "nbf" in claims and now + LEEWAY < _numeric_date(claims["nbf"]):
         raise ValidationError("the token is not valid yet (nbf)")
     return expires_at
 
 
 def _numeric_date(value: object) -> datetime:
-    """RFC 7519 section 2: seconds, possibly with a fraction."""
+    """Read a NumericDate: seconds, possibly with a fraction (RFC 7519 section 2)."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValidationError("the token's exp or nbf is not a number")
     try:
         return datetime.fromtimestamp(value, tz=UTC)
     except (ValueError, OverflowError, OSError):
-        raise ValidationError("the token's exp or nbf is no date") from None
+        raise ValidationError("the token's exp or nbf is out of range") from None

@@ -1,7 +1,7 @@
-"""The kinds of keys vouchd makes and accepts, and what each may sign.
+"""The kinds of keys that vouchd generates and accepts, and their signature algorithms.
 
-A key that leaves this module is strong enough for every use the standards have for it: an EC key on
-a NIST curve that JWS names, or RSA of at least 2048 bits. Keys on disk are not the business here.
+A key that this module returns is EC on P-256, P-384 or P-521, or RSA of at least 2048 bits: strong
+enough for every use in the standards. `agent.authority.keystore` stores keys.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ PrivateKey: TypeAlias = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 PublicKey: TypeAlias = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
 SignatureHash: TypeAlias = hashes.SHA256 | hashes.SHA384 | hashes.SHA512
 
-# RFC 7518 section 3.3, and what every TLS stack in use asks for.
+# RFC 7518 section 3.3, and the minimum of every TLS stack in use.
 MIN_RSA_BITS = 2048
 
-# RFC 7518 section 3.4 ties each curve to one hash; X.509 signatures here use the same pairs.
+# RFC 7518 section 3.4: one hash for each curve. X.509 signatures here use the same pairs.
 _EC_ALGORITHMS: dict[str, tuple[str, SignatureHash]] = {
     ec.SECP256R1.name: ("ES256", hashes.SHA256()),
     ec.SECP384R1.name: ("ES384", hashes.SHA384()),
     ec.SECP521R1.name: ("ES512", hashes.SHA512()),
 }
-# The first one is what we sign with: it is the one that every JWT library has.
+# The first one signs: every JWT library supports it.
 _RSA_ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")
 
 JWS_ALGORITHMS = (*(name for name, _ in _EC_ALGORITHMS.values()), *_RSA_ALGORITHMS)
-"""The nine values of `alg` that a JWT-SVID may have (JWT-SVID section 2.1)."""
+"""The nine values of `alg` of a JWT-SVID (JWT-SVID section 2.1)."""
 
 
 class KeyType(StrEnum):
-    """The keys an operator may choose, as they are spelt in the configuration."""
+    """The key types that an operator can choose, as the configuration spells them."""
 
     EC_P256 = "ec-p256"
     EC_P384 = "ec-p384"
@@ -48,7 +48,7 @@ class KeyType(StrEnum):
 
 
 def generate(key_type: KeyType) -> PrivateKey:
-    """Make a new key; RSA takes up to seconds, so not on an event loop."""
+    """Generate a key. RSA takes up to seconds: never on an event loop."""
     match key_type:
         case KeyType.EC_P256:
             return ec.generate_private_key(ec.SECP256R1())
@@ -63,7 +63,7 @@ def generate(key_type: KeyType) -> PrivateKey:
 
 
 def to_pkcs8_der(key: PrivateKey) -> bytes:
-    """The key as unencrypted PKCS#8, the only form that all Workload API clients read (IC-03)."""
+    """The key as unencrypted PKCS#8 in DER, the form of the Workload API."""
     return key.private_bytes(
         serialization.Encoding.DER,
         serialization.PrivateFormat.PKCS8,
@@ -84,14 +84,14 @@ def load_pem(data: bytes) -> PrivateKey:
     """Read an unencrypted private key in PEM.
 
     Raises:
-        ValueError: it is something else, or a key that `check_public` refuses. The message holds
-            nothing of the data.
+        ValueError: the data is no such key, or `check_public` refuses it. The message quotes none
+            of the data.
     """
     return _load(serialization.load_pem_private_key, data, "PEM")
 
 
 def load_der(data: bytes) -> PrivateKey:
-    """Read what `to_pkcs8_der` wrote.
+    """Read an unencrypted private key in DER, as `to_pkcs8_der` returns it.
 
     Raises:
         ValueError: see `load_pem`.
@@ -102,13 +102,13 @@ def load_der(data: bytes) -> PrivateKey:
 def _load(
     parse: Callable[[bytes, bytes | None], PrivateKeyTypes], data: bytes, form: str
 ) -> PrivateKey:
-    # The library's own messages are not passed on: they are about ASN.1 and may quote the input.
+    # The library's messages are dropped: they speak of ASN.1 and may quote the input.
     try:
         key = parse(data, None)
     except TypeError:
-        raise ValueError("the private key is encrypted, and no password can be given") from None
+        raise ValueError("the private key is encrypted; give an unencrypted one") from None
     except (ValueError, UnsupportedAlgorithm):
-        raise ValueError(f"this is not a private key in {form}, or it is damaged") from None
+        raise ValueError(f"the data is not a private key in {form}, or it is damaged") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
         raise ValueError("the private key is neither EC nor RSA")  # noqa: TRY004 - data, not a type
     check_public(key.public_key())
@@ -119,7 +119,7 @@ def check_public(key: object) -> PublicKey:
     """Return the key if vouchd accepts it.
 
     Raises:
-        ValueError: it is neither EC on P-256, P-384 or P-521 nor RSA of at least 2048 bits.
+        ValueError: the key is neither EC on P-256, P-384 or P-521 nor RSA of at least 2048 bits.
     """
     match key:
         case ec.EllipticCurvePublicKey():
@@ -135,14 +135,14 @@ def check_public(key: object) -> PublicKey:
 
 
 def jws_algorithms(key: PublicKey) -> tuple[str, ...]:
-    """The values of `alg` that fit the key; the first is the one to sign with."""
+    """The values of `alg` that fit the key; the first one signs."""
     if isinstance(key, rsa.RSAPublicKey):
         return _RSA_ALGORITHMS
     return (_EC_ALGORITHMS[key.curve.name][0],)
 
 
 def signature_hash(key: PublicKey) -> SignatureHash:
-    """The hash for signatures of this key in certificates."""
+    """The hash of this key's signatures in certificates."""
     if isinstance(key, rsa.RSAPublicKey):
         return hashes.SHA256()
     return _EC_ALGORITHMS[key.curve.name][1]

@@ -1,12 +1,12 @@
-"""The SVIDs that outlast a restart of the agent, in one file of the data directory.
+"""X.509-SVIDs that survive a restart of the agent, in one file of the data directory.
 
-* It is a cache and nothing more: what cannot be read, or not be written, is a line in the log, and
-  costs its clients a new SVID. It never keeps the agent from starting or serving.
-* Nobody waits for it: SVIDs are written in a thread, about a second after they were made, and at
-  stop.
-* New ones are added at the end of the file. It is written anew by the first save after a start,
-  when most of it is outdated, and after a failure, which may have left half a record behind.
-* It is not fsynced: a power cut ends the clients too.
+* It is only a cache: a failed read or write is a log line and costs clients a new SVID. It never
+  keeps the agent from starting or serving.
+* No call waits for the disk: a thread writes SVIDs about a second after they were issued, and when
+  the agent stops.
+* New SVIDs are appended. The file is rewritten by the first save after a start, when most of it is
+  outdated, and after a failure, which may have left half a record.
+* The file is not fsynced: a power cut ends the clients too.
 """
 
 from __future__ import annotations
@@ -38,22 +38,24 @@ KEY_FILE = "svids.key"
 CREDENTIAL = "vouchd.svid-cache-key"
 SETTLE_SECONDS = 1.0
 RETRY_SECONDS = 60.0
-# Of 800 bytes each; with what is outdated the file stays below 40 MB. The oldest make room.
+# 800 bytes each. With outdated records the file stays below 40 MB. The oldest SVIDs make room.
 MAX_SVIDS = 20_000
 MAX_FILE_BYTES = 64 << 20
-# So many outdated records are no reason yet to write the file anew.
+# This many outdated records are no reason to rewrite the file.
 SLACK = 1_000
 
 
 class DiskCache:
-    """The shelf of `agent.svids.x509`. Owns its thread; `close` saves, and ends it.
+    """The SvidStore of `agent.svids.x509`. Owns its thread; `close` saves, and ends it.
 
     Args:
-        keystore: where the file is.
-        secret: what it is sealed with.
-        bundle: gives the bundle that SVIDs have to verify with, as of now.
-        clock: the time.
-        log: where to say what is not kept.
+        keystore: the directory of the file.
+        secret: encrypts the file.
+        bundle: returns the current trust bundle, which verifies stored SVIDs.
+        clock: wall time.
+        log: receives failures to read and to write.
+        max_svids: the most SVIDs in the file.
+        slack: outdated records that are no reason to rewrite the file.
     """
 
     def __init__(
@@ -63,7 +65,12 @@ class DiskCache:
         bundle: Callable[[], TrustBundle],
         clock: Clock,
         log: FilteringBoundLogger,
+        *,
+        max_svids: int = MAX_SVIDS,
+        slack: int = SLACK,
     ) -> None:
+        self._max_svids = max_svids
+        self._slack = slack
         self._keystore = keystore
         self._secret = secret
         self._bundle = bundle
@@ -71,14 +78,14 @@ class DiskCache:
         self._log = log
         self._stored: dict[bytes, StoredSvid] = {}
         self._unsaved: list[StoredSvid] = []
-        self._wanted = asyncio.Event()
-        self._seal: Sealer | None = None
-        self._room = 0
+        self._has_unsaved = asyncio.Event()
+        self._sealer: Sealer | None = None
+        self._appendable = 0
         self._failing = False
         self._thread = ThreadPoolExecutor(1, "svid cache")
 
     def load(self) -> None:
-        """Take up what is stored and not due for renewal."""
+        """Read the stored SVIDs that are not due for renewal."""
         try:
             data = self._keystore.read(FILE, MAX_FILE_BYTES)
         except KeystoreError as error:
@@ -91,15 +98,15 @@ class DiskCache:
         if unsealed.fault:
             path = str(self._keystore.directory / FILE)
             self._log.warning(
-                "svid cache used in part" if unsealed.svids else "svid cache not used",
-                reason=f"{path}: {unsealed.fault}; SVIDs that are missing are made anew",
+                "svid cache partly used" if unsealed.svids else "svid cache not used",
+                reason=f"{path}: {unsealed.fault}; missing SVIDs are issued anew",
             )
         self._stored = {svid.fingerprint: svid for svid in unsealed.svids}
-        self._trim()
-        self._log.debug("svid cache loaded", svids=len(self._stored))
+        self._drop_due()
+        self._log.debug("svid cache loaded", count=len(self._stored))
 
     def find(self, identity: Identity) -> X509Svid | None:
-        """See Shelf.find."""
+        """The stored SVID of an identity, if it verifies now and is not due for renewal."""
         now = self._clock.now()
         stored = self._stored.get(fingerprint(identity))
         if stored is None or stored.renew_at <= now:
@@ -107,91 +114,91 @@ class DiskCache:
         try:
             return stored.restore(identity, self._bundle(), now)
         except ValueError as error:
-            self._log.info("stored svid not used", entry=identity.entry_id, reason=str(error))
+            self._log.info("stored svid not used", entry_id=identity.entry_id, reason=str(error))
             return None
 
     def put(self, identity: Identity, svid: X509Svid) -> None:
-        """See Shelf.put."""
+        """Replace the stored SVID of an identity; `run` writes it to the disk."""
         stored = StoredSvid.of(identity, svid)
-        self._stored.pop(stored.fingerprint, None)  # so that the order is that of age
+        self._stored.pop(stored.fingerprint, None)  # so that the oldest comes first
         self._stored[stored.fingerprint] = stored
         self._unsaved.append(stored)
-        if len(self._stored) > MAX_SVIDS:
+        if len(self._stored) > self._max_svids:
             del self._stored[next(iter(self._stored))]
-        self._wanted.set()
+        self._has_unsaved.set()
 
     async def run(self) -> None:
-        """Save what was put here, for ever."""
+        """Save new SVIDs until cancelled."""
         while True:
-            await self._wanted.wait()
+            await self._has_unsaved.wait()
             await self._clock.sleep(RETRY_SECONDS if self._failing else SETTLE_SECONDS)
             await self.save()
 
     async def save(self) -> None:
-        """Write what is not written yet."""
+        """Write the SVIDs that are not on the disk yet."""
         unsaved, self._unsaved = self._unsaved, []
-        seal, self._seal = self._seal, None  # until all is written: this may be cancelled
+        # None until all is written: this may be cancelled, and the file is then in doubt.
+        sealer, self._sealer = self._sealer, None
         try:
-            if seal is None or len(unsaved) > self._room:
-                seal = await self._rewrite()
+            if sealer is None or len(unsaved) > self._appendable:
+                sealer = await self._rewrite()
             else:
-                await self._append(seal, unsaved)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it must not end the agent
+                await self._append(sealer, unsaved)
+        except Exception as error:  # noqa: BLE001 - no failure of the cache may end the agent
             self._on_failed(error)
             return
-        self._seal = seal
+        self._sealer = sealer
         if not self._unsaved:
-            self._wanted.clear()
+            self._has_unsaved.clear()
         if self._failing:
-            self._log.info("svid cache saved again")
+            self._log.info("svid cache saved")
         self._failing = False
 
     async def close(self) -> None:
-        """Save the rest."""
-        if self._wanted.is_set():
+        """Save the remaining SVIDs, and end the thread."""
+        if self._has_unsaved.is_set():
             await self.save()
         self._thread.shutdown()
 
-    async def _append(self, seal: Sealer, svids: list[StoredSvid]) -> None:
-        self._room -= len(svids)
-        await self._in_thread(partial(self._keystore.append, FILE, map(seal.record, svids)))
+    async def _append(self, sealer: Sealer, svids: list[StoredSvid]) -> None:
+        self._appendable -= len(svids)
+        await self._in_thread(partial(self._keystore.append, FILE, map(sealer.record, svids)))
 
     async def _rewrite(self) -> Sealer:
-        self._trim()
+        self._drop_due()
         svids = tuple(self._stored.values())
-        self._room = len(svids) + SLACK
-        seal = Sealer(self._secret, self._bundle().trust_domain)
-        # Sealed on the way to the disk, so that other threads have their turn at every write.
-        chunks = chain((seal.header,), map(seal.record, svids))
-        await self._in_thread(partial(self._keystore.spool, FILE, chunks))
-        return seal
+        self._appendable = len(svids) + self._slack
+        sealer = Sealer(self._secret, self._bundle().trust_domain)
+        # Encrypted one by one while the thread writes, so that the event loop gets its turn.
+        chunks = chain((sealer.header,), map(sealer.record, svids))
+        await self._in_thread(partial(self._keystore.write_unsynced, FILE, chunks))
+        return sealer
 
     def _on_failed(self, error: Exception) -> None:
         if not self._failing:
             self._log.warning(
                 "svid cache not saved",
-                reason=str(error),
-                effect="clients may get new SVIDs after a restart",
+                reason=f"{error}; after a restart clients may get new SVIDs",
             )
         self._failing = True
 
-    def _trim(self) -> None:
+    def _drop_due(self) -> None:
         now = self._clock.now()
-        self._stored = {mark: svid for mark, svid in self._stored.items() if svid.renew_at > now}
+        self._stored = {key: svid for key, svid in self._stored.items() if svid.renew_at > now}
 
     async def _in_thread(self, write: Callable[[], None]) -> None:
         await asyncio.get_running_loop().run_in_executor(self._thread, write)
 
 
 def cache_secret(keystore: Keystore, credentials: Path | None) -> bytes:
-    """What the cache is sealed with: a credential of the service manager, or a file made here.
+    """The secret that encrypts the cache: a credential of the service manager, or a stored file.
 
     Args:
-        keystore: where the file is.
+        keystore: the directory of the file, which is created if there is no credential.
         credentials: the directory of the service's credentials (systemd.exec(5), CREDENTIALS).
 
     Raises:
-        KeystoreError: the credential, or the file, cannot be used, or the file not be made.
+        KeystoreError: the credential or the file cannot be used, or the file cannot be created.
     """
     if credentials is not None and (path := credentials / CREDENTIAL).exists():
         return _read_credential(path)
@@ -209,6 +216,6 @@ def _read_credential(path: Path) -> bytes:
         raise KeystoreError(f"cannot read the credential {path}: {error.strerror}") from error
     if len(secret) < MIN_SECRET_BYTES:
         raise KeystoreError(
-            f"the credential {path} has {len(secret)} bytes; give {MIN_SECRET_BYTES} at least"
+            f"the credential {path} has {len(secret)} bytes: it needs at least {MIN_SECRET_BYTES}"
         )
     return secret

@@ -1,8 +1,8 @@
-"""JWT-SVIDs by identity and audience: made once, handed out while half of their life is left.
+"""JWT-SVIDs by identity and audience: issued once, handed out until half of their lifetime is over.
 
-The audience is a set: its order and its repetitions make no other token, though a new one keeps the
-order of whoever asked (IC-22). A token never outlives the
-key that signed it, and none of a tainted key is handed out.
+The audience is a set: its order and its repetitions cause no other token, though a new token keeps
+the order of the request. A token never outlives the key that signed it, and a token of a tainted
+key is not handed out.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from cachetools import LRUCache
 from agent.authority.jwt_issuer import JwtSvidRequest
 from agent.errors import AuthorityError
 from agent.signals import NO_SIGNALS, Stage, Stopwatch
+from agent.spiffe import lifetimes
 from agent.telemetry.throttled_log import ThrottledLog
 
 if TYPE_CHECKING:
@@ -23,23 +24,32 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from agent.authority.jwt_issuer import JwtSvid
-    from agent.authority.signer import JwtSigner
+    from agent.authority.signer import Signer
     from agent.clock import Clock
     from agent.entries.identity import Identity
     from agent.signals import Signals
 
-# Some 10 MiB. Callers choose audiences, so that there must be an end to it.
+# Tokens in memory, about 10 MiB. Callers choose audiences, so that the number needs a bound.
 CACHE_SIZE = 10_000
 
 _Key: TypeAlias = "tuple[Identity, tuple[str, ...]]"
 
 
 class JwtSvids:
-    """The JWT-SVIDs of all identities. `default_ttl` may be changed."""
+    """The JWT-SVIDs of all identities.
+
+    Args:
+        signer: the authority that issues the tokens.
+        clock: wall time.
+        default_ttl: lifetime of tokens whose entry gives none. A reload may change it.
+        log: receives failed renewals.
+        signals: receives the time that issuing takes.
+        cache_size: the most tokens in memory; the least recently used make room.
+    """
 
     def __init__(
         self,
-        signer: JwtSigner,
+        signer: Signer,
         clock: Clock,
         default_ttl: timedelta,
         log: FilteringBoundLogger,
@@ -51,27 +61,27 @@ class JwtSvids:
         self._clock = clock
         self._throttled = ThrottledLog(log)
         self._signals = signals
-        self._made: LRUCache[_Key, JwtSvid] = LRUCache(cache_size)
+        self._issued: LRUCache[_Key, JwtSvid] = LRUCache(cache_size)
 
     def __len__(self) -> int:
-        """How many are kept."""
-        return len(self._made)
+        """How many tokens are in memory."""
+        return len(self._issued)
 
     def get(self, identity: Identity, audience: Iterable[str]) -> JwtSvid:
         """A token of this identity for this audience.
 
         Raises:
-            AuthorityError: there is no valid one and none can be made now.
+            AuthorityError: there is no valid token and none can be issued now.
         """
         wanted = tuple(dict.fromkeys(audience))
         key = identity, tuple(sorted(wanted))
         now = self._clock.now()
-        svid = self._made.get(key)
+        svid = self._issued.get(key)
         if svid is not None and self._is_fresh(svid, now):
             return svid
         try:
             with Stopwatch(self._signals, Stage.MINT_JWT):
-                return self._make(key, wanted)
+                return self._issue(key, wanted)
         except AuthorityError as error:
             if svid is None or not self._is_valid(svid, now):
                 raise
@@ -83,9 +93,9 @@ class JwtSvids:
             )
             return svid
 
-    def _make(self, key: _Key, audience: tuple[str, ...]) -> JwtSvid:
+    def _issue(self, key: _Key, audience: tuple[str, ...]) -> JwtSvid:
         identity = key[0]
-        svid = self._made[key] = self._signer.sign_jwt(
+        svid = self._issued[key] = self._signer.sign_jwt(
             JwtSvidRequest(
                 spiffe_id=identity.spiffe_id,
                 audience=audience,
@@ -96,9 +106,9 @@ class JwtSvids:
         return svid
 
     def _is_valid(self, svid: JwtSvid, now: datetime) -> bool:
-        # Of a clock that was set back, this one would have been issued in the future.
+        # After the clock was set back, a token from before would be issued in the future.
         return svid.issued_at <= now < svid.expires_at and self._signer.trusts(svid.kid)
 
     def _is_fresh(self, svid: JwtSvid, now: datetime) -> bool:
-        half = (svid.expires_at - svid.issued_at) / 2
-        return self._is_valid(svid, now) and now < svid.issued_at + half
+        renew_at = lifetimes.renewal(svid.issued_at, svid.expires_at)
+        return self._is_valid(svid, now) and now < renew_at

@@ -1,17 +1,16 @@
-"""X.509-SVIDs in the form in which they outlast a restart: sealed, and doubted when read.
+"""The file format of the SVID cache: encrypted X.509-SVIDs, verified again when they are read.
 
-A file begins with its version and a salt. Behind them is one record for each SVID, of which a later
-one replaces an earlier one of the same identity, so that a new SVID is added at the end:
+A file begins with its version and a salt. One record for each SVID follows. A later record replaces
+an earlier one of the same identity, so that a new SVID is appended:
 
-    4 bytes: how long the rest is · 12 bytes: nonce · AES-256-GCM (SP 800-38D) of the SVID
+    4 bytes: length of the rest | 12 bytes: nonce | AES-256-GCM (SP 800-38D) of the SVID
 
-The key comes from a secret and the salt by HKDF (RFC 5869), so that no two files share one, and
-random nonces do for the records of one file. The version and the trust domain are authenticated
-with each record.
+The key is derived from a secret and the salt by HKDF (RFC 5869). Each file has its own key, so that
+random nonces suffice for its records. Version and trust domain are authenticated with each record.
 
-Whatever is read here may be damaged, cut off, old, or made for another: what is in doubt is left
-out, and the reason given. An SVID is checked like one that a stranger presents before it is handed
-out; that takes a third of a millisecond, so it is not done for all of them at once.
+A file may be damaged, cut off, old, or written by another agent: a record in doubt is left out, and
+the reason is returned. Before an SVID is handed out, it is verified like a peer's. That takes a
+third of a millisecond, so that each SVID is verified when it is needed and not all at once.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ MIN_SECRET_BYTES = 32
 
 _NONCE_BYTES = 12
 _LENGTH = struct.Struct(">I")
-# Fingerprint, `renew_at` in microseconds since 1970, length of the key; the certificate follows.
+# Fingerprint, `renew_at` in microseconds since 1970, length of the key. Key and certificate follow.
 _RECORD = struct.Struct(">32sqH")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -55,7 +54,7 @@ _MICROSECOND = timedelta(microseconds=1)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredSvid:
-    """An X.509-SVID, and for which identity it was made."""
+    """An X.509-SVID with the fingerprint of its identity."""
 
     fingerprint: bytes
     renew_at: datetime
@@ -64,7 +63,7 @@ class StoredSvid:
 
     @classmethod
     def of(cls, identity: Identity, svid: X509Svid) -> Self:
-        """What has to be kept of an SVID: all else stands in the certificate."""
+        """The parts of an SVID that are stored; the certificate holds the rest."""
         return cls(
             fingerprint=fingerprint(identity),
             renew_at=svid.renew_at,
@@ -73,11 +72,11 @@ class StoredSvid:
         )
 
     def restore(self, identity: Identity, bundle: TrustBundle, now: datetime) -> X509Svid:
-        """The SVID, if it is still one.
+        """Verify the SVID and return it.
 
         Raises:
-            ValueError: its key is not its certificate's, it is another identity's, or a verifier
-                with this bundle would not accept it now.
+            ValueError: the key is not the certificate's, the SVID belongs to another identity, or
+                it does not verify with this bundle now.
         """
         certificate = x509.load_der_x509_certificate(self.chain_der)
         key = keys.load_der(self.key_der)
@@ -86,26 +85,26 @@ class StoredSvid:
         except ValidationError as error:
             raise ValueError(str(error)) from None
         if self.fingerprint != fingerprint(identity) or spiffe_id != identity.spiffe_id:
-            raise ValueError("it was made for another identity")
+            raise ValueError("it belongs to another identity")
         if certificate.public_key() != key.public_key():
-            raise ValueError("its key does not belong to its certificate")
+            raise ValueError("its key is not its certificate's")
         return X509Svid.of(identity, certificate, key, self.renew_at)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unsealed:
-    """What could be read of a file, in its order, and what is wrong with the rest, if anything."""
+    """The SVIDs of a file in its order, and the fault that ended reading, if any."""
 
     svids: tuple[StoredSvid, ...] = ()
     fault: str = ""
 
 
 class Sealer:
-    """Makes the parts of one new file: `header` once, at its beginning, and any number of records.
+    """Encodes one new file: `header` comes first, then any number of records.
 
     Args:
-        secret: at least MIN_SECRET_BYTES that nobody else knows.
-        trust_domain: whose SVIDs these are.
+        secret: at least MIN_SECRET_BYTES.
+        trust_domain: of the SVIDs.
     """
 
     def __init__(self, secret: bytes, trust_domain: TrustDomain) -> None:
@@ -115,7 +114,7 @@ class Sealer:
         self._context = _context(trust_domain)
 
     def record(self, svid: StoredSvid) -> bytes:
-        """The SVID in the form to store."""
+        """Encrypt one SVID."""
         renew_at = (svid.renew_at - _EPOCH) // _MICROSECOND
         head = _RECORD.pack(svid.fingerprint, renew_at, len(svid.key_der))
         nonce = secrets.token_bytes(_NONCE_BYTES)
@@ -125,7 +124,7 @@ class Sealer:
 
 
 def unseal(data: bytes, secret: bytes, trust_domain: TrustDomain) -> Unsealed:
-    """Read a file, as far as it can be."""
+    """Decrypt the records of a file up to the first fault."""
     if not data.startswith(VERSION):
         return Unsealed(fault="it is empty, damaged, or of another version")
     cipher = _cipher(secret, data[len(VERSION) : HEADER_BYTES])
@@ -136,7 +135,7 @@ def unseal(data: bytes, secret: bytes, trust_domain: TrustDomain) -> Unsealed:
             nonce, text = sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:]
             found.append(_parse(cipher.decrypt(nonce, text, context)))
     except InvalidTag:
-        fault = "it is damaged" if found else "it is of another key or trust domain, or damaged"
+        fault = "it is damaged" if found else "its key or trust domain is another, or it is damaged"
     except (ValueError, OverflowError) as error:
         fault = str(error)
     else:
@@ -145,10 +144,10 @@ def unseal(data: bytes, secret: bytes, trust_domain: TrustDomain) -> Unsealed:
 
 
 def fingerprint(identity: Identity) -> bytes:
-    """Equal for equal identities, and for no others.
+    """A digest of all fields of an identity.
 
-    The text of an identity names every field that it has, one that is added later too; that what
-    was stored before is then another identity's costs a new SVID.
+    `repr` names every field, also one that is added later. A new field, or a new name of a class,
+    changes all fingerprints: each stored SVID is then issued anew, once.
     """
     return sha256(repr(identity).encode()).digest()
 

@@ -1,31 +1,33 @@
-"""X.509-SVIDs by identity: minted once, shared by all who have that identity, renewed in time.
+"""X.509-SVIDs by identity: issued once, shared by all callers with that identity, renewed in time.
 
-* One SVID and key per identity, whoever asks and however many. Making one never waits, so that two
-  who ask at the same time cannot both make one.
-* Renewal comes due at half of life, spread by a tenth each way. The moment is drawn once per SVID:
+* One SVID and one key for each identity. `get` never awaits, so that two callers who ask at the
+  same time cannot both cause one to be issued.
+* Renewal is due at half of the lifetime, spread by a tenth. The moment is drawn once for each SVID:
   drawn at every check, the spread would collapse to its early end.
-* Only what somebody watches is renewed; the rest is forgotten when it comes due, or at once if it
-  was for one process alone.
-* What the clock, once it was set back, or a tainted authority makes worthless is not served.
-* What was handed out before a restart is handed out again after it, as long as it is good.
-* A watcher is told that something changed, never what: it asks again and gets the present state, so
-  that a slow reader skips what it missed instead of piling it up.
+* Each identity has at most one due moment in the schedule: renewal of its SVID, or a retry if the
+  SVID could not be issued. A new moment replaces it; nothing else removes it but a forgotten SVID.
+* Only watched identities are renewed and retried. An unwatched SVID is forgotten when it is due, or
+  at once if it belongs to a single process.
+* An SVID is not served before its lifetime begins (the clock was set back), after its end, or when
+  its authority is tainted.
+* An SVID from before a restart is served again while it is valid.
+* A watcher is notified that something changed, not of what: it calls `get` again. A slow reader
+  thereby skips states that it missed.
 """
 
 from __future__ import annotations
 
 import asyncio
-import heapq
 from collections import Counter, defaultdict
 from datetime import UTC, datetime, timedelta
-from itertools import count
 from typing import TYPE_CHECKING, Protocol
 
-from agent.authority.x509_issuer import X509SvidRequest
+from agent.authority.x509_template import X509SvidRequest
 from agent.errors import AuthorityError
 from agent.signals import NO_SIGNALS, Stage, Stopwatch
-from agent.spiffe import keys
+from agent.spiffe import keys, lifetimes
 from agent.spiffe.keys import KeyType
+from agent.svids.schedule import Schedule
 from agent.svids.x509_svid import X509Svid
 from agent.telemetry.throttled_log import ThrottledLog
 
@@ -35,47 +37,48 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
-    from agent.authority.signer import X509Signer
+    from agent.authority.signer import Signer
     from agent.clock import Clock
     from agent.entries.entry import EntryId
     from agent.entries.identity import Identity
     from agent.signals import Signals
 
-# A workload's key lives an hour; P-256 is quick to make and understood by every client.
+# A workload's key lives for an hour. P-256 is fast to generate, and every client supports it.
 WORKLOAD_KEY_TYPE = KeyType.EC_P256
-# How often due renewals are looked for. Wall time is compared at each, so that a step of the clock
-# or a suspended host is noticed this soon after.
+# How often `run` looks for due renewals. It compares wall time, so that it notices a clock step or
+# a suspended host this soon.
 TICK_SECONDS = 1.0
 RETRY = timedelta(seconds=10)
-# Renewed in one turn of the loop before others get theirs: some four milliseconds of work.
+# Renewals in one turn of the event loop: about four milliseconds of work.
 BATCH = 10
-# An entry whose SPIFFE ID is filled in, or each of whose processes has a key, gives this many
-# identities at a time. They take some 3 KiB each, and a workload may be able to invent them.
+# The most identities of one entry at a time. An entry has several if its SPIFFE ID is a template or
+# each process has its own key. An identity takes about 3 KiB, and a workload may be able to invent
+# template values.
 MAX_PER_ENTRY = 10_000
 
 
 class Watcher(Protocol):
-    """Who waits for a change: a Wakeup, or an Event."""
+    """The event that a watcher waits for: a Wakeup or an asyncio.Event."""
 
     def set(self) -> None:
-        """Something has changed."""
+        """Note a change."""
         ...
 
 
 class SvidStore(Protocol):
-    """Where SVIDs are put so that they outlast a restart of the agent."""
+    """A store that keeps SVIDs over a restart of the agent."""
 
     def find(self, identity: Identity) -> X509Svid | None:
-        """One that verifies now and is not due for renewal, if it is there."""
+        """The stored SVID of an identity, if it verifies now and is not due for renewal."""
         ...
 
     def put(self, identity: Identity, svid: X509Svid) -> None:
-        """Put a new one there, in the place of the former. Takes no time and cannot fail."""
+        """Replace the stored SVID of an identity. Returns at once and cannot fail."""
         ...
 
 
 class _Watching:
-    """A watcher of some identities, for the block."""
+    """A watcher of some identities, for the duration of a block."""
 
     __slots__ = ("_begin", "_changed", "_end", "_identities")
 
@@ -103,19 +106,28 @@ class _Watching:
 class X509Svids:
     """The X.509-SVIDs of all identities.
 
-    `spread` draws from [-1, 1): where in its spread a renewal falls. `default_ttl` may be changed.
-    SVIDs that processes share are put on the `shelf`; without one, none outlasts a restart.
+    Args:
+        signer: the authority that issues the SVIDs.
+        clock: wall time.
+        default_ttl: lifetime of SVIDs whose entry gives none. A reload may change it.
+        spread: draws from [-1, 1): where in its spread a renewal falls.
+        log: receives failed renewals.
+        signals: receives the time that issuing takes.
+        store: keeps SVIDs over a restart; without a store, none survives.
+        max_per_entry: the most identities of one entry.
     """
 
     def __init__(
         self,
-        signer: X509Signer,
+        signer: Signer,
         clock: Clock,
         default_ttl: timedelta,
         spread: Callable[[], float],
         log: FilteringBoundLogger,
         signals: Signals = NO_SIGNALS,
         store: SvidStore | None = None,
+        *,
+        max_per_entry: int = MAX_PER_ENTRY,
     ) -> None:
         self.default_ttl = default_ttl
         self._store = store
@@ -124,78 +136,80 @@ class X509Svids:
         self._spread = spread
         self._throttled = ThrottledLog(log)
         self._signals = signals
-        self._minted: dict[Identity, X509Svid] = {}
+        self._max_per_entry = max_per_entry
+        self._issued: dict[Identity, X509Svid] = {}
         self._per_entry: Counter[EntryId] = Counter()
         self._watchers: defaultdict[Identity, set[Watcher]] = defaultdict(set)
-        self._due: list[tuple[datetime, int, Identity]] = []
-        self._order = count()
-        self._looked_at = datetime.min.replace(tzinfo=UTC)
+        # The keys are the identities with an SVID, and those whose SVID a watcher misses.
+        self._due: Schedule[Identity] = Schedule()
+        self._checked_at = datetime.min.replace(tzinfo=UTC)
 
     def __len__(self) -> int:
-        """How many there are."""
-        return len(self._minted)
+        """How many SVIDs there are."""
+        return len(self._issued)
 
     def get(self, identity: Identity) -> X509Svid:
-        """The SVID of an identity: the one that is there while it is fresh, else a new one.
+        """The SVID of an identity: the present one while it is fresh, else a new one.
 
         Raises:
-            AuthorityError: there is no valid one and none can be made now.
+            AuthorityError: there is no valid SVID and none can be issued now.
         """
-        svid = self._minted.get(identity)
+        svid = self._issued.get(identity)
         now = self._clock.now()
         if svid is not None and now < svid.renew_at and self._is_valid(svid, now):
             return svid
+        others_have_older = identity in self._due
         try:
-            return self._take_up(identity, now) or self._mint(identity, now)
+            new = self._restore(identity, now) or self._issue(identity, now)
         except AuthorityError as error:
             if svid is None or not self._is_valid(svid, now):
-                self._schedule(now + RETRY, identity)
+                self._retry_for_watchers(identity, now)
                 raise
             self._log_not_renewed(identity, error)
             return svid
+        if others_have_older:
+            self._notify(identity)
+        return new
 
     @property
     def first_expiry(self) -> datetime | None:
-        """When the first of them expires; None if there are none."""
-        return min((svid.not_after for svid in self._minted.values()), default=None)
+        """When the first SVID expires; None if there are none."""
+        return min((svid.not_after for svid in self._issued.values()), default=None)
 
     def known(self, identity: Identity) -> X509Svid | None:
-        """The SVID that is there, if there is one."""
-        return self._minted.get(identity)
+        """The present SVID of an identity, if it has one. Issues nothing."""
+        return self._issued.get(identity)
 
     def watch(
         self, identities: Sequence[Identity], changed: Watcher
     ) -> AbstractContextManager[None]:
-        """Have `changed` set when an SVID of these was renewed, or has to be, during a block."""
+        """During a block, set `changed` when the SVID of one of these identities may be another."""
         return _Watching(identities, changed, self._watch, self._unwatch)
 
     async def run(self) -> None:
-        """Renew what comes due, for ever."""
+        """Renew due SVIDs until cancelled."""
         while True:
             await self._clock.sleep(TICK_SECONDS)
             try:
-                while self.renew_due():  # noqa: ASYNC110 - others have their turn in between
+                while self.renew_due():  # noqa: ASYNC110 - calls have their turn in between
                     await asyncio.sleep(0)
             except Exception:  # noqa: BLE001 - one defect must not end the renewal of all
                 self._throttled.exception("internal error", None, where="renewal")
 
     def renew_due(self) -> bool:
-        """Renew some of what is due now and watched; forget what is due and not watched.
+        """Renew up to BATCH due SVIDs that are watched; forget those that are not.
 
         Returns:
-            Whether there may be more.
+            Whether more may be due.
         """
         now = self._clock.now()
-        if now < self._looked_at:
-            self._look_at_all(now)
-        self._looked_at = now
+        if now < self._checked_at:
+            self._due.reset(lambda identity: self._moment(identity, now))
+        self._checked_at = now
         for _ in range(BATCH):
-            if not self._due or self._due[0][0] > now:
+            identity = self._due.pop_due(now)
+            if identity is None:
                 return False
-            _due, _order, identity = heapq.heappop(self._due)
-            svid = self._minted.get(identity)
-            if svid is not None and now < svid.renew_at and self._is_valid(svid, now):
-                continue  # renewed meanwhile by one who asked
             if identity in self._watchers:
                 self._renew(identity, now)
             else:
@@ -205,53 +219,53 @@ class X509Svids:
     def _is_valid(self, svid: X509Svid, now: datetime) -> bool:
         return svid.not_before <= now < svid.not_after and self._signer.trusts(svid.authority_id)
 
-    def _look_at_all(self, now: datetime) -> None:
-        """The clock was set back: what was made in the future verifies nowhere."""
-        self._due = [
-            (svid.renew_at if svid.not_before <= now else now, next(self._order), identity)
-            for identity, svid in self._minted.items()
-        ]
-        heapq.heapify(self._due)
+    def _moment(self, identity: Identity, now: datetime) -> datetime:
+        """The due moment after the clock was set back: an SVID from the future verifies nowhere."""
+        svid = self._issued.get(identity)
+        return svid.renew_at if svid is not None and self._is_valid(svid, now) else now
 
     def _renew(self, identity: Identity, now: datetime) -> None:
         try:
             if identity.expires_at is None or now < identity.expires_at:
-                self._mint(identity, now)
+                self._issue(identity, now)
             else:
                 self._forget(identity)
         except AuthorityError as error:
             self._log_not_renewed(identity, error)
-            self._schedule(now + RETRY, identity)
-        for changed in self._watchers[identity]:
-            changed.set()
+            self._due.set(identity, now + RETRY)
+        self._notify(identity)
 
     def _log_not_renewed(self, identity: Identity, error: AuthorityError) -> None:
-        self._throttled.warning(
-            "svid not renewed",
-            identity.entry_id,
-            entry_id=identity.entry_id,
-            reason=str(error),
-        )
+        entry_id = identity.entry_id
+        self._throttled.warning("svid not renewed", entry_id, entry_id=entry_id, reason=str(error))
 
-    def _take_up(self, identity: Identity, now: datetime) -> X509Svid | None:
+    def _retry_for_watchers(self, identity: Identity, now: datetime) -> None:
+        if identity in self._watchers:
+            self._due.set_no_later(identity, now + RETRY)
+
+    def _notify(self, identity: Identity) -> None:
+        for changed in self._watchers.get(identity, ()):
+            changed.set()
+
+    def _restore(self, identity: Identity, now: datetime) -> X509Svid | None:
         """The SVID from before a restart, if it is as good as a new one."""
         svid = None if self._store is None else self._store.find(identity)
         if (
             svid is None
             or not self._is_valid(svid, now)
-            or svid.not_after > now + self._ttl(identity)  # they were made shorter meanwhile
+            or svid.not_after > now + self._ttl(identity)  # the operator has shortened the TTL
         ):
             return None
         self._make_room(identity)
         self._keep(identity, svid)
         return svid
 
-    def _mint(self, identity: Identity, now: datetime) -> X509Svid:
+    def _issue(self, identity: Identity, now: datetime) -> X509Svid:
         self._make_room(identity)
         with Stopwatch(self._signals, Stage.MINT_X509):
             svid = self._make(identity, now)
         self._keep(identity, svid)
-        # A key that is for one process alone is not for the disk either.
+        # The key of a single process is useless after a restart: the process has another holder.
         if self._store is not None and not identity.holder:
             self._store.put(identity, svid)
         return svid
@@ -276,20 +290,20 @@ class X509Svids:
     def _draw_renewal(self, identity: Identity, now: datetime, not_after: datetime) -> datetime:
         limit = identity.expires_at
         if limit is not None and not_after >= limit.replace(microsecond=0):
-            return limit  # a renewal would not last longer
-        half = (not_after - now) / 2
-        return now + half * (1 + self._spread() / 10)
+            return limit  # a renewed SVID would not last longer
+        return lifetimes.renewal(now, not_after, self._spread())
 
     # --- what is kept ----------------------------------------------------------------------------
 
     def _keep(self, identity: Identity, svid: X509Svid) -> None:
-        if identity not in self._minted:
+        if identity not in self._issued:
             self._per_entry[identity.entry_id] += 1
-        self._minted[identity] = svid
-        self._schedule(svid.renew_at, identity)
+        self._issued[identity] = svid
+        self._due.set(identity, svid.renew_at)
 
     def _forget(self, identity: Identity) -> None:
-        if self._minted.pop(identity, None) is not None:
+        self._due.cancel(identity)
+        if self._issued.pop(identity, None) is not None:
             self._per_entry[identity.entry_id] -= 1
             self._per_entry += Counter()  # drops the zeros
 
@@ -300,28 +314,23 @@ class X509Svids:
         self._watchers[identity].discard(changed)
         if not self._watchers[identity]:
             del self._watchers[identity]
-            if identity.holder:
+            if identity.holder or identity not in self._issued:
                 self._forget(identity)
 
     def _make_room(self, identity: Identity) -> None:
-        """Bound the identities of one entry; those that nobody watches make room.
+        """Bound the identities of one entry: forget its unwatched SVIDs.
 
         Raises:
-            AuthorityError: all of them are in use.
+            AuthorityError: all SVIDs of the entry are watched.
         """
-        if identity in self._minted or self._per_entry[identity.entry_id] < MAX_PER_ENTRY:
+        if identity in self._issued or self._per_entry[identity.entry_id] < self._max_per_entry:
             return
-        of_entry = [each for each in self._minted if each.entry_id == identity.entry_id]
-        idle = [each for each in of_entry if each not in self._watchers]
-        if not idle:
+        of_entry = [each for each in self._issued if each.entry_id == identity.entry_id]
+        unwatched = [each for each in of_entry if each not in self._watchers]
+        if not unwatched:
             raise AuthorityError(
-                f"entry {identity.entry_id} gives {MAX_PER_ENTRY} identities already, all in use"
+                f"entry {identity.entry_id} already has {self._max_per_entry} identities in use,"
+                " which is the limit"
             )
-        for each in idle:
+        for each in unwatched:
             self._forget(each)
-
-    def _schedule(self, due: datetime, identity: Identity) -> None:
-        # The running number keeps the heap from comparing identities.
-        heapq.heappush(self._due, (due, next(self._order), identity))
-        if len(self._due) > 2 * len(self._minted) + BATCH:  # most of them forgotten
-            self._look_at_all(datetime.max.replace(tzinfo=UTC))

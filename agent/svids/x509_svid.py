@@ -1,4 +1,4 @@
-"""An X.509-SVID as a workload gets it: certificate and key in the forms that go over the wire."""
+"""An X.509-SVID as a workload gets it: certificate and key in the form of the Workload API."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
 class X509Svid:
-    """An X.509-SVID with its key. `of` makes it."""
+    """An X.509-SVID with its key, made by `of`. It is replaced at `renew_at`."""
 
     spiffe_id: str
     hint: str
@@ -35,7 +35,7 @@ class X509Svid:
     def of(
         cls, identity: Identity, certificate: x509.Certificate, key: PrivateKey, renew_at: datetime
     ) -> Self:
-        """The SVID of an identity, which is to be replaced at `renew_at`."""
+        """Make the SVID of an identity from its certificate and key."""
         return cls(
             spiffe_id=str(identity.spiffe_id),
             hint=identity.hint,

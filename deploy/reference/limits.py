@@ -20,7 +20,7 @@ from agent.service.process import (
     MIN_ADDRESS_SPACE,
     MIN_DESCRIPTORS,
 )
-from agent.spiffe.lifetimes import LAST_PART, MIN_SVID_TTL
+from agent.spiffe.lifetimes import LAST_PART, MIN_LIFETIME
 from agent.svids.disk_cache import MAX_SVIDS
 from agent.svids.x509 import MAX_PER_ENTRY
 from agent.telemetry.log import QUEUED_LINES
@@ -85,7 +85,7 @@ FIXED: tuple[tuple[str, str, str], ...] = (
     ("the path of a socket", f"{MAX_SOCKET_PATH} bytes", "an error"),
     (
         "life of an SVID",
-        f"{format_duration(MIN_SVID_TTL)} to 1/{LAST_PART} of `authority.x509_ca_ttl`",
+        f"{format_duration(MIN_LIFETIME)} to 1/{LAST_PART} of `authority.x509_ca_ttl`",
         "an error",
     ),
     ("any duration", format_duration(MAX_DURATION), "an error"),

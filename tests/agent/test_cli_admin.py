@@ -361,7 +361,7 @@ def test_what_cannot_be_done_says_what_to_do(fresh: RunningAgent) -> None:
     outcome = ask(fresh, "authority", "activate", "jwt")
     assert (outcome.code, outcome.stdout) == (1, "")
     assert outcome.stderr == "vouchd: no jwt authority is prepared: prepare one first\n"
-    assert ask(fresh, "authority", "taint", "x").stderr == "vouchd: there is no authority 'x'\n"
+    assert ask(fresh, "authority", "taint", "x").stderr == "vouchd: no authority has the ID 'x'\n"
     assert ask(fresh, "authority", "prepare", "pgp").code == 2
     with (
         AdminClient(fresh.admin_socket, PATIENCE_SECONDS) as client,

@@ -1,3 +1,5 @@
+"""Trust bundles: printing and parsing are inverse, and damage is a ValueError."""
+
 from __future__ import annotations
 
 import json
@@ -52,15 +54,17 @@ def test_parsing_a_jwks_gives_the_keys_back(bundle: TrustBundle) -> None:
 
 
 @given(bundles, bundles)
-def test_equal_bundles_and_only_they_have_equal_documents(a: TrustBundle, b: TrustBundle) -> None:
+def test_two_bundles_have_equal_documents_if_and_only_if_they_are_equal(
+    a: TrustBundle, b: TrustBundle
+) -> None:
     assert (a.document() == b.document()) == (a == b)
 
 
 @given(bundles, st.data())
-def test_one_member_of_one_key_replaced_by_anything_is_read_or_refused(
+def test_a_key_with_an_arbitrary_member_is_read_or_refused(
     bundle: TrustBundle, data: st.DataObject
 ) -> None:
-    """Whatever a foreign bundle holds, nothing but a ValueError comes of it."""
+    """No content of a foreign bundle causes another error than ValueError."""
     document: dict[str, Any] = json.loads(bundle.document())
     for key in document["keys"]:
         key[data.draw(st.sampled_from(sorted(key)))] = data.draw(json_values)
@@ -75,6 +79,6 @@ def test_one_member_of_one_key_replaced_by_anything_is_read_or_refused(
 
 
 @given(st.binary() | json_values.map(lambda value: json.dumps(value).encode()))
-def test_arbitrary_bytes_are_no_bundle(data: bytes) -> None:
+def test_arbitrary_bytes_are_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"example\.org"):
         parse_document(TD, data)

@@ -1,4 +1,4 @@
-"""Reading what was printed gives the same SPIFFE ID; reading anything else ends in ValueError."""
+"""SPIFFE IDs: printing and parsing are inverse, and any other text is a ValueError."""
 
 import contextlib
 import string
@@ -23,6 +23,6 @@ def test_parse_undoes_print(domain: str, path: str) -> None:
 
 
 @given(st.one_of(st.text(), st.text("a./:%?#@ A\n").map(lambda text: "spiffe://" + text)))
-def test_whatever_is_accepted_prints_as_it_was_written(text: str) -> None:
+def test_accepted_text_prints_back_unchanged(text: str) -> None:
     with contextlib.suppress(ValueError):
         assert str(SpiffeId.parse(text))[len("spiffe") :] == text[len("spiffe") :]

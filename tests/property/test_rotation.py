@@ -1,6 +1,6 @@
-"""Whatever happens in whatever order, one of each kind signs, and all that count are known.
+"""Rotation: in any history, one authority of each kind signs, and the bundle verifies every SVID.
 
-Histories of steps that come due, steps that operators take, clocks that are set, and restarts.
+A history is a series of due steps, steps of an operator, clock steps, suspends and restarts.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from agent.authority.authority_set import (
     State,
     X509Authority,
 )
-from agent.authority.rotation import Event, activate, next_steps, prepare, revoke, taint, without
+from agent.authority.rotation import Event, activate, expire, next_steps, prepare, revoke, taint
 from agent.authority.x509_issuer import create_x509_authority
 from tests.vectors.pki.forge import NOW, TD
 
-# In production this is only a warning of the library, and the certificate is judged all the same.
+# In production the library only warns, and the certificate is checked all the same.
 ODD_SERIAL = "ignore:Parsed a serial number:cryptography.utils.CryptographyDeprecationWarning"
 HOUR = timedelta(hours=1)
 LIFE = 24 * HOUR
 LONGEST = LIFE / 6
 KEYS = [ec.generate_private_key(ec.SECP256R1()) for _ in range(8)]
 KIDS = count()
-# A history is no longer than this. Each part of it can leave one authority of each kind that
-# retires long after the clock that is in force, and all of them may leave at one moment.
+# The most steps of a history. Each can leave one authority of each kind that retires long after the
+# present time of the clock, and all of them may leave the bundle at one moment.
 LONGEST_HISTORY = 25
 MOST_AUTHORITIES = 2 * (LONGEST_HISTORY + 2)
-# Besides them, each kind's successor leaves, comes, and signs.
+# Each kind's successor also leaves, is prepared, and is activated.
 STEPS_AT_ONCE = 2 * MOST_AUTHORITIES
 
 
@@ -75,7 +75,7 @@ STORED = first(NOW).to_json()
 
 
 class Rotation(RuleBasedStateMachine):
-    """What the daemon does with the steps, and remembers what SVIDs there are."""
+    """Takes steps as the daemon does, and remembers until when SVIDs are valid."""
 
     @initialize()
     def begin(self) -> None:
@@ -84,38 +84,38 @@ class Rotation(RuleBasedStateMachine):
         self.sign()
 
     def sign(self) -> None:
-        """Whoever signs now may have signed something that lives for so long."""
+        """The active authorities may sign an SVID with the longest lifetime now."""
         self.relied_on: dict[str, datetime] = getattr(self, "relied_on", {})
         for authority in (self.set.active_x509, self.set.active_jwt):
             self.relied_on[authority.id] = min(self.now + LONGEST, authority.not_after)
 
     def become(self, after: AuthoritySet) -> None:
         before, self.set = self.set, after
-        shows_the_same = before.bundle().document() == after.bundle().document()
-        assert after.sequence == before.sequence + (0 if shows_the_same else 1)
+        is_same_bundle = before.bundle().document() == after.bundle().document()
+        assert after.sequence == before.sequence + (0 if is_same_bundle else 1)
         self.sign()
 
     @rule(minutes=st.integers(1, 60 * 60))
     def wait(self, minutes: int) -> None:
-        """Ask every ten minutes, as an agent would that is seldom asked."""
+        """Take due steps every ten minutes."""
         end = self.now + timedelta(minutes=minutes)
         while self.now < end:
             self.now += timedelta(minutes=10)
-            self.catch_up()
+            self.take_due_steps()
 
     @rule(hours=st.integers(1, 100))
     def sleep(self, hours: int) -> None:
-        """The host was suspended."""
+        """Suspend the host."""
         self.now += hours * HOUR
-        self.catch_up()
+        self.take_due_steps()
 
     @rule(hours=st.integers(1, 100))
     def set_the_clock_back(self, hours: int) -> None:
         self.now -= hours * HOUR
-        self.relied_on = {}  # what was signed in the future verifies nowhere
-        self.catch_up()
+        self.relied_on = {}  # an SVID from the future is valid nowhere
+        self.take_due_steps()
 
-    def catch_up(self) -> None:
+    def take_due_steps(self) -> None:
         for _ in range(STEPS_AT_ONCE):
             step = next_steps(self.set, self.now)[0]
             if step.at > self.now:
@@ -127,8 +127,8 @@ class Rotation(RuleBasedStateMachine):
                 assert self.set.of(step.kind)[-1].id in str(step.authority_id)
                 self.become(activate(self.set, step.kind, self.now))
             else:
-                self.become(without(self.set, step.authority_id, self.now))
-        raise AssertionError("there is no end to the steps")
+                self.become(expire(self.set, step.authority_id, self.now))
+        raise AssertionError("the due steps never end")
 
     @rule(kind=st.sampled_from(AuthorityKind))
     def prepare_now(self, kind: AuthorityKind) -> None:
@@ -139,7 +139,7 @@ class Rotation(RuleBasedStateMachine):
     def activate_now(self, kind: AuthorityKind) -> None:
         if State.PREPARED in [a.state for a in self.set.of(kind)]:
             self.become(activate(self.set, kind, self.now))
-            self.catch_up()
+            self.take_due_steps()
 
     @rule(data=st.data())
     def taint_now(self, data: st.DataObject) -> None:
@@ -148,7 +148,7 @@ class Rotation(RuleBasedStateMachine):
             chosen = data.draw(st.sampled_from(former))
             self.become(taint(self.set, chosen, self.now))
             self.relied_on.pop(chosen, None)
-            self.catch_up()
+            self.take_due_steps()
 
     @rule(data=st.data())
     def revoke_now(self, data: st.DataObject) -> None:
@@ -159,27 +159,27 @@ class Rotation(RuleBasedStateMachine):
     @rule()
     def restart(self) -> None:
         self.set = AuthoritySet.parse(self.set.to_json(), TD)
-        self.catch_up()
+        self.take_due_steps()
 
     @invariant()
-    def one_of_each_kind_is_active(self) -> None:
+    def exactly_one_authority_of_each_kind_is_active(self) -> None:
         for kind in AuthorityKind:
             states = [a.state for a in self.set.of(kind)]
             assert states.count(State.ACTIVE) == 1
             assert states.count(State.PREPARED) <= 1
 
     @invariant()
-    def whatever_signs_is_alive(self) -> None:
+    def the_active_authorities_are_valid(self) -> None:
         for active in (self.set.active_x509, self.set.active_jwt):
             assert active.not_before - timedelta(minutes=1) <= self.now < active.not_after
 
     @invariant()
-    def whoever_may_still_be_relied_on_is_in_the_bundle(self) -> None:
+    def the_authority_of_each_valid_svid_is_in_the_bundle(self) -> None:
         known = {a.id for a in self.set.all}
         assert known >= {each for each, until in self.relied_on.items() if self.now <= until}
 
     @invariant()
-    def the_bundle_does_not_grow_for_ever(self) -> None:
+    def the_bundle_has_a_bound(self) -> None:
         assert len(self.set.all) <= MOST_AUTHORITIES
 
 
@@ -191,7 +191,9 @@ TestRotation.settings = settings(
 
 @pytest.mark.filterwarnings(ODD_SERIAL)
 @given(st.integers(0, len(STORED) - 1), st.integers(0, 255))
-def test_any_damage_to_the_stored_form_is_a_value_error_or_harmless(index: int, octet: int) -> None:
+def test_one_damaged_byte_of_the_stored_form_is_an_error_or_harmless(
+    index: int, octet: int
+) -> None:
     key = AuthoritySet.parse(STORED, TD).active_x509.key.public_key()
     damaged = STORED[:index] + bytes([octet]) + STORED[index + 1 :]
     try:

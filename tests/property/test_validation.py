@@ -1,3 +1,5 @@
+"""Validation of SVIDs: an altered token or certificate is refused, with a ValidationError."""
+
 from __future__ import annotations
 
 import json
@@ -21,7 +23,7 @@ REQUEST = JwtSvidRequest(spiffe_id=ID, audience=("server",), ttl=timedelta(minut
 TOKEN = ISSUER.issue(ISSUER.prepare(REQUEST, NOW)).token
 LEAF = leaf().public_bytes(Encoding.DER)
 BUNDLE = bundle(authority(), k=CA_KEY)
-# In production this is only a warning of the library, and the certificate is judged all the same.
+# In production the library only warns, and the certificate is checked all the same.
 ODD_SERIAL = "ignore:Parsed a serial number:cryptography.utils.CryptographyDeprecationWarning"
 
 json_values = st.recursive(
@@ -29,7 +31,7 @@ json_values = st.recursive(
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=5,
 )
-# Half of what is drawn gets past the outer form.
+# Half of the drawn texts have the form of a token.
 token_texts = st.text() | st.lists(
     st.text("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_", min_size=1),
     min_size=3,
@@ -50,12 +52,12 @@ def test_the_token_that_is_mutated_below_is_valid() -> None:
 
 
 @given(token_texts)
-def test_arbitrary_text_is_refused_and_nothing_else_happens(text: str) -> None:
+def test_arbitrary_text_is_refused(text: str) -> None:
     assert _refused(text)
 
 
 def test_a_token_with_any_bit_flipped_is_refused() -> None:
-    """All of them: seven bits of every character."""
+    """Every bit: seven of each character."""
     for index, character in enumerate(TOKEN):
         for bit in range(7):
             mutant = chr(ord(character) ^ (1 << bit))
@@ -78,10 +80,10 @@ def test_a_token_with_anything_inserted_is_refused(index: int, text: str) -> Non
     st.dictionaries(st.sampled_from(["sub", "aud", "exp", "nbf", "iat", "x"]), json_values),
 )
 @example({"alg": "ES256"}, {"sub": str(ID), "aud": ["server"], "exp": 10**18})
-def test_headers_and_claims_of_any_shape_are_judged(
+def test_arbitrary_headers_and_claims_raise_nothing_but_validation_errors(
     header: dict[str, Any], claims: dict[str, Any]
 ) -> None:
-    """Even with a good signature, nothing but a ValidationError comes of odd claims."""
+    """Also with a valid signature."""
     good = {"sub": str(ID), "aud": ["server"], "exp": int(NOW.timestamp()) + 60}
     try:
         payload = json.dumps(good | claims).encode()
@@ -107,20 +109,20 @@ def _signed_parts(certificate: x509.Certificate) -> tuple[bytes, bytes]:
 
 @pytest.mark.filterwarnings(ODD_SERIAL)
 def test_a_certificate_with_any_bit_of_its_content_flipped_is_refused() -> None:
-    """All of them, as far as the mutant still is a certificate.
+    """Every bit, if the result still is a certificate.
 
-    What is left out is neither signed nor the signature: when that ends in zero bits, DER can count
-    some of them as unused, and the same certificate has a second encoding.
+    Bits that are neither signed nor part of the signature are left out: DER can count zero bits at
+    the end of a signature as unused, so that the same certificate has a second encoding.
     """
     genuine = _signed_parts(x509.load_der_x509_certificate(LEAF))
-    judged = 0
+    checked = 0
     for position in range(len(LEAF) * 8):
         mutant = bytearray(LEAF)
         mutant[position // 8] ^= 1 << position % 8
         certificate = _loaded(bytes(mutant))
         if certificate is None or _signed_parts(certificate) == genuine:
             continue
-        judged += 1
+        checked += 1
         with pytest.raises(ValidationError):
             validate_x509_svid([certificate], BUNDLE, NOW)
-    assert judged > len(LEAF)
+    assert checked > len(LEAF)

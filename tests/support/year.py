@@ -161,7 +161,7 @@ class Agent:
         self.api.policy = ServingPolicy(review=Review(DAY, lambda: 0.0))
 
     async def tick(self) -> None:
-        await self.authority.catch_up()
+        await self.authority.take_due_steps()
         while self.svids.renew_due():
             pass
         self.streams.wake_ended()

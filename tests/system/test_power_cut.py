@@ -2,7 +2,7 @@
 
 ext4 is told to stop (FS_IOC_SHUTDOWN) without writing another block, mounted with the least that it
 can promise, and mounted again as after a boot: what was not synced is gone. What another file
-system might leave is in tests/unit/authority/test_power_cut.py.
+system might leave is in tests/unit/authority/embedded/test_power_cut.py.
 """
 
 from __future__ import annotations

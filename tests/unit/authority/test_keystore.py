@@ -14,12 +14,12 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def test_the_directory_is_made_private(directory: Path) -> None:
+def test_the_directory_is_created_private(directory: Path) -> None:
     Keystore(directory).close()
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
 
 
-def test_what_is_written_is_read(directory: Path) -> None:
+def test_a_written_file_reads_back(directory: Path) -> None:
     keystore = Keystore(directory)
     assert keystore.read("f") is None
     keystore.write("f", b"one")
@@ -30,7 +30,7 @@ def test_what_is_written_is_read(directory: Path) -> None:
     keystore.close()
 
 
-def test_the_mode_is_right_whatever_the_umask(directory: Path) -> None:
+def test_the_mode_does_not_depend_on_the_umask(directory: Path) -> None:
     keystore = Keystore(directory)
     before = os.umask(0)
     try:
@@ -42,7 +42,7 @@ def test_the_mode_is_right_whatever_the_umask(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o750, 0o705, 0o777, 0o701])
-def test_a_loose_directory_is_refused_and_left_alone(directory: Path, mode: int) -> None:
+def test_a_directory_open_to_others_is_refused_and_unchanged(directory: Path, mode: int) -> None:
     directory.mkdir()
     directory.chmod(mode)
     with pytest.raises(KeystoreError, match=rf"mode {mode:04o}.*chmod 0700 {directory}"):
@@ -51,7 +51,7 @@ def test_a_loose_directory_is_refused_and_left_alone(directory: Path, mode: int)
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o601])
-def test_a_loose_file_is_refused_and_left_alone(directory: Path, mode: int) -> None:
+def test_a_file_open_to_others_is_refused_and_unchanged(directory: Path, mode: int) -> None:
     keystore = Keystore(directory)
     keystore.write("f", b"secret")
     (directory / "f").chmod(mode)
@@ -62,7 +62,7 @@ def test_a_loose_file_is_refused_and_left_alone(directory: Path, mode: int) -> N
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give files away")
-def test_what_belongs_to_somebody_else_is_refused(directory: Path) -> None:
+def test_a_file_or_directory_of_another_user_is_refused(directory: Path) -> None:
     keystore = Keystore(directory)
     keystore.write("f", b"")
     os.chown(directory / "f", 12345, -1)
@@ -74,7 +74,7 @@ def test_what_belongs_to_somebody_else_is_refused(directory: Path) -> None:
         Keystore(directory)
 
 
-def test_links_and_other_things_are_refused(directory: Path, tmp_path: Path) -> None:
+def test_links_pipes_and_directories_are_refused(directory: Path, tmp_path: Path) -> None:
     keystore = Keystore(directory)
     (tmp_path / "elsewhere").write_bytes(b"x")
     (directory / "link").symlink_to(tmp_path / "elsewhere")
@@ -88,22 +88,22 @@ def test_links_and_other_things_are_refused(directory: Path, tmp_path: Path) -> 
     keystore.close()
 
 
-def test_a_linked_directory_is_refused(directory: Path, tmp_path: Path) -> None:
+def test_a_symbolic_link_to_a_directory_is_refused(directory: Path, tmp_path: Path) -> None:
     (tmp_path / "real").mkdir(0o700)
     directory.symlink_to(tmp_path / "real")
     with pytest.raises(KeystoreError, match="it is a symbolic link"):
         Keystore(directory)
 
 
-def test_what_vouchd_never_writes_is_refused(directory: Path) -> None:
+def test_a_file_larger_than_the_limit_is_refused(directory: Path) -> None:
     keystore = Keystore(directory)
     keystore.write("f", b"x" * (MAX_FILE_BYTES + 1))
-    with pytest.raises(KeystoreError, match="which vouchd never writes"):
+    with pytest.raises(KeystoreError, match="more than vouchd ever writes"):
         keystore.read("f")
     keystore.close()
 
 
-def test_one_agent_at_a_time(directory: Path) -> None:
+def test_a_second_agent_is_refused_until_the_first_closes(directory: Path) -> None:
     first = Keystore(directory)
     with pytest.raises(KeystoreError, match="another agent uses"):
         Keystore(directory)
@@ -132,7 +132,7 @@ def test_a_failed_write_keeps_the_old_content(
     keystore.close()
 
 
-def test_a_disk_that_has_become_read_only_is_an_error_that_says_so(
+def test_a_read_only_disk_is_an_error_with_advice(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keystore = Keystore(directory)
@@ -148,10 +148,10 @@ def test_a_disk_that_has_become_read_only_is_an_error_that_says_so(
     keystore.close()
 
 
-def test_the_content_is_on_disk_before_it_has_the_name(
+def test_file_name_and_directory_are_synced_in_this_order(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """File, then name, then directory: another order can lose both contents in a power cut."""
+    """Another order can lose both contents in a power cut."""
     steps: list[str] = []
     real_fsync, real_rename = os.fsync, os.rename
 
@@ -172,7 +172,7 @@ def test_the_content_is_on_disk_before_it_has_the_name(
     keystore.close()
 
 
-def test_what_a_crash_left_is_cleared_away(directory: Path) -> None:
+def test_a_temporary_file_of_a_crash_is_replaced(directory: Path) -> None:
     keystore = Keystore(directory)
     (directory / ".f.new").write_bytes(b"half")
     keystore.write("f", b"whole")
@@ -181,25 +181,25 @@ def test_what_a_crash_left_is_cleared_away(directory: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_created_is_an_error_with_advice(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(KeystoreError, match="Permission denied; choose another data_dir"):
         Keystore(tmp_path / "data")
 
 
-def test_a_file_in_the_way(directory: Path) -> None:
+def test_a_file_in_place_of_the_directory_is_an_error(directory: Path) -> None:
     directory.write_bytes(b"")
     with pytest.raises(KeystoreError, match="cannot use the data directory"):
         Keystore(directory)
 
 
-def test_what_is_spooled_and_appended_is_read(directory: Path) -> None:
+def test_unsynced_and_appended_chunks_read_back(directory: Path) -> None:
     keystore = Keystore(directory)
-    keystore.spool("f", (b"one ", b"two"))
+    keystore.write_unsynced("f", (b"one ", b"two"))
     keystore.append("f", (b" three", b" four"))
     assert keystore.read("f") == b"one two three four"
     assert stat.S_IMODE((directory / "f").stat().st_mode) == 0o600
-    keystore.spool("f", ())
+    keystore.write_unsynced("f", ())
     assert keystore.read("f") == b""
     keystore.remove("f")
     keystore.remove("f")
@@ -207,21 +207,19 @@ def test_what_is_spooled_and_appended_is_read(directory: Path) -> None:
     keystore.close()
 
 
-def test_nothing_waits_for_the_disk_that_need_not_survive_a_power_cut(
-    directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unsynced_writes_call_no_fsync(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keystore = Keystore(directory)
 
     def fsync(_descriptor: int) -> None:
         raise AssertionError
 
     monkeypatch.setattr(os, "fsync", fsync)
-    keystore.spool("f", (b"x",))
+    keystore.write_unsynced("f", (b"x",))
     keystore.append("f", (b"x",))
     keystore.close()
 
 
-def test_one_cannot_append_to_what_is_not_there_or_no_file(directory: Path) -> None:
+def test_append_needs_a_regular_file(directory: Path) -> None:
     keystore = Keystore(directory)
     (directory / "dir").mkdir(0o700)
     for name in ("missing", "dir"):
@@ -233,7 +231,7 @@ def test_one_cannot_append_to_what_is_not_there_or_no_file(directory: Path) -> N
     keystore.close()
 
 
-def test_a_disk_that_cannot_be_read_is_an_error_that_says_so(
+def test_a_read_error_of_the_disk_is_an_error_with_its_reason(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keystore = Keystore(directory)
@@ -252,9 +250,7 @@ def name_of(descriptor: int) -> str:
     return str(Path(f"/proc/self/fd/{descriptor}").readlink())
 
 
-def test_every_directory_that_was_made_is_on_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_created_directory_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[str] = []
     monkeypatch.setattr(os, "fsync", lambda fd: synced.append(name_of(fd)))
     Keystore(tmp_path / "a" / "b" / "data").close()
@@ -262,7 +258,7 @@ def test_every_directory_that_was_made_is_on_disk(
     assert stat.S_IMODE((tmp_path / "a" / "b" / "data").stat().st_mode) == 0o700
 
 
-def test_a_new_name_that_may_not_survive_is_told(
+def test_a_failed_sync_of_the_directory_is_an_error(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keystore = Keystore(directory)
@@ -272,6 +268,6 @@ def test_a_new_name_that_may_not_survive_is_told(
             raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(KeystoreError, match=r"cannot tell whether .* would survive a power cut"):
+    with pytest.raises(KeystoreError, match=r"was replaced, but may be lost in a power cut"):
         keystore.write("f", b"x")
     keystore.close()

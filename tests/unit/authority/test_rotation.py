@@ -1,4 +1,4 @@
-"""From prepared to gone: what may follow what, and when it does."""
+"""The transitions of authorities, and when each step is due."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from agent.authority.rotation import (
     Event,
     Step,
     activate,
+    expire,
     next_steps,
     prepare,
     revoke,
     taint,
-    without,
 )
 from agent.authority.x509_issuer import create_x509_authority
 from agent.spiffe.lifetimes import BACKDATE
@@ -71,44 +71,44 @@ def _jwt_steps(authorities: AuthoritySet, now: datetime) -> list[Step]:
     return [step for step in next_steps(authorities, now) if step.kind is AuthorityKind.JWT]
 
 
-# --- the steps -----------------------------------------------------------------------------------
+# --- the transitions-------------------------------------------------------------------------------
 
 
-def test_the_whole_way() -> None:
+def test_an_authority_passes_all_states_and_is_removed() -> None:
     assert _states(PREPARED) == [("first", State.ACTIVE), ("second", State.PREPARED)]
     assert _states(SUCCEEDED) == [("first", State.RETIRED), ("second", State.ACTIVE)]
     assert _states(TAINTED) == [("first", State.TAINTED), ("second", State.ACTIVE)]
     for gone in (
         revoke(TAINTED, "first", NOW + 22 * HOUR),
-        without(TAINTED, "first", NOW + 22 * HOUR),
-        without(SUCCEEDED, "first", NOW + 22 * HOUR),
+        expire(TAINTED, "first", NOW + 22 * HOUR),
+        expire(SUCCEEDED, "first", NOW + 22 * HOUR),
     ):
         assert _states(gone) == [("second", State.ACTIVE)]
 
 
-def test_each_state_knows_since_when() -> None:
+def test_since_is_the_time_of_the_last_change_of_state() -> None:
     assert [a.since for a in SUCCEEDED.jwt] == [NOW + 20 * HOUR, NOW + 20 * HOUR]
     assert TAINTED.jwt[0].since == NOW + 21 * HOUR
 
 
-def test_the_sequence_goes_up_with_every_bundle_and_only_then() -> None:
-    gone = without(TAINTED, "first", NOW + 22 * HOUR)
+def test_the_sequence_rises_with_each_change_of_the_bundle_only() -> None:
+    gone = expire(TAINTED, "first", NOW + 22 * HOUR)
     sequences = [each.sequence for each in (FIRST, PREPARED, SUCCEEDED, TAINTED, gone)]
     assert sequences == [1, 2, 2, 2, 3]
 
 
-def test_the_other_kind_is_not_touched() -> None:
+def test_the_other_kind_stays_unchanged() -> None:
     assert TAINTED.x509 == FIRST.x509
     both = activate(prepare(PREPARED, _x509(NOW + 12 * HOUR)), AuthorityKind.X509, NOW + 20 * HOUR)
     assert _states(both) == _states(PREPARED)
     assert [a.state for a in both.x509] == [State.RETIRED, State.ACTIVE]
 
 
-def test_what_is_prepared_is_that_whatever_it_was() -> None:
+def test_a_successor_is_prepared_whatever_its_former_state() -> None:
     assert prepare(FIRST, _x509(NOW + HOUR)).x509[-1].state is State.PREPARED
 
 
-def test_one_that_was_never_active_can_be_tainted_and_revoked() -> None:
+def test_a_prepared_authority_can_be_tainted_and_revoked() -> None:
     tainted = taint(PREPARED, "second", NOW + 13 * HOUR)
     assert _states(tainted) == [("first", State.ACTIVE), ("second", State.TAINTED)]
     assert _states(revoke(tainted, "second", NOW + 13 * HOUR)) == [("first", State.ACTIVE)]
@@ -124,25 +124,31 @@ def test_one_that_was_never_active_can_be_tainted_and_revoked() -> None:
             "no jwt authority is prepared: prepare one first",
         ),
         (lambda: activate(PREPARED, AuthorityKind.X509, NOW), "no x509 authority is prepared"),
-        (lambda: taint(FIRST, "nobody", NOW), "no authority 'nobody'"),
-        (lambda: taint(FIRST, "first", NOW), "which is active: it still signs: prepare"),
-        (lambda: taint(TAINTED, "first", NOW), "tainted already"),
-        (lambda: revoke(FIRST, "first", NOW), "which is active: it still signs"),
-        (lambda: revoke(SUCCEEDED, "first", NOW), "which is retired: taint it first"),
-        (lambda: revoke(PREPARED, "second", NOW), "which is prepared: taint it first"),
-        (lambda: without(FIRST, "first", NOW), "cannot expire jwt authority first"),
+        (lambda: taint(FIRST, "nobody", NOW), "no authority has the ID 'nobody'"),
+        (
+            lambda: taint(FIRST, "first", NOW),
+            "it is active; prepare and activate another one first",
+        ),
+        (lambda: taint(TAINTED, "first", NOW), "it is tainted; revoke it"),
+        (
+            lambda: revoke(FIRST, "first", NOW),
+            "it is active; prepare and activate another one, then taint",
+        ),
+        (lambda: revoke(SUCCEEDED, "first", NOW), "it is retired; taint it first"),
+        (lambda: revoke(PREPARED, "second", NOW), "it is prepared; taint it first"),
+        (lambda: expire(FIRST, "first", NOW), "cannot expire jwt authority first"),
     ],
 )
-def test_no_other_way_is_open(step: object, reason: str) -> None:
+def test_each_other_transition_is_refused_with_advice(step: object, reason: str) -> None:
     assert callable(step)
     with pytest.raises(ValueError, match=reason):
         step()
 
 
-# --- when they come ------------------------------------------------------------------------------
+# --- when they are due ---------------------------------------------------------------------------
 
 
-def test_a_successor_is_prepared_at_half_of_life_and_signs_with_a_sixth_left() -> None:
+def test_a_successor_is_prepared_at_half_and_signs_in_the_last_sixth() -> None:
     [preparation] = _jwt_steps(FIRST, NOW)
     assert (preparation.event, preparation.at) == (Event.PREPARE, NOW + 12 * HOUR)
     [handover] = _jwt_steps(PREPARED, NOW + 12 * HOUR)
@@ -150,8 +156,8 @@ def test_a_successor_is_prepared_at_half_of_life_and_signs_with_a_sixth_left() -
     assert handover.authority_id == "second"
 
 
-def test_the_soonest_step_of_all_comes_first() -> None:
-    # The certificate was backdated, so that its half is over a little earlier.
+def test_the_soonest_step_of_both_kinds_comes_first() -> None:
+    # The certificate is backdated, so that half of its lifetime is over earlier.
     assert [(s.kind, s.event) for s in next_steps(FIRST, NOW)] == [
         (AuthorityKind.X509, Event.PREPARE),
         (AuthorityKind.JWT, Event.PREPARE),
@@ -159,7 +165,7 @@ def test_the_soonest_step_of_all_comes_first() -> None:
     assert next_steps(FIRST, NOW)[0].at == NOW + 12 * HOUR - BACKDATE / 2
 
 
-def test_a_late_successor_is_in_the_bundle_for_a_moment_before_it_signs() -> None:
+def test_a_late_successor_is_in_the_bundle_for_ten_seconds_before_it_signs() -> None:
     late = NOW + 23 * HOUR
     [handover] = _jwt_steps(prepare(FIRST, _jwt("late", late)), late)
     assert handover.at == late + 10 * SECOND
@@ -168,7 +174,7 @@ def test_a_late_successor_is_in_the_bundle_for_a_moment_before_it_signs() -> Non
     assert handover.at == NOW + 10 * SECOND, "while the active one can still sign"
 
 
-def test_nobody_waits_for_a_successor_when_the_active_one_has_ended() -> None:
+def test_after_the_end_of_the_active_authority_each_step_is_due_at_once() -> None:
     late = NOW + 5 * LIFE
     [preparation] = _jwt_steps(FIRST, late)
     assert preparation.at <= late
@@ -176,7 +182,7 @@ def test_nobody_waits_for_a_successor_when_the_active_one_has_ended() -> None:
     assert handover.at <= late
 
 
-def test_a_successor_that_has_ended_does_not_become_active() -> None:
+def test_a_successor_that_has_expired_does_not_become_active() -> None:
     late = NOW + 5 * LIFE
     [step] = _jwt_steps(PREPARED, late)
     assert (step.event, step.authority_id, step.at) == (Event.EXPIRE, "second", late)
@@ -192,7 +198,7 @@ def test_a_successor_that_has_ended_does_not_become_active() -> None:
     ],
     ids=["in its last part", "before its time", "short SVIDs", "SVIDs end with their authority"],
 )
-def test_a_retired_one_leaves_when_its_last_svid_has_expired_and_an_hour_later(
+def test_a_retired_authority_leaves_an_hour_after_its_last_svid_has_expired(
     longest: timedelta, since: timedelta, leaves: timedelta
 ) -> None:
     prepared = prepare(replace(FIRST, longest_svid=longest), _jwt("second", NOW))
@@ -202,7 +208,7 @@ def test_a_retired_one_leaves_when_its_last_svid_has_expired_and_an_hour_later(
         assert (step.authority_id, step.at) == ("first", NOW + leaves)
 
 
-def test_one_with_a_short_life_has_a_short_margin() -> None:
+def test_an_authority_with_a_short_lifetime_has_a_short_margin() -> None:
     short = replace(FIRST, jwt=(_jwt("short", life=HOUR),), longest_svid=HOUR / 6)
     succeeded = activate(prepare(short, _jwt("second")), AuthorityKind.JWT, NOW + HOUR / 2)
     step = next(s for s in _jwt_steps(succeeded, NOW) if s.event is Event.EXPIRE)
@@ -210,8 +216,8 @@ def test_one_with_a_short_life_has_a_short_margin() -> None:
 
 
 @pytest.mark.parametrize(("back", "is_due"), [(30 * SECOND, False), (HOUR, True)])
-def test_what_a_wrong_clock_made_is_replaced_at_once(back: timedelta, *, is_due: bool) -> None:
-    """Made in what is now the future; a clock that was set back a little means nothing."""
+def test_an_authority_from_the_future_is_replaced_at_once(back: timedelta, *, is_due: bool) -> None:
+    """A wrong clock made it. A clock that was set back a little replaces nothing."""
     now = NOW - back
     [preparation] = _jwt_steps(FIRST, now)
     assert (preparation.at <= now) == is_due

@@ -30,7 +30,7 @@ def _der(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(Encoding.DER)
 
 
-# --- what we publish ---------------------------------------------------------------------------
+# --- published forms ---------------------------------------------------------------------------
 
 
 def test_x509_der_is_the_concatenated_certificates() -> None:
@@ -63,13 +63,13 @@ def test_jwt_keys_of_the_document_have_a_kid() -> None:
     assert set(RHO) == {"kty", "n", "e", "use", "kid"}
 
 
-def test_the_order_in_which_keys_came_does_not_show() -> None:
+def test_the_order_of_the_keys_given_has_no_effect() -> None:
     backwards = dict(reversed(list(BUNDLE.jwt_authorities.items())))
     again = replace(BUNDLE, jwt_authorities=backwards)
     assert (again.jwks(), again.document()) == (BUNDLE.jwks(), BUNDLE.document())
 
 
-def test_a_bundle_cannot_be_changed() -> None:
+def test_a_bundle_is_immutable() -> None:
     source = {"a": LEAF_KEY.public_key()}
     made = replace(BUNDLE, jwt_authorities=source)
     source["b"] = LEAF_KEY.public_key()
@@ -84,9 +84,9 @@ def test_a_bundle_cannot_be_changed() -> None:
     ("changes", "reason"),
     [
         ({"sequence": -1}, "negative"),
-        ({"refresh_hint": timedelta(seconds=-1)}, "TB-08"),
-        ({"refresh_hint": timedelta(seconds=1.5)}, "TB-08"),
-        ({"jwt_authorities": {"": LEAF_KEY.public_key()}}, "JW-23"),
+        ({"refresh_hint": timedelta(seconds=-1)}, "Trust Domain and Bundle 4.1.2"),
+        ({"refresh_hint": timedelta(seconds=1.5)}, "Trust Domain and Bundle 4.1.2"),
+        ({"jwt_authorities": {"": LEAF_KEY.public_key()}}, "JWT-SVID 6.1"),
     ],
 )
 def test_a_bundle_that_breaks_the_standard_cannot_be_made(
@@ -96,7 +96,7 @@ def test_a_bundle_that_breaks_the_standard_cannot_be_made(
         replace(BUNDLE, **changes)
 
 
-def test_a_ca_with_a_foreign_kind_of_key_is_not_published() -> None:
+def test_an_authority_with_an_unsupported_key_is_not_published() -> None:
     key = ed25519.Ed25519PrivateKey.generate()
     certificate = (
         x509.CertificateBuilder(CA.issuer, CA.subject, key.public_key(), 1)
@@ -108,7 +108,7 @@ def test_a_ca_with_a_foreign_kind_of_key_is_not_published() -> None:
         bundle(certificate).document()
 
 
-# --- what we read ------------------------------------------------------------------------------
+# --- parsing ----------------------------------------------------------------------------------
 
 
 def test_a_document_reads_back_as_the_same_bundle() -> None:
@@ -119,18 +119,18 @@ def test_a_jwks_reads_back_as_the_same_keys() -> None:
     assert parse_jwks(TD, BUNDLE.jwks()) == BUNDLE.jwt_authorities
 
 
-def test_jwks_leaves_out_keys_of_other_uses() -> None:
+def test_a_jwks_gives_no_keys_of_other_uses() -> None:
     wit = JWKS_ALPHA | {"use": "wit-svid"}
     assert parse_jwks(TD, _document(wit, X509_KEY)) == {}
     assert list(parse_jwks(TD, _document(JWKS_ALPHA | {"use": "jwt-svid"}))) == ["alpha"]
 
 
-def test_without_sequence_and_hint_the_defaults_hold() -> None:
+def test_a_document_without_sequence_and_hint_has_the_defaults() -> None:
     parsed = parse_document(TD, _document())
     assert (parsed.sequence, parsed.refresh_hint) == (0, timedelta(minutes=5))
 
 
-def test_a_sequence_has_at_least_64_bits() -> None:
+def test_a_sequence_of_64_bits_is_read() -> None:
     assert parse_document(TD, _document(spiffe_sequence=2**63)).sequence == 2**63
 
 
@@ -177,7 +177,7 @@ def test_a_certificate_that_is_listed_twice_counts_once() -> None:
     assert parse_document(TD, _document(X509_KEY, X509_KEY)).x509_authorities == (CA,)
 
 
-def test_the_private_half_of_a_key_is_not_taken_up() -> None:
+def test_a_private_key_in_a_document_is_ignored() -> None:
     leaked = _key_with(ALPHA, d="AAAA")
     assert parse_document(TD, _document(leaked)).jwt_authorities["alpha"] == OTHER_KEY.public_key()
 
@@ -218,7 +218,7 @@ URL_SAFE = base64.urlsafe_b64encode(base64.b64decode(X5C)).decode()
         (_document(_key_with(ZETA, use="x509-svid", x5c=[X5C])), "another key"),
     ],
 )
-def test_damage_is_refused_with_the_trust_domain_and_the_place(data: bytes, reason: str) -> None:
+def test_damage_is_refused_with_its_trust_domain_and_place(data: bytes, reason: str) -> None:
     with pytest.raises(ValueError, match=f"of example.org: .*{reason}"):
         parse_document(TD, data)
 

@@ -1,4 +1,4 @@
-"""SPIFFE IDs, against the table in tests/vectors/spiffe_ids.yaml."""
+"""SPIFFE IDs, by the table in tests/vectors/spiffe_ids.yaml."""
 
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,12 @@ def _name(row: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("row", TABLE["good"], ids=_name)
-def test_a_good_id_is_read_and_prints_back(row: dict[str, Any]) -> None:
+def test_a_valid_id_is_read_and_prints_back(row: dict[str, Any]) -> None:
     assert str(SpiffeId.parse(row["text"])) == row.get("prints", row["text"])
 
 
 @pytest.mark.parametrize("row", TABLE["bad"], ids=_name)
-def test_a_bad_id_is_refused_with_its_reason(row: dict[str, Any]) -> None:
+def test_an_invalid_id_is_refused_with_its_reason(row: dict[str, Any]) -> None:
     with pytest.raises(ValueError) as refusal:  # noqa: PT011 - the text is compared below
         SpiffeId.parse(row["text"])
     assert row["says"] in str(refusal.value)

@@ -1,4 +1,4 @@
-"""SVIDs that were stored: those that are good come back as they were, all others are named."""
+"""The file format of the SVID cache: valid SVIDs read back unchanged, others are refused."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from agent.authority.x509_issuer import X509Issuer, X509SvidRequest, create_x509_authority
+from agent.authority.x509_issuer import X509Issuer, create_x509_authority
+from agent.authority.x509_template import X509SvidRequest
 from agent.entries.identity import Identity
 from agent.spiffe import keys
 from agent.spiffe.bundle import DEFAULT_REFRESH_HINT, TrustBundle
@@ -57,23 +58,23 @@ STORED_A, STORED_B = StoredSvid.of(A, SVID_A), StoredSvid.of(B, SVID_B)
 
 
 def file(*svids: StoredSvid, secret: bytes = SECRET, domain: TrustDomain = TD) -> bytes:
-    seal = Sealer(secret, domain)
-    return seal.header + b"".join(map(seal.record, svids))
+    sealer = Sealer(secret, domain)
+    return sealer.header + b"".join(map(sealer.record, svids))
 
 
-def test_what_was_stored_comes_back_to_the_bit() -> None:
+def test_stored_svids_read_back_bit_for_bit() -> None:
     unsealed = unseal(file(STORED_A, STORED_B), SECRET, TD)
     assert unsealed == Unsealed(svids=(STORED_A, STORED_B))
     assert unsealed.svids[0].restore(A, BUNDLE, START) == SVID_A
 
 
-def test_a_reader_without_the_secret_sees_nothing_of_it() -> None:
+def test_the_file_shows_nothing_of_an_svid_without_the_secret() -> None:
     data = file(STORED_A)
     for part in (SVID_A.key_der[-40:], SVID_A.chain_der[40:80], b"example.org", b"internal"):
         assert part not in data
 
 
-def test_no_two_files_have_a_byte_in_common_but_the_version() -> None:
+def test_two_files_with_the_same_svid_differ_in_salt_and_record() -> None:
     one, other = file(STORED_A), file(STORED_A)
     assert one[: len(VERSION)] == other[: len(VERSION)]
     assert one[len(VERSION) : HEADER_BYTES] != other[len(VERSION) : HEADER_BYTES]
@@ -87,20 +88,20 @@ def test_no_two_files_have_a_byte_in_common_but_the_version() -> None:
         (b"vouchd svids 0\n" + bytes(200), "it is empty, damaged, or of another version"),
         (bytes(4096), "it is empty, damaged, or of another version"),
         (VERSION, ""),
-        (file(STORED_A, secret=b"t" * 32), "it is of another key or trust domain, or damaged"),
+        (file(STORED_A, secret=b"t" * 32), "its key or trust domain is another, or it is damaged"),
         (
             file(STORED_A, domain=TrustDomain("other.org")),
-            "it is of another key or trust domain, or damaged",
+            "its key or trust domain is another, or it is damaged",
         ),
         (file() + bytes(500), "it is cut off in the middle"),
         (file() + b"\xff" * 500, "it is cut off in the middle"),
     ],
 )
-def test_what_is_not_ours_is_named_and_gives_nothing(data: bytes, fault: str) -> None:
+def test_a_foreign_or_damaged_file_has_a_fault_and_no_svids(data: bytes, fault: str) -> None:
     assert unseal(data, SECRET, TD) == Unsealed(fault=fault)
 
 
-def test_cut_off_anywhere_it_gives_what_is_whole() -> None:
+def test_a_file_cut_off_anywhere_gives_its_whole_records() -> None:
     whole = file(STORED_A, STORED_B)
     first = len(whole) - len(Sealer(SECRET, TD).record(STORED_B))
     for length in range(HEADER_BYTES + 1, len(whole)):
@@ -109,7 +110,7 @@ def test_cut_off_anywhere_it_gives_what_is_whole() -> None:
         assert unsealed.fault == ("" if length == first else "it is cut off in the middle")
 
 
-def test_no_bit_can_be_changed_unnoticed() -> None:
+def test_a_changed_byte_anywhere_is_detected() -> None:
     whole = file(STORED_A)
     for position in range(len(whole)):
         changed = bytearray(whole)
@@ -118,7 +119,7 @@ def test_no_bit_can_be_changed_unnoticed() -> None:
         assert not unseal(bytes(changed), SECRET, TD).svids
 
 
-def test_damage_in_the_middle_costs_what_is_behind_it() -> None:
+def test_a_damaged_record_costs_the_records_behind_it() -> None:
     changed = bytearray(file(STORED_A, STORED_B))
     changed[-1] ^= 1
     assert unseal(bytes(changed), SECRET, TD) == Unsealed(svids=(STORED_A,), fault="it is damaged")
@@ -130,7 +131,7 @@ def test_a_record_of_another_file_is_not_accepted() -> None:
 
 
 @pytest.mark.parametrize("plain", [b"", b"x" * 41, b"x" * 32 + b"\x7f" + b"\xff" * 9])
-def test_nonsense_that_is_sealed_well_is_no_error_either(plain: bytes) -> None:
+def test_a_record_with_an_invalid_content_has_a_fault(plain: bytes) -> None:
     salt = bytes(32)
     derivation = HKDF(algorithm=hashes.SHA256(), length=32, salt=salt, info=VERSION)
     sealed = AESGCM(derivation.derive(SECRET)).encrypt(bytes(12), plain, VERSION + b"example.org")
@@ -154,9 +155,9 @@ def test_nonsense_that_is_sealed_well_is_no_error_either(plain: bytes) -> None:
         {"spiffe_id": B.spiffe_id},
     ],
 )
-def test_whoever_is_now_another_does_not_get_it(changes: dict[str, Any]) -> None:
-    """All fields of an identity, so that a change of an entry counts at once."""
-    with pytest.raises(ValueError, match="made for another identity"):
+def test_an_identity_with_one_other_field_does_not_get_the_svid(changes: dict[str, Any]) -> None:
+    """Each field counts, so that a change of an entry takes effect at once."""
+    with pytest.raises(ValueError, match="belongs to another identity"):
         STORED_A.restore(replace(A, **changes), BUNDLE, START)
 
 
@@ -171,12 +172,12 @@ OTHER_CA = create_x509_authority(TD, OTHER_KEY, now=START, ttl=24 * HOUR)
         (STORED_A, BUNDLE, HOUR + dt.timedelta(seconds=1), "no valid path"),
         (STORED_A, BUNDLE, -HOUR, "no valid path"),
         (replace(STORED_A, chain_der=SVID_B.chain_der), BUNDLE, 0 * HOUR, "another identity"),
-        (replace(STORED_A, key_der=SVID_B.key_der), BUNDLE, 0 * HOUR, "does not belong"),
+        (replace(STORED_A, key_der=SVID_B.key_der), BUNDLE, 0 * HOUR, "is not its certificate"),
         (replace(STORED_A, key_der=b"k"), BUNDLE, 0 * HOUR, "not a private key in DER"),
         (replace(STORED_A, chain_der=b"c"), BUNDLE, 0 * HOUR, "parsing"),
     ],
 )
-def test_one_that_would_not_verify_is_refused(
+def test_an_svid_that_does_not_verify_is_refused(
     stored: StoredSvid, bundle: TrustBundle, after: dt.timedelta, reason: str
 ) -> None:
     with pytest.raises(ValueError, match=reason) as caught:

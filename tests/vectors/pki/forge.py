@@ -1,7 +1,7 @@
-"""Certificates made to order, also those that vouchd itself would never sign.
+"""Certificates with any content, also content that vouchd never signs.
 
-Everything is built with `cryptography` directly, so that a fault in
-`agent.authority.issuance` cannot hide itself in the tests of `agent.spiffe.x509_rules`.
+Built with `cryptography` directly, so that a defect in `agent.authority.x509_template` cannot hide
+itself in the tests of `agent.spiffe.x509_rules`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Extension = tuple[x509.ExtensionType, bool]
 
 @cache
 def rsa_key(bits: int) -> rsa.RSAPrivateKey:
-    """Making one is slow, so there is one of each size in a test run."""
+    """One key of each size in a test run, because RSA keys are slow to generate."""
     return rsa.generate_private_key(65537, bits)
 
 
@@ -70,7 +70,7 @@ def leaf(
     ends: datetime = NOW + DAY,
     **changes: Extension | None,
 ) -> x509.Certificate:
-    """A good leaf, with some of its extensions (bc, ku, eku, san, aki) exchanged or left out."""
+    """A valid leaf, with some of its extensions (bc, ku, eku, san, aki) replaced or left out."""
     server_and_client = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
     defaults: dict[str, Extension] = {
         "bc": (x509.BasicConstraints(ca=False, path_length=None), True),
@@ -93,7 +93,7 @@ def authority(
     trust_domain: TrustDomain = TD,
     **changes: Extension | None,
 ) -> x509.Certificate:
-    """A good signing certificate, self-signed by default; see `leaf`."""
+    """A valid signing certificate, self-signed by default; see `leaf`."""
     signer = signer or key
     defaults: dict[str, Extension] = {
         "bc": (x509.BasicConstraints(ca=True, path_length=None), True),
@@ -126,7 +126,7 @@ def _sign(
 def bundle(
     *authorities: x509.Certificate, trust_domain: TrustDomain = TD, **jwt: PrivateKey
 ) -> TrustBundle:
-    """A bundle with these certificates, and with JWT keys whose key IDs are the names given."""
+    """A bundle with these certificates and JWT keys; the argument names are the key IDs."""
     return TrustBundle(
         trust_domain=trust_domain,
         x509_authorities=authorities,

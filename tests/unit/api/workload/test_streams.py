@@ -48,7 +48,7 @@ async def test_bundle_streams_send_a_new_authority(site: Site) -> None:
     certificates, keys = bundle_streams(site)
     before = [await anext(certificates), await anext(keys)]
     site.clock.set(site.clock.now() + 21 * HOUR)
-    await site.authority.catch_up()
+    await site.authority.take_due_steps()
     after = [await anext(certificates), await anext(keys)]
     assert before[0] != after[0]
     assert before[1] != after[1]

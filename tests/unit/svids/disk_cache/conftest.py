@@ -1,4 +1,4 @@
-"""Agents that come and go on one disk."""
+"""A host with a data directory, on which agents start, stop and are killed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import datetime as dt
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,7 @@ SECRET = b"s" * 32
 
 
 class Host:
-    """What stays while agents come and go: a disk and a clock."""
+    """The parts that outlive an agent: the data directory, the authority and the clock."""
 
     def __init__(self, directory: Path) -> None:
         self.clock = FakeClock()
@@ -42,10 +43,17 @@ class Host:
         )
 
     @asynccontextmanager
-    async def agent(self, *, killed: bool = False, ttl: dt.timedelta = TTL) -> AsyncIterator[Agent]:
+    async def agent(
+        self, *, killed: bool = False, ttl: dt.timedelta = TTL, **bounds: Any
+    ) -> AsyncIterator[Agent]:
         """An agent from its start to its stop, or until it is killed."""
         cache = DiskCache(
-            self.keystore, self.secret, lambda: self.authority.bundle, self.clock, self.lines.log
+            self.keystore,
+            self.secret,
+            lambda: self.authority.bundle,
+            self.clock,
+            self.lines.log,
+            **bounds,
         )
         cache.load()
         svids = X509Svids(self.authority, self.clock, ttl, lambda: 0.0, self.lines.log, store=cache)
@@ -58,7 +66,7 @@ class Host:
         else:
             await cache.close()
 
-    def said(self, event: str) -> list[str]:
+    def reasons(self, event: str) -> list[str]:
         return [str(line.get("reason")) for line in self.lines.of(event)]
 
 
@@ -72,11 +80,12 @@ class Agent:
         return [self.svids.get(identity(name)).serial for name in names]
 
     async def saved(self) -> None:
-        """Let the second pass after which is saved, and the thread do its work."""
+        """Let the second before a save pass, and wait for the thread."""
         await self._host.clock.advance(dt.timedelta(seconds=disk_cache.SETTLE_SECONDS))
         await self.idle()
 
     async def idle(self) -> None:
+        """Wait until the thread of the cache has nothing to do."""
         await asyncio.get_running_loop().run_in_executor(self.cache._thread, int)
         await settle()
 

@@ -1,4 +1,4 @@
-"""SVIDs over a restart: the same ones, from a file that stays small."""
+"""Stored SVIDs are served again after a restart, from a file that stays small."""
 
 from __future__ import annotations
 
@@ -9,22 +9,21 @@ import stat
 import pytest
 
 from agent.authority.keystore import Keystore
-from agent.svids import disk_cache
 from agent.svids.disk_cache import FILE
 from tests.support.fakes import START, identity
 from tests.unit.svids.disk_cache.conftest import MINUTE, Host
 
 
-async def test_after_a_restart_everybody_has_what_they_had(host: Host) -> None:
+async def test_after_a_restart_each_identity_has_its_former_svid(host: Host) -> None:
     async with host.agent() as agent:
         before = [agent.svids.get(identity(name)) for name in "abc"]
     async with host.agent() as agent:
         assert [agent.svids.get(identity(name)) for name in "abc"] == before
-    assert host.lines.of("svid cache loaded")[-1]["svids"] == 3
+    assert host.lines.of("svid cache loaded")[-1]["count"] == 3
     assert stat.S_IMODE(host.file.stat().st_mode) == 0o600
 
 
-async def test_what_is_a_second_old_survives_a_kill(host: Host) -> None:
+async def test_an_svid_that_is_a_second_old_survives_a_kill(host: Host) -> None:
     async with host.agent(killed=True) as agent:
         before = agent.serials("a", "b")
         await agent.saved()
@@ -36,7 +35,7 @@ async def test_what_is_a_second_old_survives_a_kill(host: Host) -> None:
         assert agent.serials("too-late")
 
 
-async def test_two_restarts_in_a_row_lose_nobody_who_is_slow_to_come_back(host: Host) -> None:
+async def test_an_svid_that_no_call_asked_for_survives_two_restarts(host: Host) -> None:
     async with host.agent() as agent:
         before = agent.serials("slow")
     async with host.agent(killed=True) as agent:
@@ -46,7 +45,7 @@ async def test_two_restarts_in_a_row_lose_nobody_who_is_slow_to_come_back(host: 
         assert agent.serials("slow") == before
 
 
-async def test_a_new_one_is_added_to_the_file_not_all_written_again(host: Host) -> None:
+async def test_a_new_svid_is_appended_without_a_rewrite(host: Host) -> None:
     async with host.agent() as agent:
         agent.serials("a", "b", "c")
         await agent.saved()
@@ -57,7 +56,9 @@ async def test_a_new_one_is_added_to_the_file_not_all_written_again(host: Host) 
         assert size < host.file.stat().st_size < size + 1000
 
 
-async def test_many_at_once_are_one_save(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_svids_issued_within_a_second_are_one_save(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
     saves: list[str] = []
     monkeypatch.setattr(
         Keystore, "append", lambda _self, name, chunks: saves.append(name + str(len([*chunks])))
@@ -72,32 +73,28 @@ async def test_many_at_once_are_one_save(host: Host, monkeypatch: pytest.MonkeyP
     assert saves == [FILE + "8"]
 
 
-async def test_what_is_outdated_leaves_the_file(
-    host: Host, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(disk_cache, "SLACK", 5)
+async def test_outdated_records_leave_the_file(host: Host) -> None:
     sizes = []
-    async with host.agent() as agent:
+    async with host.agent(slack=5) as agent:
         for _ in range(60):
             agent.serials("a", "b")
             await agent.saved()
             sizes.append(host.file.stat().st_size)
             host.clock.set(host.clock.now() + 31 * MINUTE)
-            await host.authority.catch_up()
+            await host.authority.take_due_steps()
     assert max(sizes) < 12 * 1000
-    assert host.said("svid cache not saved") == []
+    assert host.reasons("svid cache not saved") == []
 
 
-async def test_it_has_a_bound(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk_cache, "MAX_SVIDS", 3)
-    async with host.agent() as agent:
+async def test_the_oldest_svids_make_room(host: Host) -> None:
+    async with host.agent(max_svids=3) as agent:
         before = agent.serials("a", "b", "c", "d", "e")
     async with host.agent() as agent:
         assert agent.serials("c", "d", "e") == before[2:]
-        assert host.lines.of("svid cache loaded")[-1]["svids"] == 3
+        assert host.lines.of("svid cache loaded")[-1]["count"] == 3
 
 
-async def test_the_moment_of_renewal_is_kept(host: Host) -> None:
+async def test_the_renewal_time_survives_a_restart(host: Host) -> None:
     async with host.agent() as agent:
         before = agent.svids.get(identity())
     host.clock.set(START + 20 * MINUTE)

@@ -1,11 +1,11 @@
-"""A file that is damaged or cannot be written costs SVIDs, and never the agent."""
+"""A damaged or unwritable cache costs clients a new SVID and never stops the agent."""
 
 from __future__ import annotations
 
 import asyncio
 import datetime as dt
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pytest
 
@@ -47,16 +47,16 @@ def _link(host: Host) -> None:
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (_wrong_key, "it is of another key or trust domain, or damaged; SVIDs that are missing"),
+        (_wrong_key, "its key or trust domain is another, or it is damaged; missing SVIDs"),
         (_cut, "it is cut off in the middle"),
         (_emptied, "it is empty, damaged, or of another version"),
         (_zeros, "it is empty, damaged, or of another version"),
-        (_huge, "which vouchd never writes"),
-        (_open_to_all, "is open to other users (mode 0644)"),
+        (_huge, "more than vouchd ever writes"),
+        (_open_to_all, "(mode 0644)"),
         (_link, "it is a symbolic link"),
     ],
 )
-async def test_a_file_that_is_of_no_use_is_one_line_and_new_svids(
+async def test_an_unusable_file_is_one_log_line_and_new_svids(
     host: Host, damage: Callable[[Host], None], reason: str
 ) -> None:
     async with host.agent() as agent:
@@ -65,97 +65,98 @@ async def test_a_file_that_is_of_no_use_is_one_line_and_new_svids(
     async with host.agent() as agent:
         after = agent.serials("a")
         assert after != before
-    [said] = host.said("svid cache not used")
-    assert reason in said
-    assert str(host.file) in said
+    [reason_logged] = host.reasons("svid cache not used")
+    assert reason in reason_logged
+    assert str(host.file) in reason_logged
     async with host.agent() as agent:
-        assert agent.serials("a") == after, "the next restart finds it in order"
-    assert len(host.said("svid cache not used")) == 1
+        assert agent.serials("a") == after, "the file was replaced"
+    assert len(host.reasons("svid cache not used")) == 1
 
 
-async def test_half_a_record_at_the_end_costs_only_that_one(host: Host) -> None:
+async def test_half_a_record_at_the_end_costs_only_its_svid(host: Host) -> None:
     async with host.agent() as agent:
         before = agent.serials("a", "b")
     _cut(host)
     async with host.agent() as agent:
         assert agent.serials("a") == before[:1]
         assert agent.serials("b") != before[1:]
-    assert "cut off" in host.said("svid cache used in part")[0]
+    assert "cut off" in host.reasons("svid cache partly used")[0]
 
 
-async def test_a_file_that_cannot_be_replaced_is_no_error(host: Host) -> None:
+async def test_a_directory_in_the_place_of_the_file_stops_no_agent(host: Host) -> None:
     host.file.mkdir()
     async with host.agent() as agent:
         assert agent.serials("a")
-    assert "not a regular file" in host.said("svid cache not used")[0]
-    assert "directory" in host.said("svid cache not saved")[0].lower()
+    assert "not a regular file" in host.reasons("svid cache not used")[0]
+    assert "directory" in host.reasons("svid cache not saved")[0].lower()
 
 
-@pytest.mark.parametrize("step", ["spool", "append"])
-async def test_a_full_disk_is_told_once_and_made_up_for_when_there_is_room(
-    host: Host, monkeypatch: pytest.MonkeyPatch, step: str
+@pytest.mark.parametrize("append", [False, True])
+async def test_a_full_disk_is_logged_once_and_the_svids_are_saved_later(
+    host: Host, monkeypatch: pytest.MonkeyPatch, *, append: bool
 ) -> None:
+    names, before, full = iter("abcdefghi"), list[int](), False
+    for method in ("write_unsynced", "append"):
+        real = getattr(Keystore, method)
+
+        def fail(*arguments: object, real: Callable[..., None] = real) -> None:
+            if full:
+                raise KeystoreError("No space left on device")
+            real(*arguments)
+
+        monkeypatch.setattr(Keystore, method, fail)
     async with host.agent(killed=True) as agent:
-        before = agent.serials("a")
-        await agent.saved()
+        if append:
+            before += agent.serials(next(names))
+            await agent.saved()
         full = True
-        for method in ("spool", "append"):
-            real = getattr(Keystore, method)
-
-            def fail(*arguments: object, real: Callable[..., None] = real) -> None:
-                if full:
-                    raise KeystoreError("No space left on device")
-                real(*arguments)
-
-            monkeypatch.setattr(Keystore, method, fail)
-        if step == "spool":
-            agent.cache._seal = None
-        before += agent.serials("b")
+        before += agent.serials(next(names))
         await agent.saved()
         for _ in range(5):
-            before += agent.serials(f"c{len(before)}")
+            before += agent.serials(next(names))
             await host.clock.advance(dt.timedelta(seconds=disk_cache.RETRY_SECONDS))
             await agent.idle()
-        assert host.said("svid cache not saved") == ["No space left on device"]
+        [reason] = host.reasons("svid cache not saved")
+        assert reason.startswith("No space left on device")
         full = False
         await host.clock.advance(dt.timedelta(seconds=disk_cache.RETRY_SECONDS))
         await agent.idle()
-        assert host.lines.of("svid cache saved again")
+        assert host.lines.of("svid cache saved")
     async with host.agent() as agent:
-        assert agent.serials("a", "b", "c2", "c3", "c4", "c5", "c6") == before
+        assert agent.serials(*"abcdefghi"[: len(before)]) == before
 
 
-async def test_whatever_goes_wrong_the_agent_lives(
+async def test_an_unexpected_error_of_a_save_does_not_end_the_agent(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_arguments: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(Keystore, "spool", fail)
+    monkeypatch.setattr(Keystore, "write_unsynced", fail)
     async with host.agent() as agent:
         agent.serials("a")
         await agent.saved()
         assert agent.serials("b")
-    assert len(host.said("svid cache not saved")) == 1
+    assert len(host.reasons("svid cache not saved")) == 1
 
 
-async def test_stopped_in_the_middle_of_a_save_it_loses_nothing(
+async def test_an_agent_that_stops_during_a_save_loses_no_svid(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, go_on = threading.Event(), threading.Event()
-    real = Keystore.spool
+    real = Keystore.write_unsynced
 
-    def slow(self: Keystore, *arguments: object) -> None:
+    def slow(self: Keystore, name: str, chunks: Iterable[bytes]) -> None:
         begun.set()
         assert go_on.wait(30)
-        real(self, *arguments)  # type: ignore[arg-type]
+        real(self, name, chunks)
 
-    monkeypatch.setattr(Keystore, "spool", slow)
+    monkeypatch.setattr(Keystore, "write_unsynced", slow)
     async with host.agent() as agent:
         before = agent.serials("a")
-        await host.clock.advance(dt.timedelta(seconds=1))
+        await host.clock.advance(dt.timedelta(seconds=disk_cache.SETTLE_SECONDS))
         assert await asyncio.to_thread(begun.wait, 30)
-        before += agent.serials("b")  # a slow disk holds up nobody
+        before += agent.serials("b")  # a slow disk delays no call
         go_on.set()
     async with host.agent() as agent:
         assert agent.serials("a", "b") == before

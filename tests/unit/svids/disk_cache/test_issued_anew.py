@@ -1,4 +1,4 @@
-"""SVIDs that do not come back over a restart, because something is in doubt."""
+"""Stored SVIDs that are issued anew after a restart, because they are not valid any more."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.support.fakes import START, identity
 from tests.unit.svids.disk_cache.conftest import MINUTE, Host
 
 
-async def test_one_that_is_due_is_made_anew(host: Host) -> None:
+async def test_an_svid_that_is_due_at_the_start_is_issued_anew(host: Host) -> None:
     async with host.agent() as agent:
         before = agent.serials("a")
     host.clock.set(START + 31 * MINUTE)
@@ -17,7 +17,7 @@ async def test_one_that_is_due_is_made_anew(host: Host) -> None:
         assert agent.serials("a") != before
 
 
-async def test_one_that_became_due_after_the_start_is_made_anew(host: Host) -> None:
+async def test_an_svid_that_becomes_due_after_the_start_is_issued_anew(host: Host) -> None:
     async with host.agent() as agent:
         before = agent.serials("a")
     async with host.agent() as agent:
@@ -25,7 +25,7 @@ async def test_one_that_became_due_after_the_start_is_made_anew(host: Host) -> N
         assert agent.serials("a") != before
 
 
-async def test_what_a_tainted_authority_signed_does_not_come_back(host: Host) -> None:
+async def test_an_svid_of_a_tainted_authority_is_issued_anew(host: Host) -> None:
     async with host.agent() as agent:
         before = agent.serials("a")
     old = host.authority.authorities.active_x509.id
@@ -42,7 +42,7 @@ async def test_what_a_tainted_authority_signed_does_not_come_back(host: Host) ->
         assert agent.serials("a") == after
 
 
-async def test_what_a_revoked_authority_signed_does_not_come_back(host: Host) -> None:
+async def test_an_svid_of_a_revoked_authority_is_issued_anew(host: Host) -> None:
     async with host.agent() as agent:
         before = agent.serials("a")
     old = host.authority.authorities.active_x509.id
@@ -52,11 +52,11 @@ async def test_what_a_revoked_authority_signed_does_not_come_back(host: Host) ->
     await host.authority.revoke(old)
     async with host.agent() as agent:
         assert agent.serials("a") != before
-    assert "no valid path" in host.said("stored svid not used")[0]
+    assert "no valid path" in host.reasons("stored svid not used")[0]
 
 
-async def test_what_would_outlive_a_new_one_does_not_come_back(host: Host) -> None:
-    """An operator who made SVIDs shorter, and restarts, wants shorter ones."""
+async def test_an_svid_longer_than_the_present_ttl_is_issued_anew(host: Host) -> None:
+    """The operator has shortened the TTL and restarted the agent."""
     async with host.agent() as agent:
         before = agent.serials("a")
     async with host.agent(ttl=59 * MINUTE) as agent:
@@ -64,7 +64,7 @@ async def test_what_would_outlive_a_new_one_does_not_come_back(host: Host) -> No
         assert agent.serials("a") != before
 
 
-async def test_a_clock_that_was_set_back_gives_new_ones(host: Host) -> None:
+async def test_after_the_clock_was_set_back_svids_are_issued_anew(host: Host) -> None:
     async with host.agent() as agent:
         before = agent.serials("a")
     host.clock.set(START - dt.timedelta(seconds=9))
@@ -73,26 +73,26 @@ async def test_a_clock_that_was_set_back_gives_new_ones(host: Host) -> None:
         assert agent.serials("a") != before
 
 
-async def test_the_key_of_one_process_is_never_on_disk(host: Host) -> None:
+async def test_the_key_of_a_single_process_is_never_on_disk(host: Host) -> None:
     mine = identity(holder="process:1")
     async with host.agent() as agent:
         before = agent.svids.get(mine)
         agent.serials("shared")
     async with host.agent() as agent:
-        assert host.lines.of("svid cache loaded")[-1]["svids"] == 1
+        assert host.lines.of("svid cache loaded")[-1]["count"] == 1
         assert agent.svids.get(mine).key_der != before.key_der
 
 
-async def test_an_old_file_gives_at_worst_an_old_svid_that_is_good(host: Host) -> None:
-    """Somebody restores a backup of the data directory."""
+async def test_a_restored_backup_gives_no_svid_that_is_due(host: Host) -> None:
+    """The operator restores a backup of the data directory."""
     async with host.agent() as agent:
         first = agent.serials("a")
     old = host.file.read_bytes()
     host.clock.set(START + 31 * MINUTE)
     async with host.agent() as agent:
         second = agent.serials("a")
-        new_comer = agent.serials("b")
+        of_b = agent.serials("b")
     host.file.write_bytes(old)
     async with host.agent() as agent:
         assert agent.serials("a") not in (first, second)
-        assert agent.serials("b") != new_comer
+        assert agent.serials("b") != of_b

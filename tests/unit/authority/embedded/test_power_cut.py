@@ -1,8 +1,8 @@
-"""The power is cut between any two steps, on the worst disk that POSIX allows.
+"""Power cuts between any two steps, on the worst disk that POSIX allows.
 
-What was written is on this disk for sure only when its fsync has returned. Until then any part of
-a file may be there, and any of the changes of a directory, without the others. All that may be left
-is tried. (tests/system/test_power_cut.py does it with a real file system, which is milder.)
+A write is certainly on this disk only after its fsync has returned. Before that, any part of a file
+may be there, and any of the changes of a directory without the others. The test starts an agent on
+every possible remainder. (tests/system/test_power_cut.py uses a real file system, which is milder.)
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Files = dict[str, bytes]
 
 @dataclass
 class Disk:
-    """Follows what is done to one directory, and knows what may be left of it at any time."""
+    """Records the changes of one directory, and computes every remainder after a power cut."""
 
     directory: Path
     synced_names: Names = field(default_factory=dict)
@@ -48,7 +48,7 @@ class Disk:
     cuts: list[list[Files]] = field(default_factory=list)
 
     def look(self) -> None:
-        """Something may have changed; the power may be cut here."""
+        """Record the present content as a moment at which the power may be cut."""
         names: Names = {}
         for each in self.directory.iterdir():
             status = each.lstat()
@@ -58,7 +58,7 @@ class Disk:
         before = self._apply(self.changes)
         self.changes += [(n, names.get(n)) for n in before | names if before.get(n) != names.get(n)]
         assert len(self.changes) < 8, "the directory is never synced"
-        self.cuts.append(list(self._may_be_left()))
+        self.cuts.append(list(self._remainders()))
 
     def sync(self, descriptor: int) -> None:
         self.look()
@@ -79,7 +79,7 @@ class Disk:
                 names[name] = inode
         return names
 
-    def _may_be_left(self) -> Iterator[Files]:
+    def _remainders(self) -> Iterator[Files]:
         for count in range(len(self.changes) + 1):
             for some in combinations(self.changes, count):
                 names = self._apply(list(some))
@@ -110,8 +110,8 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Disk:
     return disk
 
 
-def boot(files: Files, directory: Path) -> bytes:
-    """Start on what the power cut left."""
+async def boot(files: Files, directory: Path) -> bytes:
+    """Start an agent on a remainder, and return its stored authorities."""
     directory.mkdir(0o700)
     for name, content in files.items():
         (directory / name).write_bytes(content)
@@ -124,7 +124,7 @@ def boot(files: Files, directory: Path) -> bytes:
         cache = DiskCache(keystore, secret, lambda: authority.bundle, clock, lines.log)
         cache.load()
         X509Svids(authority, clock, HOUR, lambda: 0.0, lines.log, store=cache).get(identity())
-        cache._thread.shutdown()
+        await cache.close()
         return authority.authorities.to_json()
 
 
@@ -133,7 +133,9 @@ def distinct(cuts: list[list[Files]]) -> list[Files]:
     return list(found.values())
 
 
-async def test_whatever_is_left_is_a_state_before_or_after(disk: Disk, tmp_path: Path) -> None:
+async def test_each_remainder_is_the_state_before_or_after_a_step(
+    disk: Disk, tmp_path: Path
+) -> None:
     """First start, SVIDs, and two steps of a rotation, cut between all of them."""
     clock, lines = FakeClock(), Lines()
     known: list[bytes] = []
@@ -154,25 +156,25 @@ async def test_whatever_is_left_is_a_state_before_or_after(disk: Disk, tmp_path:
         authority.close()
     tried = 0
     for number, (begin, end) in enumerate(zip(begins, [*begins[1:], len(disk.cuts)], strict=True)):
-        possible = known[number - 1 : number + 1]  # of number 0 nobody had seen any
+        possible = known[number - 1 : number + 1]  # before the first start no state is known
         for files in distinct(disk.cuts[begin:end]):
             tried += 1
-            found = boot(files, tmp_path / f"boot{tried}")
+            found = await boot(files, tmp_path / f"boot{tried}")
             assert found in possible or not number, files.keys()
     assert tried > 100
 
 
-def test_the_model_knows_what_is_not_safe(disk: Disk) -> None:
-    """Or else it would prove nothing: without its fsync a file may be there in part."""
+def test_the_model_loses_what_is_not_fsynced(disk: Disk) -> None:
+    """Otherwise it would prove nothing."""
     with closing(Keystore(disk.directory)) as keystore:
-        keystore.spool(CACHE_FILE, (b"abcd",))
+        keystore.write_unsynced(CACHE_FILE, (b"abcd",))
         keystore.write(FILE, b"wxyz")
-    left = distinct(disk.cuts)
-    assert {files[CACHE_FILE] for files in left if CACHE_FILE in files} == {
+    remainders = distinct(disk.cuts)
+    assert {files[CACHE_FILE] for files in remainders if CACHE_FILE in files} == {
         b"",
         b"ab",
         bytes(4),
         b"abcd",
     }
-    assert {files[FILE] for files in left if FILE in files} == {b"wxyz"}
-    assert FILE not in left[0]
+    assert {files[FILE] for files in remainders if FILE in files} == {b"wxyz"}
+    assert FILE not in remainders[0]

@@ -1,4 +1,4 @@
-"""The authority over restarts, damage and new settings."""
+"""The start of an authority: first start, restart, damaged files, changed settings."""
 
 from __future__ import annotations
 
@@ -16,11 +16,19 @@ from agent.spiffe.jwt_rules import validate_jwt_svid
 from agent.spiffe.keys import KeyType
 from agent.spiffe.x509_rules import validate_x509_svid
 from tests.support.fakes import FakeClock
-from tests.unit.authority.conftest import DAY, POLICY, TD, WORKLOAD, Open, jwt_request, x509_request
+from tests.unit.authority.embedded.conftest import (
+    DAY,
+    POLICY,
+    TD,
+    WORKLOAD,
+    Open,
+    jwt_request,
+    x509_request,
+)
 
 
 @pytest.mark.parametrize("key_type", [KeyType.EC_P256, KeyType.EC_P384, KeyType.RSA_2048])
-def test_what_it_signs_its_bundle_verifies(
+def test_the_bundle_verifies_both_kinds_of_svids(
     open_authority: Open, clock: FakeClock, key_type: KeyType
 ) -> None:
     policy = AuthorityPolicy(trust_domain=TD, key_type=key_type, ttl=DAY)
@@ -33,7 +41,7 @@ def test_what_it_signs_its_bundle_verifies(
     assert valid.spiffe_id == WORKLOAD
 
 
-def test_a_restart_finds_the_same_authority(
+def test_a_restart_keeps_the_authorities_and_the_file(
     open_authority: Open, keystore: Keystore, clock: FakeClock
 ) -> None:
     first = open_authority()
@@ -66,7 +74,7 @@ def damage(stored: bytes) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("kind", damage(b'{"x509": [{}], "jwt": [{}]}'))
-def test_a_damaged_file_is_named_and_left_alone(
+def test_a_damaged_file_is_named_and_stays_as_it_is(
     open_authority: Open, keystore: Keystore, kind: str
 ) -> None:
     open_authority()
@@ -93,7 +101,7 @@ def test_the_data_of_another_trust_domain_is_refused(
     assert keystore.read(FILE) == stored
 
 
-async def test_another_policy_holds_for_new_authorities_and_is_remembered(
+async def test_a_changed_policy_applies_to_new_authorities_and_is_stored(
     open_authority: Open,
 ) -> None:
     authority = open_authority()
@@ -106,11 +114,13 @@ async def test_another_policy_holds_for_new_authorities_and_is_remembered(
     assert prepared.not_after - prepared.not_before == 6 * DAY
     await authority.adopt(POLICY)
     again = open_authority()
-    assert again.authorities.longest_svid == DAY, "what lived so long may still be about"
+    assert again.authorities.longest_svid == DAY, (
+        "SVIDs with the longer lifetime may still be valid"
+    )
     assert again.bundle.document() == authority.bundle.document()
 
 
-def test_a_start_with_longer_lives_is_remembered(open_authority: Open, keystore: Keystore) -> None:
+def test_a_longer_ttl_at_the_start_is_stored(open_authority: Open, keystore: Keystore) -> None:
     open_authority()
     open_authority(replace(POLICY, ttl=6 * DAY))
     assert open_authority().authorities.longest_svid == DAY

@@ -1,9 +1,10 @@
-"""The authority's keys as time passes: prepared, active, retired, gone."""
+"""The steps of a rotation that come due: prepare, activate, expire."""
 
 from __future__ import annotations
 
 import asyncio
 import datetime as dt
+from functools import partial
 
 import pytest
 
@@ -13,7 +14,7 @@ from agent.authority.keystore import Keystore, KeystoreError
 from agent.spiffe.jwt_rules import validate_jwt_svid
 from agent.spiffe.x509_rules import validate_x509_svid
 from tests.support.fakes import START, FakeClock, Lines
-from tests.unit.authority.conftest import (
+from tests.unit.authority.embedded.conftest import (
     DAY,
     HOUR,
     MINUTE,
@@ -27,29 +28,29 @@ from tests.unit.authority.conftest import (
 )
 
 
-async def test_a_successor_is_known_long_before_it_signs(
+async def test_a_successor_is_in_the_bundle_long_before_it_signs(
     open_authority: Open, clock: FakeClock
 ) -> None:
     authority = open_authority()
-    told: list[AuthorityKind] = []
-    authority.on_change(told.append)
+    notified: list[AuthorityKind] = []
+    authority.on_change(notified.append)
     clock.set(START + 11 * HOUR)
-    await authority.catch_up()
-    assert not told
+    await authority.take_due_steps()
+    assert not notified
     clock.set(START + 12 * HOUR)
-    await authority.catch_up()
-    assert sorted(told) == [AuthorityKind.JWT, AuthorityKind.X509]
-    assert authority.bundle.sequence == 3, "one for each kind, each with a sequence of its own"
+    await authority.take_due_steps()
+    assert sorted(notified) == [AuthorityKind.JWT, AuthorityKind.X509]
+    assert authority.bundle.sequence == 3, "one step for each kind, each with its own sequence"
     for kind in AuthorityKind:
         assert states(authority, kind) == ["active", "prepared"]
     old = authority.sign_x509(x509_request())
     clock.set(START + 20 * HOUR)
     known = authority.bundle
-    await authority.catch_up()
+    await authority.take_due_steps()
     new = authority.sign_x509(x509_request())
     assert new.issuer != old.issuer
     assert authority.bundle.document() == known.document()
-    assert sorted(told) == [AuthorityKind.JWT, AuthorityKind.X509], "the bundle is the same"
+    assert sorted(notified) == [AuthorityKind.JWT, AuthorityKind.X509], "the bundle is the same"
     validate_x509_svid([old], known, START + 12 * HOUR + HOUR / 2)
     validate_x509_svid([new], known, clock.now())
     token = authority.sign_jwt(jwt_request()).token
@@ -57,23 +58,23 @@ async def test_a_successor_is_known_long_before_it_signs(
     assert new.not_valid_after_utc == clock.now() + HOUR
 
 
-async def test_the_former_one_leaves_when_nothing_it_signed_is_left(
+async def test_a_retired_authority_leaves_the_bundle_after_its_last_svid(
     open_authority: Open, clock: FakeClock
 ) -> None:
     authority = open_authority()
     for hours in (12, 20):
         clock.set(START + hours * HOUR)
-        await authority.catch_up()
+        await authority.take_due_steps()
     clock.set(START + 24 * HOUR + 59 * MINUTE)
-    await authority.catch_up()
+    await authority.take_due_steps()
     assert states(authority, AuthorityKind.JWT) == ["retired", "active", "prepared"]
     clock.set(START + 25 * HOUR)
-    await authority.catch_up()
+    await authority.take_due_steps()
     assert states(authority, AuthorityKind.JWT) == ["active", "prepared"]
     assert len(authority.bundle.jwt_authorities) == 2
 
 
-async def test_a_step_is_on_disk_before_anybody_sees_it(
+async def test_a_step_is_on_disk_before_it_takes_effect(
     open_authority: Open, clock: FakeClock, keystore: Keystore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = Lines()
@@ -85,49 +86,49 @@ async def test_a_step_is_on_disk_before_anybody_sees_it(
         raise KeystoreError("No space left on device")
 
     monkeypatch.setattr(keystore, "write", fail)
-    await authority.catch_up()
+    await authority.take_due_steps()
     assert authority.bundle.document() == before
     assert authority.failure == "No space left on device"
-    assert lines.of("authority not replaced")
+    assert lines.of("authority step failed")
     monkeypatch.undo()
-    await authority.catch_up()
+    await authority.take_due_steps()
     assert authority.failure == ""
     assert authority.bundle.document() != before
     assert open_authority().bundle.document() == authority.bundle.document()
 
 
-async def test_an_authority_of_a_wrong_clock_is_replaced(
+async def test_an_authority_made_by_a_wrong_clock_is_replaced(
     open_authority: Open, clock: FakeClock
 ) -> None:
-    """First started years ahead, then the clock was set: its SVIDs would verify nowhere."""
+    """The first start was years ahead, then the clock was corrected: no verifier would accept."""
     clock.set(START + 365 * DAY)
     open_authority()
     clock.set(START)
     authority = open_authority()
-    await authority.catch_up()
+    await authority.take_due_steps()
     certificate = authority.sign_x509(x509_request())
     assert validate_x509_svid([certificate], authority.bundle, clock.now()) == WORKLOAD
 
 
 @pytest.mark.parametrize("days", [1, 3, 400])
-async def test_after_a_suspend_past_everything_it_signs_again_at_once(
+async def test_after_a_suspend_past_every_expiry_due_steps_restore_signing(
     open_authority: Open, clock: FakeClock, days: int
 ) -> None:
     authority = open_authority()
     clock.set(START + 12 * HOUR)
-    await authority.catch_up()
+    await authority.take_due_steps()
     clock.set(START + 12 * HOUR + days * DAY)
     with pytest.raises(IssuanceError):
         authority.sign_x509(x509_request())
     with pytest.raises(IssuanceError):
         authority.sign_jwt(jwt_request())
-    await authority.catch_up()
+    await authority.take_due_steps()
     certificate = authority.sign_x509(x509_request())
     validate_x509_svid([certificate], authority.bundle, clock.now())
     authority.sign_jwt(jwt_request())
 
 
-async def test_the_loop_survives_a_disk_that_is_full_and_says_so(
+async def test_the_loop_survives_a_full_disk_and_logs_it(
     open_authority: Open, keystore: Keystore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = Lines()
@@ -139,31 +140,34 @@ async def test_the_loop_survives_a_disk_that_is_full_and_says_so(
         loop.call_soon_threadsafe(failed.put_nowait, None)
         raise OSError("cannot write")
 
+    def has_failed(times: int) -> bool:
+        return len(lines.of("authority step failed")) == times
+
     loop = asyncio.get_running_loop()
     monkeypatch.setattr(keystore, "write", fail)
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(authority.run())
-        for _ in range(3):
+        for failures in range(3):
             await failed.get()
-            await until(lambda: not authority._changing.locked())
+            await until(partial(has_failed, failures + 1))
             await clock.advance(dt.timedelta(seconds=10))
         running.cancel()
-    assert len(lines.of("authority not replaced")) >= 3
+    assert len(lines.of("authority step failed")) >= 3
 
 
-async def test_nobody_waits_for_a_step_that_can_wait(
+async def test_a_call_takes_no_step_while_the_active_authority_signs(
     open_authority: Open, clock: FakeClock
 ) -> None:
     authority = open_authority()
     clock.set(START + 21 * HOUR)
-    await authority.be_able_to_sign()
+    await authority.ensure_can_sign()
     assert states(authority, AuthorityKind.X509) == ["active"]
     clock.set(START + 24 * HOUR - dt.timedelta(seconds=1))
-    await authority.be_able_to_sign()
+    await authority.ensure_can_sign()
     authority.sign_x509(x509_request())
 
 
-async def test_a_broken_disk_is_not_tried_again_by_every_caller(
+async def test_after_a_failed_step_calls_do_not_try_it_again(
     open_authority: Open, clock: FakeClock, keystore: Keystore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     authority = open_authority()
@@ -176,9 +180,9 @@ async def test_a_broken_disk_is_not_tried_again_by_every_caller(
     monkeypatch.setattr(keystore, "write", fail)
     clock.set(START + 30 * HOUR)
     for _ in range(5):
-        await authority.be_able_to_sign()
+        await authority.ensure_can_sign()
     assert len(tried) == 1
     monkeypatch.undo()
-    await authority.catch_up()
-    await authority.be_able_to_sign()
+    await authority.take_due_steps()
+    await authority.ensure_can_sign()
     authority.sign_x509(x509_request())

@@ -1,4 +1,4 @@
-"""What an operator may do to the authority's keys."""
+"""The steps of a rotation that an operator takes: prepare, activate, taint, revoke."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import pytest
 from agent.authority.authority_set import AuthorityKind
 from agent.authority.embedded import RotationError
 from tests.support.fakes import Lines
-from tests.unit.authority.conftest import Open, states
+from tests.unit.authority.embedded.conftest import Open, states
 
 
 @pytest.mark.parametrize("kind", AuthorityKind)
-async def test_an_operator_replaces_an_authority_whose_key_was_stolen(
+async def test_an_operator_replaces_an_authority_with_a_stolen_key(
     open_authority: Open, kind: AuthorityKind
 ) -> None:
     authority = open_authority()
-    told: list[AuthorityKind] = []
-    authority.on_change(told.append)
+    notified: list[AuthorityKind] = []
+    authority.on_change(notified.append)
     [stolen] = [each.id for each in authority.authorities.of(kind)]
     successor = await authority.prepare(kind)
     assert await authority.activate(kind) == successor
@@ -30,27 +30,27 @@ async def test_an_operator_replaces_an_authority_whose_key_was_stolen(
     await authority.revoke(stolen)
     assert states(authority, kind) == ["active"]
     assert not authority.trusts(stolen)
-    assert told == [kind] * 3, "prepared, tainted, revoked; who signs is no news to verifiers"
+    assert notified == [kind] * 3, "prepared, tainted, revoked; activation changes no bundle"
     assert open_authority().bundle.document() == authority.bundle.document()
 
 
-async def test_what_cannot_be_done_says_what_can(open_authority: Open) -> None:
+async def test_a_refused_step_names_a_possible_one(open_authority: Open) -> None:
     authority = open_authority()
     active = authority.authorities.active_jwt.id
     with pytest.raises(RotationError, match="prepare one first"):
         await authority.activate(AuthorityKind.JWT)
     with pytest.raises(RotationError, match="prepare and activate another one first"):
         await authority.taint(active)
-    with pytest.raises(RotationError, match="it still signs"):
+    with pytest.raises(RotationError, match="prepare and activate another one, then taint"):
         await authority.revoke(active)
-    with pytest.raises(RotationError, match="there is no authority 'x'"):
+    with pytest.raises(RotationError, match="no authority has the ID 'x'"):
         await authority.taint("x")
     await authority.prepare(AuthorityKind.JWT)
     with pytest.raises(RotationError, match="prepared already"):
         await authority.prepare(AuthorityKind.JWT)
 
 
-async def test_two_who_ask_at_the_same_time_do_not_both_get_it(open_authority: Open) -> None:
+async def test_of_two_simultaneous_preparations_one_is_refused(open_authority: Open) -> None:
     authority = open_authority()
     outcomes = await asyncio.gather(
         authority.prepare(AuthorityKind.X509),
@@ -61,7 +61,7 @@ async def test_two_who_ask_at_the_same_time_do_not_both_get_it(open_authority: O
     assert states(authority, AuthorityKind.X509) == ["active", "prepared"]
 
 
-async def test_every_change_is_logged(open_authority: Open) -> None:
+async def test_each_change_of_state_is_logged(open_authority: Open) -> None:
     lines = Lines()
     authority = open_authority(lines=lines)
     former = authority.authorities.active_jwt.id
@@ -69,10 +69,10 @@ async def test_every_change_is_logged(open_authority: Open) -> None:
     await authority.activate(AuthorityKind.JWT)
     await authority.taint(former)
     await authority.revoke(former)
-    assert [(line["authority"], line["state"]) for line in lines.of("authority changed")] == [
+    assert [(line["authority_id"], line["state"]) for line in lines.of("authority changed")] == [
         (successor, "prepared"),
         (former, "retired"),
         (successor, "active"),
         (former, "tainted"),
-        (former, "gone"),
+        (former, "removed"),
     ]

@@ -1,4 +1,4 @@
-"""An authority that may be opened again and again, on one disk."""
+"""Authorities that are opened one after another on one data directory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from agent.authority.authority_set import AuthorityKind
 from agent.authority.embedded import AuthorityPolicy, EmbeddedAuthority
 from agent.authority.jwt_issuer import JwtSvidRequest
 from agent.authority.keystore import Keystore
-from agent.authority.x509_issuer import X509SvidRequest
+from agent.authority.x509_template import X509SvidRequest
 from agent.spiffe import keys
 from agent.spiffe.ids import SpiffeId, TrustDomain
 from agent.spiffe.keys import KeyType
@@ -46,11 +46,13 @@ Open = Callable[..., EmbeddedAuthority]
 def open_authority(keystore: Keystore, clock: FakeClock) -> Iterator[Open]:
     opened: list[EmbeddedAuthority] = []
 
-    def open_one(policy: AuthorityPolicy = POLICY, lines: Lines | None = None) -> EmbeddedAuthority:
+    def open_again(
+        policy: AuthorityPolicy = POLICY, lines: Lines | None = None
+    ) -> EmbeddedAuthority:
         opened.append(EmbeddedAuthority.open(policy, keystore, clock, (lines or Lines()).log))
         return opened[-1]
 
-    yield open_one
+    yield open_again
     for authority in opened:
         authority.close()
 
