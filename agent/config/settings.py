@@ -379,4 +379,8 @@ def _parse_attestors(
             parsed[name] = document.validate(model, {} if options is None else options, loc=loc)
         except ConfigError as error:
             problems.extend(error.problems)
+        except Exception as error:  # noqa: BLE001 - the validators of a plug-in may raise anything
+            message = f"the options of attestor {name!r} cannot be checked: its own code raised"
+            reason = f"{message} {type(error).__name__}: {error}"
+            problems.append(document.problem(loc, reason, at_key=True))
     return parsed

@@ -1,4 +1,4 @@
-"""What a running agent writes down about who got what, and how much it says beside."""
+"""The audit trail of a running agent."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.agent import PATIENCE_SECONDS, RunningAgent
 from tests.support.cli import vouchd
 from tests.support.streams import Stream
 
-NOBODYS = "entries: [{spiffe_id: /nobody, selectors: ['unix:uid:4294967294']}]"
+OF_ANOTHER_USER = "entries: [{spiffe_id: /nobody, selectors: ['unix:uid:4294967294']}]"
 
 
 def audited(agent: RunningAgent) -> list[dict[str, Any]]:
@@ -27,8 +27,8 @@ def audited(agent: RunningAgent) -> list[dict[str, Any]]:
     return [line for line in lines if line["level"] == "audit"]
 
 
-def test_a_line_names_the_very_process_and_what_it_got(agent_factory: AgentFactory) -> None:
-    """Whatever the level; and the digest is that of the selectors which `explain` shows."""
+def test_an_audit_line_names_the_process_and_its_svid(agent_factory: AgentFactory) -> None:
+    """At every log level. The digest is that of the selectors that `explain` shows."""
     agent = agent_factory(config="log: {level: error, format: json}")
     with Stream(agent.socket) as stream:
         stream.next()
@@ -56,8 +56,8 @@ def test_a_line_names_the_very_process_and_what_it_got(agent_factory: AgentFacto
     assert "not connected" not in explained["process"]["proof"]
 
 
-def test_a_refusal_says_why_and_of_whom(agent_factory: AgentFactory) -> None:
-    agent = agent_factory(NOBODYS, config="log: {level: error, format: json}")
+def test_an_audit_line_names_the_refused_caller_and_the_reason(agent_factory: AgentFactory) -> None:
+    agent = agent_factory(OF_ANOTHER_USER, config="log: {level: error, format: json}")
     with (
         WorkloadClient(agent.socket, PATIENCE_SECONDS) as client,
         pytest.raises(NoIdentityError),
@@ -72,7 +72,7 @@ def test_a_refusal_says_why_and_of_whom(agent_factory: AgentFactory) -> None:
     assert line["selectors_sha256"]
 
 
-def test_the_log_follows_its_settings_while_the_agent_runs(agent_factory: AgentFactory) -> None:
+def test_sighup_changes_the_level_format_and_audit_of_the_log(agent_factory: AgentFactory) -> None:
     agent = agent_factory()
     text = agent.config.read_text()
     with Stream(agent.socket) as stream:

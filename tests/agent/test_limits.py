@@ -1,4 +1,4 @@
-"""A real agent whose limits are small, and callers who keep calls open that need no identity."""
+"""An agent with small limits, and calls that need no identity."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.abuse import END_HEADERS, HEADERS, PREFACE, SETTINGS, call_he
 from tests.support.agent import PATIENCE_SECONDS, RunningAgent, entry_for_me
 from tests.support.scrape import get, series
 
-# Half of it for one user in one cgroup: six calls.
+# One user in one cgroup has half of streams and attestations: six calls.
 SIX_CALLS = """
 limits:
   streams: 100
@@ -32,7 +32,7 @@ limits:
 """
 
 
-def test_watches_of_health_have_an_end(agent_factory: AgentFactory) -> None:
+def test_open_health_watches_count_against_the_quota(agent_factory: AgentFactory) -> None:
     agent = agent_factory(config=SIX_CALLS)
     with grpc.insecure_channel(agent.address) as channel:
         health: Any = health_pb2_grpc.HealthStub(channel)
@@ -47,7 +47,7 @@ def test_watches_of_health_have_an_end(agent_factory: AgentFactory) -> None:
         assert health.Check(health_pb2.HealthCheckRequest()).status
 
 
-def test_who_only_asks_what_there_is_has_made_a_call(agent_factory: AgentFactory) -> None:
+def test_a_reflection_call_counts_as_a_call(agent_factory: AgentFactory) -> None:
     agent = agent_factory()
     with grpc.insecure_channel(agent.address) as channel:
         assert "SpiffeWorkloadAPI" in ProtoReflectionDescriptorDatabase(channel).get_services()
@@ -56,7 +56,7 @@ def test_who_only_asks_what_there_is_has_made_a_call(agent_factory: AgentFactory
 
 
 def half_requests(path: Path, number: int) -> bool:
-    """Whether a connection with so many calls that never come to be whole is left open."""
+    """Send so many calls without their requests; whether the connection stays open."""
     with closing(socket.socket(socket.AF_UNIX)) as sock:
         sock.settimeout(PATIENCE_SECONDS)
         sock.connect(str(path))
@@ -74,7 +74,7 @@ def half_requests(path: Path, number: int) -> bool:
     return True
 
 
-def test_calls_that_never_come_to_be_whole_have_an_end(agent_factory: AgentFactory) -> None:
+def test_calls_without_a_whole_request_count_against_the_quota(agent_factory: AgentFactory) -> None:
     agent = agent_factory(entry_for_me(), config=SIX_CALLS)
     assert half_requests(agent.socket, 6)
     agent.wait_for_log("connection ended")  # until then they count
@@ -83,7 +83,7 @@ def test_calls_that_never_come_to_be_whole_have_an_end(agent_factory: AgentFacto
 
 
 def jwt(channel: grpc.Channel, request: bytes, *metadata: tuple[str, str]) -> grpc.StatusCode:
-    """The status of a FetchJWTSVID with this request, whatever it is."""
+    """The status code of FetchJWTSVID with these request bytes."""
     method: Any = channel.unary_unary("/SpiffeWorkloadAPI/FetchJWTSVID")
     try:
         method(request, metadata=(("workload.spiffe.io", "true"), *metadata), timeout=10)
@@ -99,19 +99,19 @@ def refusals(agent: RunningAgent, reason: str) -> float:
     return series(text)[f'vouchd_refusals_total{{reason="{reason}"}}']
 
 
-def test_a_request_that_is_too_large_is_unavailable_and_told_of(
+def test_a_request_over_the_size_limit_is_unavailable_logged_and_counted(
     agent_factory: AgentFactory,
 ) -> None:
     agent = agent_factory(entry_for_me(), config="telemetry: {listen: t.sock}")
     most = MAX_REQUEST_BYTES
     with grpc.insecure_channel(agent.address) as channel:
-        assert jwt(channel, bytes(most)) is grpc.StatusCode.INVALID_ARGUMENT, "it came through"
+        assert jwt(channel, bytes(most)) is grpc.StatusCode.INVALID_ARGUMENT, "it is small enough"
         assert jwt(channel, bytes(most + 1)) is grpc.StatusCode.UNAVAILABLE
     assert f"a call of more than {most + 5} bytes" in agent.wait_for_log("connection refused")
     assert refusals(agent, "size") == 1
 
 
-def test_long_metadata_is_taken_up_to_what_is_said_to_be_too_long(
+def test_metadata_passes_up_to_the_limit_and_is_refused_above_it(
     agent_factory: AgentFactory,
 ) -> None:
     agent = agent_factory(entry_for_me(), config="telemetry: {listen: t.sock}")

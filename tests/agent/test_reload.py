@@ -1,4 +1,4 @@
-"""A running agent whose files are edited, with open streams looking on."""
+"""Edits of the files of a running agent, seen by its open streams."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def entries(*paths: str, **fields: str) -> str:
 
 
 def replace(file: Path, text: str) -> None:
-    """As editors do: written beside, renamed over."""
+    """Replace a file as editors do: write another one, and rename it over the first."""
     beside = file.with_name(f".{file.name}.swp")
     beside.write_text(text)
     beside.rename(file)
@@ -41,7 +41,9 @@ def status(agent: RunningAgent) -> dict[str, object]:
         return found
 
 
-def test_an_edit_reaches_the_streams_that_it_touches(agent_factory: AgentFactory) -> None:
+def test_an_edit_reaches_the_streams_whose_identities_it_changes(
+    agent_factory: AgentFactory,
+) -> None:
     agent = agent_factory(entries("/one"))
     with Stream(agent.socket) as stream:
         assert stream.next_ids() == ["/one"]
@@ -51,7 +53,7 @@ def test_an_edit_reaches_the_streams_that_it_touches(agent_factory: AgentFactory
         assert stream.next_ids() == ["/two"]
 
 
-def test_a_stream_that_is_not_touched_gets_no_message(agent_factory: AgentFactory) -> None:
+def test_a_stream_whose_identities_stay_gets_no_message(agent_factory: AgentFactory) -> None:
     agent = agent_factory(entries("/one"))
     with Stream(agent.socket) as stream:
         stream.next()
@@ -66,7 +68,7 @@ def test_a_stream_that_is_not_touched_gets_no_message(agent_factory: AgentFactor
         assert stream.next_ids() == ["/two"]
 
 
-def test_removing_an_entry_ends_the_streams_that_had_nothing_else(
+def test_removing_the_last_entry_of_a_stream_ends_it(
     agent_factory: AgentFactory,
 ) -> None:
     agent = agent_factory(entries("/one"))
@@ -80,7 +82,9 @@ def test_removing_an_entry_ends_the_streams_that_had_nothing_else(
             stream.next()
 
 
-def test_a_mistake_changes_nothing_and_is_told_with_its_place(agent_factory: AgentFactory) -> None:
+def test_a_mistake_changes_nothing_and_is_logged_with_file_line_and_column(
+    agent_factory: AgentFactory,
+) -> None:
     agent = agent_factory(entries("/one"))
     with Stream(agent.socket) as stream:
         stream.next()
@@ -102,7 +106,7 @@ def test_a_mistake_changes_nothing_and_is_told_with_its_place(agent_factory: Age
         assert status(agent)["problems"] == []
 
 
-def test_a_configmap_that_is_swapped_is_one_change(agent_factory: AgentFactory) -> None:
+def test_a_swapped_configmap_is_one_change(agent_factory: AgentFactory) -> None:
     agent = agent_factory(entries("/one"), config="")
     folder = agent.directory / "mounted"
     for version in ("1", "2"):
@@ -135,7 +139,7 @@ def test_a_half_written_file_is_not_read(agent_factory: AgentFactory) -> None:
         assert stream.next_ids() == ["/two", "/three"]
 
 
-def test_an_entry_that_ends_shrinks_its_streams(agent_factory: AgentFactory) -> None:
+def test_a_stream_loses_the_identity_of_an_entry_that_ends(agent_factory: AgentFactory) -> None:
     agent = agent_factory(entries("/lasting"))
     with Stream(agent.socket) as stream:
         stream.next()
@@ -151,7 +155,7 @@ def _in(seconds: int) -> str:
     return f"{datetime.now(UTC) + timedelta(seconds=seconds):%Y-%m-%dT%H:%M:%SZ}"  # noqa: TID251 - real
 
 
-def test_hanging_up_reloads_what_can_change_and_says_what_cannot(
+def test_sighup_reloads_the_settings_that_can_change_and_names_the_others(
     agent_factory: AgentFactory,
 ) -> None:
     agent = agent_factory(entries("/one"))
@@ -184,7 +188,7 @@ def test_hanging_up_reloads_what_can_change_and_says_what_cannot(
     assert "agent.yaml:7:1: unknown key" in agent.wait_for_log("settings not reloaded")
 
 
-def test_each_process_has_a_key_of_its_own_if_the_entry_says_so(
+def test_share_process_gives_each_process_its_own_key(
     agent_factory: AgentFactory,
 ) -> None:
     agent = agent_factory(entries("/shared") + entries("/own", share="process")[9:])
@@ -197,7 +201,7 @@ def test_each_process_has_a_key_of_its_own_if_the_entry_says_so(
 
 
 def agent_fetch(agent: RunningAgent) -> list[bytes]:
-    """What another process of the same user gets."""
+    """The certificates that another process of the same user gets."""
     answer = vouchd("fetch", "x509", "--socket", agent.socket, "--output", "json").json
     return [
         x509.load_pem_x509_certificate(svid["chain_pem"].encode()).public_bytes(Encoding.DER)

@@ -1,4 +1,4 @@
-"""A real agent is stopped and started: what its clients have then."""
+"""A restart of an agent: its SVIDs come from the disk cache."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def agent(tmp_path: Path) -> Iterator[RunningAgent]:
     agent.close()
 
 
-def test_the_same_svid_until_the_entry_says_something_else(agent: RunningAgent) -> None:
+def test_an_svid_outlasts_a_restart_until_its_entry_changes(agent: RunningAgent) -> None:
     first = chain(agent)
     restart(agent)
     assert chain(agent) == first
@@ -39,7 +39,7 @@ def test_the_same_svid_until_the_entry_says_something_else(agent: RunningAgent) 
     assert chain(agent) != first
 
 
-def test_switched_off_it_leaves_nothing_on_disk(agent: RunningAgent) -> None:
+def test_svid_cache_false_removes_the_files_of_the_cache(agent: RunningAgent) -> None:
     first = chain(agent)
     agent.stop()
     files = {each.name for each in (agent.directory / "data").iterdir()}
@@ -53,7 +53,7 @@ def test_switched_off_it_leaves_nothing_on_disk(agent: RunningAgent) -> None:
     agent.start()
 
 
-def test_a_credential_takes_the_place_of_the_key_file(agent: RunningAgent, tmp_path: Path) -> None:
+def test_a_credential_replaces_the_key_file(agent: RunningAgent, tmp_path: Path) -> None:
     agent.stop()
     (agent.directory / "data" / KEY_FILE).unlink()
     (tmp_path / CREDENTIAL).write_bytes(b"c" * 32)
@@ -70,7 +70,7 @@ def test_a_credential_takes_the_place_of_the_key_file(agent: RunningAgent, tmp_p
     assert "its key or trust domain is another" in agent.log
 
 
-def test_a_key_that_cannot_be_used_is_no_reason_not_to_serve(agent: RunningAgent) -> None:
+def test_the_agent_serves_without_the_cache_if_its_key_is_unusable(agent: RunningAgent) -> None:
     agent.stop()
     (agent.directory / "data" / KEY_FILE).chmod(0o644)
     agent.start()

@@ -1,4 +1,4 @@
-"""How an agent stops, as its clients see it."""
+"""The stop of an agent, as its clients see it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from agent.pb import workloadapi_pb2 as pb
 from agent.transport.http2 import GO_AWAY
@@ -40,7 +41,7 @@ def stream(channel: grpc.Channel) -> Any:
     return method(pb.X509SVIDRequest(), metadata=METADATA, timeout=10)
 
 
-def test_streams_end_with_unavailable_and_a_hint_when_to_come_again(
+def test_streams_end_with_unavailable_and_a_retry_hint(
     agent_factory: AgentFactory,
 ) -> None:
     agent = agent_factory()
@@ -57,7 +58,7 @@ def test_streams_end_with_unavailable_and_a_hint_when_to_come_again(
     assert "call refused" not in agent.log
 
 
-def test_a_restart_behind_a_passed_socket_fails_nobody(activated: ActivatedAgent) -> None:
+def test_a_restart_behind_a_passed_socket_fails_no_call(activated: ActivatedAgent) -> None:
     with subprocess.Popen(
         [*LOAD, str(activated.socket), "20"],
         cwd=REPOSITORY,
@@ -74,16 +75,20 @@ def test_a_restart_behind_a_passed_socket_fails_nobody(activated: ActivatedAgent
     assert report["fetched"] >= 20
 
 
-def test_a_mode_that_does_not_hold_for_a_passed_socket_is_told() -> None:
+def test_a_socket_mode_without_effect_on_a_passed_socket_is_a_warning() -> None:
     agent = ActivatedAgent(entry_for_me(), config='socket_mode: "0600"')
     try:
-        assert "SocketMode=" in agent.wait_for_log("setting=socket_mode")
+        line = agent.wait_for_log("setting=socket_mode")
+        assert "setting has no effect" in line
+        assert "SocketMode=" in line
         assert "socket_group" not in agent.log
     finally:
         agent.close()
 
 
-def test_one_who_stays_connected_calls_again_without_an_error(activated: ActivatedAgent) -> None:
+def test_a_channel_that_stays_open_over_a_restart_calls_again_without_an_error(
+    activated: ActivatedAgent,
+) -> None:
     with grpc.insecure_channel(f"unix:{activated.socket}") as channel:
         next(stream(channel))
         activated.stop()
@@ -91,7 +96,7 @@ def test_one_who_stays_connected_calls_again_without_an_error(activated: Activat
         assert next(stream(channel)).svids
 
 
-def test_a_call_that_was_on_its_way_when_its_client_was_told_to_go_is_answered(
+def test_a_call_sent_before_the_goaway_arrived_is_answered(
     agent_factory: AgentFactory,
 ) -> None:
     agent = agent_factory()
@@ -101,12 +106,29 @@ def test_a_call_that_was_on_its_way_when_its_client_was_told_to_go_is_answered(
     arrived = b""
     while GO_AWAY not in arrived:
         chunk = client.sock.recv(65536)
-        assert chunk, "it was not told"
+        assert chunk, "the connection ended without GOAWAY"
         arrived += chunk
     stream = client.call("FetchX509SVID", pb.X509SVIDRequest())
-    # The PING behind it is answered only now, after the call.
+    # Only now the client acknowledges the PING that follows the GOAWAY, after its call.
     client.receive(arrived)
     assert pb.X509SVIDResponse.FromString(client.message(stream)).svids
     assert client.status(stream).status == raw.UNAVAILABLE
     client.sock.close()
+    assert agent.stop() == 0
+
+
+def test_a_health_watch_is_not_serving_before_the_agent_is_gone(
+    agent_factory: AgentFactory,
+) -> None:
+    agent = agent_factory()
+    statuses = []
+    with grpc.insecure_channel(agent.address) as channel:
+        health: Any = health_pb2_grpc.HealthStub(channel)
+        watch = health.Watch(health_pb2.HealthCheckRequest(service="SpiffeWorkloadAPI"))
+        statuses.append(next(watch).status)
+        os.kill(agent.pid, signal.SIGTERM)
+        with pytest.raises(grpc.RpcError):
+            statuses.extend(each.status for each in watch)
+    serving = health_pb2.HealthCheckResponse.SERVING
+    assert statuses == [serving, health_pb2.HealthCheckResponse.NOT_SERVING]
     assert agent.stop() == 0

@@ -1,4 +1,4 @@
-"""Who may administer: by the socket's mode, and by the kernel's word on who connected."""
+"""Access to the admin API: the mode of the socket, and the credentials of the caller."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ OK, PERMISSION_DENIED = 0, 7
 CANNOT_CONNECT = -1
 
 
-def ask_as(agent: RunningAgent, become: Callable[[], None]) -> int:
-    """The status that such a process gets for its question."""
+def get_status_as(agent: RunningAgent, become: Callable[[], None]) -> int:
+    """The status code of GetStatus for a process that ran `become`."""
     read, write = os.pipe()
 
     def child() -> None:
@@ -43,29 +43,29 @@ def ask_as(agent: RunningAgent, become: Callable[[], None]) -> int:
         return int(pipe.read())
 
 
-def test_root_may_and_nobody_else_can_connect(agent_factory: AgentFactory) -> None:
+def test_root_may_administer_and_other_users_cannot_connect(agent_factory: AgentFactory) -> None:
     agent = agent_factory()
-    assert ask_as(agent, lambda: None) == OK
-    assert ask_as(agent, lambda: pids.become(1001)) == CANNOT_CONNECT
+    assert get_status_as(agent, lambda: None) == OK
+    assert get_status_as(agent, lambda: pids.become(1001)) == CANNOT_CONNECT
 
 
-def test_members_of_the_configured_group_may(agent_factory: AgentFactory) -> None:
+def test_members_of_admin_socket_group_may_administer(agent_factory: AgentFactory) -> None:
     agent = agent_factory(config=f"admin_socket_group: {OPERATORS}")
     status = agent.admin_socket.stat()
     assert (stat.S_IMODE(status.st_mode), status.st_gid) == (0o660, OPERATORS)
-    assert ask_as(agent, lambda: pids.become(1001, groups=(OPERATORS,))) == OK
-    assert ask_as(agent, lambda: pids.become(1001, gid=OPERATORS)) == OK
-    assert ask_as(agent, lambda: pids.become(1001)) == CANNOT_CONNECT
+    assert get_status_as(agent, lambda: pids.become(1001, groups=(OPERATORS,))) == OK
+    assert get_status_as(agent, lambda: pids.become(1001, gid=OPERATORS)) == OK
+    assert get_status_as(agent, lambda: pids.become(1001)) == CANNOT_CONNECT
 
 
-def test_a_mode_that_was_opened_by_mistake_opens_nothing(agent_factory: AgentFactory) -> None:
+def test_a_socket_mode_opened_by_mistake_admits_no_other_user(agent_factory: AgentFactory) -> None:
     agent = agent_factory()
     agent.admin_socket.chmod(0o666)
-    assert ask_as(agent, lambda: pids.become(1001)) == PERMISSION_DENIED
+    assert get_status_as(agent, lambda: pids.become(1001)) == PERMISSION_DENIED
     assert "user 1001 may not administer" in agent.wait_for_log("admin call refused")
 
 
-def test_the_workloads_socket_does_not_administer(agent_factory: AgentFactory) -> None:
+def test_the_public_socket_does_not_serve_the_admin_api(agent_factory: AgentFactory) -> None:
     client = raw.connect(str(agent_factory().socket))
     try:
         assert client.status(client.call(STATUS, pb.GetStatusRequest())).status == 12
@@ -73,7 +73,7 @@ def test_the_workloads_socket_does_not_administer(agent_factory: AgentFactory) -
         client.sock.close()
 
 
-def test_explain_tells_of_another_users_process_what_its_entry_wants(
+def test_explain_shows_what_an_entry_lacks_for_a_process_of_another_user(
     agent_factory: AgentFactory,
 ) -> None:
     agent = agent_factory(
@@ -101,7 +101,7 @@ def test_explain_tells_of_another_users_process_what_its_entry_wants(
     assert missed["lacking"] == [{"wanted": "unix:uid:1002", "found": ["unix:uid:1001"]}]
 
 
-def test_each_process_of_a_shared_entry_can_have_its_own_key(agent_factory: AgentFactory) -> None:
+def test_share_process_gives_each_process_its_own_key(agent_factory: AgentFactory) -> None:
     agent = agent_factory(
         "entries:\n  - {spiffe_id: /web, selectors: ['unix:uid:1001'], share: process}\n"
     )
@@ -113,8 +113,8 @@ def _key_of_a_process(agent: RunningAgent) -> bytes:
 
     def child() -> None:
         pids.become(1001)
-        with_two = [raw.connect(str(agent.socket)) for _ in range(2)]
-        keys = {client.fetch_x509().svids[0].x509_svid_key for client in with_two}
+        clients = [raw.connect(str(agent.socket)) for _ in range(2)]
+        keys = {client.fetch_x509().svids[0].x509_svid_key for client in clients}
         assert len(keys) == 1, "both connections are of one process"
         os.write(write, keys.pop())
 

@@ -1,5 +1,6 @@
-"""vouchd as a service of a real systemd: one machine, and one life of the service from the first
-start to the last stop. As root: `make test-system`.
+"""vouchd as a service of a real systemd, in one container, from its first start to its last stop.
+
+As root: `make test-system`.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def booted() -> Iterator[Service]:
 
 @pytest.fixture
 def service(booted: Service) -> Service:
-    """Enabled, started, and with three entries in force."""
+    """The service, enabled and started, with three entries in force."""
     booted.write(CONFIG, SETTINGS)
     booted.write(ENTRIES, THREE)
     booted.run("systemctl", "enable", "--now", UNIT)
@@ -51,7 +52,7 @@ def restart(service: Service, drop_in: str) -> None:
 
 
 def hang_up(service: Service) -> int:
-    """Have it reload, by a signal only, and wait until systemd has heard the end of it."""
+    """Reload the service by SIGHUP, and wait until systemd has its READY notification."""
     service.run("systemd-analyze", "log-level", "debug")
     mark = service.journal.mark()
     os.kill(service.pid, signal.SIGHUP)
@@ -61,8 +62,8 @@ def hang_up(service: Service) -> int:
     return mark
 
 
-def selectors_of_a_program_at_home(service: Service) -> tuple[list[str], str]:
-    """Of a process whose program only its user may reach, and nobody else read; and the notes."""
+def selectors_of_a_private_program(service: Service) -> tuple[list[str], str]:
+    """The selectors and notes of a process whose program only its user can reach and read."""
     program = "/home/three/bin/program"
     service.run("sh", "-c", f"mkdir -p /home/three/bin; cp --update /bin/sleep {program}")
     service.run("chown", "-R", "1003", "/home/three")
@@ -72,13 +73,13 @@ def selectors_of_a_program_at_home(service: Service) -> tuple[list[str], str]:
     service.run(*unit, "infinity")
     pid = service.run("systemctl", "show", "--value", "--property=MainPID", "shop").strip()
     admin = ["--admin-socket", "/run/vouchd/admin.sock", "--output", "json"]
-    said = json.loads(service.run("vouchd", "explain", pid, *admin))
+    explained = json.loads(service.run("vouchd", "explain", pid, *admin))
     service.run("systemctl", "stop", "shop")
-    found = [each for report in said["attestors"] for each in report["selectors"]]
-    return found, str([report["notes"] for report in said["attestors"]])
+    found = [each for report in explained["attestors"] for each in report["selectors"]]
+    return found, str([report["notes"] for report in explained["attestors"]])
 
 
-def test_enabled_and_started_it_serves(service: Service) -> None:
+def test_the_enabled_service_serves_and_reports_its_status(service: Service) -> None:
     assert service.run("systemctl", "is-active", UNIT, "vouchd.socket").split() == ["active"] * 2
     assert service.show("StatusText") == "serving 3 entries to 0 callers"
     assert service.show("NRestarts") == "0"
@@ -89,23 +90,25 @@ def test_enabled_and_started_it_serves(service: Service) -> None:
     )
 
 
-def test_two_users_get_their_own_identities_and_a_third_none(service: Service) -> None:
+def test_each_user_gets_its_own_identity_and_a_user_without_an_entry_gets_none(
+    service: Service,
+) -> None:
     assert service.ask(1001) == ["/user/one"]
     assert service.ask(1002) == ["/user/two"]
     assert service.ask(1003) == []
 
 
-def test_a_unit_is_known_by_its_name(service: Service) -> None:
+def test_a_process_of_a_unit_matches_by_the_unit_name(service: Service) -> None:
     assert service.ask_in_unit("shop", 1003) == ["/shop"]
     assert service.ask(1003) == [], "the same user outside of the unit"
 
 
-def test_its_exposure_is_small(service: Service) -> None:
+def test_systemd_analyze_rates_the_exposure_of_the_unit_as_low(service: Service) -> None:
     *_, verdict = service.run("systemd-analyze", "security", "--no-pager", UNIT).splitlines()
     assert float(verdict.split(":")[1].split()[0]) <= MAX_EXPOSURE
 
 
-def test_it_has_two_capabilities_and_no_way_to_more(service: Service) -> None:
+def test_the_service_has_two_capabilities_and_cannot_gain_more(service: Service) -> None:
     text = Path(f"/proc/{service.pid}/status").read_text()
     status = dict(line.split(":\t", 1) for line in text.splitlines() if ":\t" in line)
     wanted = 1 << CAP_DAC_READ_SEARCH | 1 << CAP_SYS_PTRACE
@@ -115,43 +118,45 @@ def test_it_has_two_capabilities_and_no_way_to_more(service: Service) -> None:
     assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
 
 
-def test_with_them_it_finds_and_digests_programs_that_others_may_not_read(
+def test_with_its_capabilities_the_agent_digests_programs_that_other_users_cannot_read(
     service: Service,
 ) -> None:
-    found, _notes = selectors_of_a_program_at_home(service)
+    found, _notes = selectors_of_a_private_program(service)
     assert "unix:path:/home/three/bin/program" in found
     digest = service.run("sha256sum", "/bin/sleep").split()[0]
     assert f"unix:sha256:{digest}" in found
 
 
-def test_without_any_capability_all_but_the_program_is_known(service: Service) -> None:
+def test_without_capabilities_only_the_program_selectors_are_missing(service: Service) -> None:
     restart(service, "AmbientCapabilities=\nCapabilityBoundingSet=\n")
     assert service.ask(1001) == ["/user/one"]
-    found, notes = selectors_of_a_program_at_home(service)
+    found, notes = selectors_of_a_private_program(service)
     assert {"unix:uid:1003", "systemd:id:shop.service", "systemd:slice:system.slice"} < set(found)
     assert not [each for each in found if each.startswith(("unix:path", "unix:sha256"))]
     assert "CAP_SYS_PTRACE" in notes
     restart(service, "")
 
 
-def test_a_restart_fails_none_of_50_clients_that_come_and_go(service: Service) -> None:
+def test_a_restart_fails_no_call_of_50_reconnecting_clients(service: Service) -> None:
     load = service.load(1001, CLIENTS)
     for _ in range(3):
         service.run("systemctl", "restart", UNIT)
-        assert service.ask(1002) == ["/user/two"], "behind those in the queue"
+        assert service.ask(1002) == ["/user/two"], "after the clients in the queue"
     report = json.loads(load.communicate()[0])
     assert report["failures"] == []
-    assert report["fetched"] > CLIENTS, "they went on"
+    assert report["fetched"] > CLIENTS, "clients fetched again after the restart"
     service.journal.wait("stopped", 0)
 
 
-def test_a_reload_is_told_to_systemd_and_takes_the_edit_up(service: Service) -> None:
+def test_a_reload_notifies_systemd_and_puts_the_edit_in_force(service: Service) -> None:
     service.write(ENTRIES, THREE.replace("/user/one", "/user/uno"))
     hang_up(service)
     assert service.ask(1001) == ["/user/uno"]
 
 
-def test_an_edit_with_a_mistake_changes_nothing_and_status_says_so(service: Service) -> None:
+def test_an_edit_with_a_mistake_changes_nothing_and_systemctl_status_names_it(
+    service: Service,
+) -> None:
     service.write(ENTRIES, THREE.replace("spiffe_id: /user/one", "spiffe_ip: /user/one"))
     hang_up(service)
     assert service.ask(1001) == ["/user/one"]
@@ -163,7 +168,7 @@ def test_an_edit_with_a_mistake_changes_nothing_and_status_says_so(service: Serv
     assert "not reloaded" not in service.show("StatusText")
 
 
-def test_killed_it_is_started_again_and_who_comes_meanwhile_is_served(service: Service) -> None:
+def test_a_killed_service_starts_again_and_serves_the_clients_that_waited(service: Service) -> None:
     mark = service.journal.mark()
     os.kill(service.pid, signal.SIGKILL)
     assert service.ask(1001) == ["/user/one"]
@@ -171,7 +176,7 @@ def test_killed_it_is_started_again_and_who_comes_meanwhile_is_served(service: S
     service.journal.wait("vouchd ready on", mark)
 
 
-def test_stuck_it_is_ended_by_the_watchdog_and_started_again(service: Service) -> None:
+def test_the_watchdog_ends_a_stuck_service_and_systemd_starts_it_again(service: Service) -> None:
     restart(service, "WatchdogSec=1\n")
     mark = service.journal.mark()
     os.kill(service.pid, signal.SIGSTOP)
@@ -181,7 +186,7 @@ def test_stuck_it_is_ended_by_the_watchdog_and_started_again(service: Service) -
     restart(service, "")
 
 
-def test_a_key_in_the_credential_store_reaches_it_alone(service: Service) -> None:
+def test_a_key_in_the_credential_store_reaches_only_the_service(service: Service) -> None:
     service.write("/etc/credstore/vouchd.svid-cache-key", "secret")
     service.run("chmod", "600", "/etc/credstore/vouchd.svid-cache-key")
     service.run("systemctl", "restart", UNIT)
@@ -191,7 +196,9 @@ def test_a_key_in_the_credential_store_reaches_it_alone(service: Service) -> Non
     assert (key / "vouchd.svid-cache-key").read_text() == "secret"
 
 
-def test_a_start_that_fails_says_why_in_status_and_the_socket_stays(service: Service) -> None:
+def test_a_failed_start_shows_its_reason_in_the_status_and_keeps_the_socket(
+    service: Service,
+) -> None:
     service.write(CONFIG, "trust_domain: example.org\nentry: []\n")
     mark = service.journal.mark()
     service.run("sh", "-c", f"! systemctl restart {UNIT}")
@@ -203,7 +210,7 @@ def test_a_start_that_fails_says_why_in_status_and_the_socket_stays(service: Ser
         assert service.run("systemctl", "is-active", "vouchd.socket") == "active\n"
 
 
-def test_stopped_it_leaves_no_socket_and_the_journal_no_surprise(service: Service) -> None:
+def test_a_stop_removes_the_socket_and_the_journal_holds_no_defect(service: Service) -> None:
     pid = service.pid
     service.run("systemctl", "stop", "vouchd.socket", UNIT)
     assert (service.show("Result"), service.show("ExecMainStatus")) == ("success", "0")

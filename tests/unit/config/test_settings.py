@@ -8,10 +8,10 @@ import json
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, Self
 
 import pytest
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from agent.attestation.plugins import known_options
 from agent.config.files import load_settings
@@ -332,3 +332,20 @@ def test_what_we_accept_the_schema_accepts(name: str, path: Path) -> None:
 def test_the_schema_finds_common_mistakes_too(name: str, vector: str, complaint: str) -> None:
     (found,) = _against_schema(name, ROOT / "tests/vectors" / vector)
     assert found.startswith(complaint)
+
+
+class BrokenOptions(Options):
+    """The options of a plug-in with a defect."""
+
+    @model_validator(mode="after")
+    def look_up(self) -> Self:
+        raise KeyError("region")
+
+
+def test_a_plug_in_whose_options_raise_is_a_problem_of_its_line() -> None:
+    source = Source(name="a", content=b"trust_domain: example.org\nattestors:\n  cloud: {}\n")
+    with pytest.raises(ConfigError) as raised:
+        parse_settings(source, BASE, {"cloud": BrokenOptions})
+    [problem] = raised.value.problems
+    assert str(problem).startswith("a:3:3: the options of attestor 'cloud' cannot be checked")
+    assert "KeyError: 'region'" in problem.message
