@@ -1,1 +1,1 @@
-"""Attestors turn a process into selectors. `attestors.api` is all that a third party needs."""
+"""Attestors turn a process into selectors. A third-party attestor imports `attestors.api` alone."""

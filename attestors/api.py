@@ -95,7 +95,7 @@ class SelectorKind:
     meaning: str
     """What is true of the process, as the rest of a sentence that begins with "true if"."""
     basis: str
-    """What this rests on: the kernel, the program that runs, or the word of an engine."""
+    """What this rests on: the kernel, the running program, or the answer of an engine."""
 
 
 class AttestorError(Exception):

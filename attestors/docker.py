@@ -1,13 +1,13 @@
-"""The `docker` attestor: the container that a process is in, as Docker or Podman describes it.
+"""The `docker` attestor: the process's container, as described by Docker or root's Podman.
 
     docker:label:<name>:<value>         docker:env:<NAME>=<value>
-    docker:image_id:<what the image was called at creation, such as nginx:1.29>
+    docker:image_id:<name of the image at creation, such as nginx:1.29>
     docker:image_config_digest:sha256:<64 hex digits>
     docker:container_name:<name>        docker:engine:docker, docker:engine:podman
     docker:compose_project:<name>       docker:compose_service:<name>
 
-Only engines of root's are asked: `podman-rootless` is the attestor for the others. A process in no
-container, or in one of another kind of engine, is answered without asking anybody.
+The attestor asks only engines that root runs; `podman-rootless` asks those of other users. It asks
+no engine about a process outside a container, or in a container of another kind of engine.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ from pydantic import BaseModel, Field
 from attestors.api import Findings, Options, Selector, SelectorKind
 from attestors.lib.cgroups import Engine
 from attestors.lib.containers import ASKING_SECONDS, REUSE_SECONDS, Containers
-from attestors.lib.engine import EngineClient
 from attestors.lib.models import AbsolutePath
-from attestors.lib.processes import locate_workload, own_cgroup, started
+from attestors.lib.processes import locate_workload, own_cgroup, start_time
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from attestors.api import AttestorContext, WorkloadRef
     from attestors.lib.cgroups import Container
 
-# Their engines do not speak this protocol.
-_OTHERS = frozenset({Engine.CONTAINERD, Engine.CRIO, Engine.FARGATE})
+# These engines do not serve the Docker Engine API.
+_OTHER_ENGINES = frozenset({Engine.CONTAINERD, Engine.CRIO, Engine.FARGATE})
 
 _ENGINE = "the engine, and the cgroup"
 
@@ -48,18 +49,20 @@ class DockerAttestor:
     name: ClassVar[str] = "docker"
     selectors: ClassVar[tuple[SelectorKind, ...]] = (
         SelectorKind("docker:label:tier:front", "the container has this label", _ENGINE),
-        SelectorKind("docker:env:MODE=fast", "it was made with this environment variable", _ENGINE),
         SelectorKind(
-            "docker:image_id:nginx:1.29", "it was made from an image of this name", _ENGINE
+            "docker:env:MODE=fast", "it was created with this environment variable", _ENGINE
+        ),
+        SelectorKind(
+            "docker:image_id:nginx:1.29", "it was created from an image of this name", _ENGINE
         ),
         SelectorKind(
             "docker:image_config_digest:sha256:<64 hex digits>",
-            "it was made from this very image",
+            "it was created from exactly this image",
             _ENGINE,
         ),
         SelectorKind("docker:container_name:web", "it has this name now", _ENGINE),
-        SelectorKind("docker:compose_project:shop", "Compose made it for this project", _ENGINE),
-        SelectorKind("docker:compose_service:web", "Compose made it for this service", _ENGINE),
+        SelectorKind("docker:compose_project:shop", "Compose created it for this project", _ENGINE),
+        SelectorKind("docker:compose_service:web", "Compose created it for this service", _ENGINE),
         SelectorKind(
             "docker:engine:docker", "it belongs to this engine, `docker` or `podman`", _ENGINE
         ),
@@ -69,21 +72,26 @@ class DockerAttestor:
     reuse_seconds: ClassVar[float] = REUSE_SECONDS
     reuse_across_connections: ClassVar[bool] = False
 
-    def __init__(self, options: DockerOptions, _context: AttestorContext) -> None:
+    def __init__(
+        self,
+        options: DockerOptions,
+        _context: AttestorContext,
+        containers: Callable[[str, bytes], Containers] = Containers.of,
+    ) -> None:
         self._own_cgroup = own_cgroup()
-        self._docker = Containers(EngineClient(options.socket), self._own_cgroup)
-        self._podman = Containers(EngineClient(options.podman_socket), self._own_cgroup)
+        self._docker = containers(options.socket, self._own_cgroup)
+        self._podman = containers(options.podman_socket, self._own_cgroup)
 
     async def attest(self, workload: WorkloadRef) -> Findings:
         """See Attestor.attest."""
         located = locate_workload(workload, self._own_cgroup)
         container = located.container
-        if container is None or container.engine in _OTHERS:
+        if container is None or container.engine in _OTHER_ENGINES:
             return Findings(notes=located.notes)
         if container.owner_uid is not None:
             note = f"no docker selectors: user {container.owner_uid} runs this container's engine"
             return Findings(notes=(*located.notes, note))
-        facts = await self._facts(container, started(workload))
+        facts = await self._facts(container, start_time(workload))
         if facts is None:
             note = f"no docker selectors: no engine knows the container {container.id[:12]}"
             return Findings(notes=(*located.notes, note))
@@ -91,11 +99,14 @@ class DockerAttestor:
 
     async def close(self) -> None:
         """See Attestor.close."""
-        await self._docker.close()
-        await self._podman.close()
+        try:
+            await self._docker.close()
+        finally:
+            await self._podman.close()
 
-    async def _facts(self, container: Container, start: int) -> frozenset[str] | None:
-        is_podmans = container.engine is Engine.PODMAN
-        engine = self._podman if is_podmans else self._docker
-        facts = await engine.facts(container, start)
-        return None if facts is None else facts | {f"engine:{'podman' if is_podmans else 'docker'}"}
+    async def _facts(self, container: Container, started: int) -> frozenset[str] | None:
+        if container.engine is Engine.PODMAN:
+            facts, name = await self._podman.facts(container, started), "podman"
+        else:
+            facts, name = await self._docker.facts(container, started), "docker"
+        return None if facts is None else facts | {f"engine:{name}"}

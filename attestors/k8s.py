@@ -1,10 +1,10 @@
-"""The `k8s` attestor: the pod and container that a process is in.
+"""The `k8s` attestor: the process's pod and container.
 
-Without the kubelet, what cgroups prove:
+The cgroup proves, without the kubelet:
 
     k8s:pod-uid:<uid>            k8s:container-id:<64 hex digits>
 
-With it, also what the kubelet knows of them:
+The kubelet adds:
 
     k8s:ns:<namespace>           k8s:sa:<service account>         k8s:node-name:<node>
     k8s:pod-name:<name>          k8s:pod-label:<name>:<value>
@@ -13,8 +13,8 @@ With it, also what the kubelet knows of them:
     k8s:container-name:<name>    k8s:container-image:<image>
     k8s:container-type:container, init, or ephemeral
 
-A caller whose container is not in the kubelet's list yet waits for it, but not longer than
-`wait_seconds`. A process in no pod is answered without asking anybody.
+If the kubelet's list does not contain the container yet, the attestor waits for it, at most
+`wait_seconds`. It does not ask the kubelet about a process outside a pod.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from attestors.lib.kubelet import FRESH_SECONDS, LONGEST_SECONDS, KubeletOptions
 from attestors.lib.processes import locate_workload, own_cgroup
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from attestors.api import AttestorContext, WorkloadRef
     from attestors.lib.cgroups import Container
 
@@ -38,7 +40,7 @@ _KUBELET = "the kubelet, about the container that the cgroup names"
 
 def _off(value: object) -> object:
     if value is None:
-        raise ValueError("kubelet is off, or tells how to reach it")
+        raise ValueError("write `off`, or how to reach the kubelet")
     # YAML 1.1 reads `off` as false.
     return None if value is False or value == "off" else value
 
@@ -48,7 +50,7 @@ class K8sOptions(Options):
 
     kubelet: Annotated[KubeletOptions | None, BeforeValidator(_off)] = Field(
         default=None,
-        description="off: what cgroups prove, pod-uid and container-id. Else how to reach it.",
+        description="off: only pod-uid and container-id. Else how to reach the kubelet.",
     )
 
 
@@ -95,9 +97,14 @@ class K8sAttestor:
     reuse_seconds: ClassVar[float] = FRESH_SECONDS
     reuse_across_connections: ClassVar[bool] = False
 
-    def __init__(self, options: K8sOptions, _context: AttestorContext) -> None:
+    def __init__(
+        self,
+        options: K8sOptions,
+        _context: AttestorContext,
+        lists: Callable[[KubeletOptions], PodLists] = PodLists,
+    ) -> None:
         self._own_cgroup = own_cgroup()
-        self._lists = PodLists(options.kubelet) if options.kubelet else None
+        self._lists = lists(options.kubelet) if options.kubelet else None
 
     async def attest(self, workload: WorkloadRef) -> Findings:
         """See Attestor.attest."""
@@ -105,7 +112,7 @@ class K8sAttestor:
         container = located.container
         if container is None:
             return Findings(notes=located.notes)
-        if container.owner_uid is not None or not _may_be_a_pods(container):
+        if container.owner_uid is not None or not _may_be_in_a_pod(container):
             note = (
                 f"no k8s selectors: container {container.id[:12]} is not in the kubelet's cgroups"
             )
@@ -118,7 +125,7 @@ class K8sAttestor:
         except AttestorError as error:
             return self._findings(proved, located.notes, pending=(str(error),))
         if facts is None:
-            note = f"the pod of container {container.id[:12]} has ended, by the kubelet's word"
+            note = f"the kubelet says that the pod of container {container.id[:12]} has ended"
             return self._findings(proved, (*located.notes, note))
         return self._findings(facts, located.notes)
 
@@ -134,15 +141,18 @@ class K8sAttestor:
         return Findings(selectors, notes, pending)
 
 
-def _may_be_a_pods(container: Container) -> bool:
-    """From within a cgroup namespace one sees of a neighbour in the own pod its name alone."""
+def _may_be_in_a_pod(container: Container) -> bool:
+    """Return whether the cgroup names a pod, or hides its parents.
+
+    An agent in a cgroup namespace sees only the last part of the cgroup of a neighbour in its pod.
+    """
     above = {part for _hierarchy, path in container.cgroups for part in path.split("/")[1:-1]}
     hidden = above == {".."} and container.engine is not Engine.PODMAN
     return bool(container.pod_uid) or hidden
 
 
 def _proved(container: Container) -> frozenset[str]:
-    """What the cgroup alone proves, of a pod that it names."""
+    """Return the facts that the cgroup alone proves."""
     if not container.pod_uid:
         return frozenset()
     return frozenset({f"pod-uid:{container.pod_uid}", f"container-id:{container.id}"})

@@ -1,16 +1,17 @@
-"""The `podman-rootless` attestor: containers that users run with Podman of their own.
+"""The `podman-rootless` attestor: containers of a user's own Podman.
 
     podman-rootless:<uid>:<value as of the docker attestor>
     podman-rootless:1000:image_id:docker.io/library/nginx:1.29
 
-Everything in it is the word of that user, who could run another program in the engine's place: an
-entry that asks for such a selector trusts user 1000 with its identity. That is why the user's ID is
-in every selector, why these have a type of their own, and why it has to be switched on by name.
+Each selector is a claim of that user, who can run any program in place of the engine. An entry with
+such a selector trusts this user with its identity. Therefore each selector contains the user ID,
+these selectors have a type of their own, and the attestor is off by default.
 """
 
 from __future__ import annotations
 
 import stat
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -19,20 +20,23 @@ from pydantic import BaseModel, Field, field_validator
 from attestors.api import AttestorError, Findings, Options, Selector, SelectorKind
 from attestors.lib.cgroups import Engine
 from attestors.lib.containers import ASKING_SECONDS, REUSE_SECONDS, Containers
-from attestors.lib.engine import EngineClient
 from attestors.lib.models import AbsolutePath
 from attestors.lib.once import SharedWork
-from attestors.lib.processes import locate_workload, own_cgroup, started
+from attestors.lib.processes import locate_workload, own_cgroup, start_time
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from attestors.api import AttestorContext, WorkloadRef
     from attestors.lib.cgroups import Container
 
 
-# With the cgroupfs driver the name of a user's container is its ID alone.
-_PODMANS = frozenset({Engine.PODMAN, Engine.UNKNOWN})
+# Without events: a user's engine could send them without end.
+_of_a_user = partial(Containers.of, follow=False)
+# The cgroupfs driver names a user's container by its ID alone, which names no engine.
+_PODMAN_ENGINES = frozenset({Engine.PODMAN, Engine.UNKNOWN})
 
-_USER = "the word of user 1000"
+_USER = "a claim of user 1000"
 
 
 class RootlessOptions(Options):
@@ -61,25 +65,27 @@ class RootlessPodmanAttestor:
         ),
         SelectorKind(
             "podman-rootless:1000:env:MODE=fast",
-            "it was made with this environment variable",
+            "it was created with this environment variable",
             _USER,
         ),
         SelectorKind(
             "podman-rootless:1000:image_id:docker.io/library/nginx:1.29",
-            "it was made from an image of this name",
+            "it was created from an image of this name",
             _USER,
         ),
         SelectorKind(
             "podman-rootless:1000:image_config_digest:sha256:<64 hex digits>",
-            "it was made from this very image",
+            "it was created from exactly this image",
             _USER,
         ),
         SelectorKind("podman-rootless:1000:container_name:web", "it has this name now", _USER),
         SelectorKind(
-            "podman-rootless:1000:compose_project:shop", "Compose made it for this project", _USER
+            "podman-rootless:1000:compose_project:shop",
+            "Compose created it for this project",
+            _USER,
         ),
         SelectorKind(
-            "podman-rootless:1000:compose_service:web", "Compose made it for this service", _USER
+            "podman-rootless:1000:compose_service:web", "Compose created it for this service", _USER
         ),
     )
     Options: ClassVar[type[BaseModel]] = RootlessOptions
@@ -87,8 +93,14 @@ class RootlessPodmanAttestor:
     reuse_seconds: ClassVar[float] = REUSE_SECONDS
     reuse_across_connections: ClassVar[bool] = False
 
-    def __init__(self, options: RootlessOptions, _context: AttestorContext) -> None:
+    def __init__(
+        self,
+        options: RootlessOptions,
+        _context: AttestorContext,
+        containers: Callable[[str, bytes], Containers] = _of_a_user,
+    ) -> None:
         self._options = options
+        self._containers = containers
         self._own_cgroup = own_cgroup()
         self._asking: SharedWork[tuple[Container, int], frozenset[str] | None] = SharedWork()
 
@@ -96,11 +108,13 @@ class RootlessPodmanAttestor:
         """See Attestor.attest."""
         located = locate_workload(workload, self._own_cgroup)
         container = located.container
-        if container is None or container.owner_uid is None or container.engine not in _PODMANS:
+        if container is None or container.owner_uid is None:
             return Findings(notes=located.notes)
-        owner, start = container.owner_uid, started(workload)
+        if container.engine not in _PODMAN_ENGINES:
+            return Findings(notes=located.notes)
+        owner, started = container.owner_uid, start_time(workload)
         facts = await self._asking.get(
-            (container, start), lambda: self._ask(owner, container, start)
+            (container, started), lambda: self._ask(owner, container, started)
         )
         if facts is None:
             note = f"no {self.name} selectors: user {owner}'s Podman does not know this container"
@@ -113,26 +127,30 @@ class RootlessPodmanAttestor:
         """See Attestor.close."""
         await self._asking.close()
 
-    async def _ask(self, owner: int, container: Container, start: int) -> frozenset[str] | None:
+    async def _ask(self, owner: int, container: Container, started: int) -> frozenset[str] | None:
         path = self._options.socket.replace("{uid}", str(owner))
         _check_owner(path, owner)
-        # Nothing is kept and no events are followed: that user could send them without end.
-        engine = Containers(EngineClient(path), self._own_cgroup, follow=False)
+        engine = self._containers(path, self._own_cgroup)
         try:
-            return await engine.facts(container, start)
+            return await engine.facts(container, started)
         finally:
             await engine.close()
 
 
 def _check_owner(path: str, owner: int) -> None:
+    """Check that the path is a socket of this user.
+
+    Raises:
+        AttestorError: it is not.
+    """
     try:
         status = Path(path).lstat()
     except PermissionError as error:
-        raise AttestorError(f"{path} cannot be looked at: the agent has to be root") from error
+        raise AttestorError(f"no permission to look up {path}: run the agent as root") from error
     except OSError as error:
         raise AttestorError(
             f"the Podman of user {owner} has no socket at {path} ({error.strerror}): "
-            "let that user enable podman.socket"
+            "that user must enable podman.socket"
         ) from error
     if status.st_uid != owner or not stat.S_ISSOCK(status.st_mode):
-        raise AttestorError(f"{path} is not a socket of user {owner}'s")
+        raise AttestorError(f"{path} is not a socket of user {owner}")

@@ -1,13 +1,13 @@
-"""The `systemd` attestor: the unit that a process belongs to, by the service manager's word.
+"""The `systemd` attestor: the process's unit, as described by the service manager.
 
     systemd:id:payments.service
     systemd:fragment_path:/etc/systemd/system/payments.service
     systemd:slice:system.slice
-    systemd:invocation_id:<32 hex digits, another for each start of the unit>
+    systemd:invocation_id:<32 hex digits, new at each start of the unit>
 
-The manager is asked with the process's pidfd, so that no other process can be meant (systemd 254).
-Older ones are asked by PID, and the process must still be alive when they have answered. Units of a
-user's own manager are not known to the system's: their processes belong to `user@UID.service`.
+The attestor asks with the process's pidfd, which names no other process (systemd 254). It asks an
+older systemd by PID, and checks afterwards that the process is still alive. The system's manager
+does not know the units of a user's manager: their processes belong to `user@UID.service`.
 """
 
 from __future__ import annotations
@@ -31,18 +31,20 @@ if TYPE_CHECKING:
     from attestors.api import AttestorContext, WorkloadRef
 
 ANSWER_SECONDS = 2.0
-# The library fails a call once the socket takes no more, which is at some hundred small messages.
+# dbus-fast fails a call when the socket's buffer is full: after some hundred small messages.
 CALLS_AT_ONCE = 32
+# Of the text of an error from the bus.
+_EXCERPT_CHARS = 200
 _SYSTEMD = "org.freedesktop.systemd1"
 _MANAGER = "/org/freedesktop/systemd1"
 _MANAGERS_WORD = "systemd, and the cgroup"
 _NO_UNIT = frozenset({f"{_SYSTEMD}.NoUnitForPID", f"{_SYSTEMD}.NoSuchUnit"})
-# Before a user other than root learns that there is no such method, the bus rejects the message:
-# older policies do not name it.
+# Older bus policies do not name the method: for users other than root the bus rejects the call
+# before systemd says that it has no such method.
 _NO_METHOD = frozenset(
     {"org.freedesktop.DBus.Error.UnknownMethod", "org.freedesktop.DBus.Error.AccessDenied"}
 )
-# Kinds of units that processes are in, and the interface that has their `Slice`.
+# The unit types that have processes, and the D-Bus interface with the property `Slice`.
 _INTERFACES = {
     suffix: f"{_SYSTEMD}.{suffix.capitalize()}"
     for suffix in ("service", "scope", "socket", "mount", "swap")
@@ -67,7 +69,11 @@ class SystemdOptions(Options):
 
 
 class _NoUnitError(Exception):
-    """The process is in none."""
+    """The process belongs to no unit."""
+
+
+class _UnknownMethodError(AttestorError):
+    """This systemd is older than the method, or the bus does not allow it to the agent's user."""
 
 
 class SystemdAttestor:
@@ -90,18 +96,24 @@ class SystemdAttestor:
     )
     Options: ClassVar[type[BaseModel]] = SystemdOptions
     timeout: ClassVar[float] = 2 * ANSWER_SECONDS
-    # The unit is a matter of the cgroup, which has to stay the same.
+    # The cgroup decides the unit, and a changed cgroup ends the reuse.
     reuse_seconds: ClassVar[float] = 30.0
     reuse_across_connections: ClassVar[bool] = False
 
-    def __init__(self, options: SystemdOptions, _context: AttestorContext) -> None:
-        self._bus = _Bus(options.bus)
+    def __init__(
+        self,
+        options: SystemdOptions,
+        _context: AttestorContext,
+        answer_seconds: float = ANSWER_SECONDS,
+    ) -> None:
+        self._bus = _Bus(options.bus, answer_seconds)
+        self._answer_seconds = answer_seconds
         self._knows_pidfds = True
 
     async def attest(self, workload: WorkloadRef) -> Findings:
         """See Attestor.attest."""
         try:
-            async with asyncio.timeout(ANSWER_SECONDS):
+            async with asyncio.timeout(self._answer_seconds):
                 unit = await self._unit(workload)
                 facts = await self._facts(unit)
         except _NoUnitError:
@@ -115,7 +127,7 @@ class SystemdAttestor:
         await self._bus.close()
 
     async def _unit(self, workload: WorkloadRef) -> str:
-        """The D-Bus path of its unit."""
+        """Ask for the D-Bus path of the process's unit."""
         if self._knows_pidfds:
             try:
                 answer = await self._bus.call(
@@ -127,7 +139,7 @@ class SystemdAttestor:
         answer = await self._bus.call(
             _MANAGER, f"{_SYSTEMD}.Manager", "GetUnitByPID", "u", [workload.pid]
         )
-        # Alive now means that the PID was its own all the while.
+        # A process that is alive now had the PID during the call.
         if not is_alive(workload.pidfd):
             raise AttestorError("the process exited")
         return str(answer[0])
@@ -153,15 +165,15 @@ class SystemdAttestor:
         return variant.value
 
 
-class _UnknownMethodError(AttestorError):
-    """This systemd is older than the method, or it is not for us."""
-
-
 class _Bus:
-    """Owns the connection to the system bus, made when first needed, and again when lost."""
+    """The connection to the system bus, which it owns.
 
-    def __init__(self, address: str) -> None:
+    It connects at the first call, and again at the first call after the connection broke.
+    """
+
+    def __init__(self, address: str, answer_seconds: float) -> None:
         self._address = address
+        self._answer_seconds = answer_seconds
         self._connected: MessageBus | None = None
         self._calls = asyncio.Semaphore(CALLS_AT_ONCE)
         self._connecting: SharedWork[None, MessageBus] = SharedWork()
@@ -175,10 +187,10 @@ class _Bus:
         body: list[Any],
         descriptors: Sequence[int] = (),
     ) -> list[Any]:
-        """Call a method of systemd's.
+        """Call a method of systemd.
 
         Raises:
-            _NoUnitError, _UnknownMethodError: by systemd's answer.
+            _NoUnitError, _UnknownMethodError: by the name of the D-Bus error.
             AttestorError: any other error.
         """
         bus = self._connected
@@ -197,12 +209,13 @@ class _Bus:
             async with self._calls:
                 answer = await bus.call(message)
         except (DBusError, EOFError, OSError) as error:
-            raise AttestorError(f"the system bus broke off: {error}") from error
+            raise AttestorError(f"the connection to the system bus broke: {error}") from error
         if answer is None or answer.message_type is MessageType.ERROR:
             raise _refusal(answer)
         return list(answer.body)
 
     async def close(self) -> None:
+        """Disconnect."""
         await self._connecting.close()
         if self._connected is not None and self._connected.connected:
             self._connected.disconnect()
@@ -210,18 +223,19 @@ class _Bus:
 
     async def _connect(self) -> MessageBus:
         try:
-            async with asyncio.timeout(ANSWER_SECONDS):
+            async with asyncio.timeout(self._answer_seconds):
                 return await MessageBus(bus_address=self._address, negotiate_unix_fd=True).connect()
         except (OSError, EOFError, AuthError, DBusError, ValueError) as error:
             raise AttestorError(
-                f"the system bus at {self._address} cannot be reached: {error}"
+                f"cannot connect to the system bus at {self._address}: {error}"
             ) from error
 
 
 def _refusal(answer: Message | None) -> Exception:
+    """Return the exception for a D-Bus error."""
     name = None if answer is None else answer.error_name
     if name in _NO_UNIT:
         return _NoUnitError()
-    text = str(answer.body[0])[:200] if answer is not None and answer.body else ""
+    text = str(answer.body[0])[:_EXCERPT_CHARS] if answer is not None and answer.body else ""
     kind = _UnknownMethodError if name in _NO_METHOD else AttestorError
-    return kind(f"systemd refuses: {name} {text}".strip())
+    return kind(f"systemd refused the call: {name} {text}".strip())

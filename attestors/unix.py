@@ -1,23 +1,23 @@
-"""The `unix` attestor: who the process runs as, and what program it runs.
+"""The `unix` attestor: the process's user and groups, and its program.
 
     unix:uid:1001  unix:user:payments                      effective user at connect
     unix:gid:1001  unix:group:payments                     effective group at connect
     unix:supplementary_gid:27  unix:supplementary_group:sudo
-    unix:path:/usr/bin/payments                            the executable
-    unix:sha256:<64 hex digits>                            its content
+    unix:path:/usr/bin/payments                            path of the executable
+    unix:sha256:<64 hex digits>                            digest of its content
 
-Ids are those the kernel recorded at connect. A path is reported only if it names, in the agent's
-own view of the file system, the very file that is running: otherwise anybody could unshare a mount
-namespace, bind a program of theirs over /usr/bin/payments, and claim its name.
+The IDs are those that the kernel recorded at connect. The path is reported only if it names, in the
+agent's own view of the file system, the file that runs. Otherwise any user could make a mount
+namespace, bind a program over /usr/bin/payments, and get its selectors.
 
-Directory services, look-ups of paths and the reading of executables happen in threads. The status
-of the executable itself is asked for in place, so that a network file system which hangs just there
-stops the agent.
+Threads look up names and paths, and read executables. Only the status of the executable is read on
+the event loop: a network file system that hangs there stops the agent.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import grp
 import hashlib
 import os
@@ -44,25 +44,28 @@ if TYPE_CHECKING:
 
 READ_BYTES = 1 << 20
 CACHE_SIZE = 4096
-# Names may come from a directory service, and files move: how long an answer is believed.
+# Names may come from a directory service, and files move.
 FRESH_SECONDS = 60.0
-# How long a caller waits for each kind of answer that takes a thread.
+# The wait for each kind of answer that needs a thread.
 NAME_SECONDS = 1.0
 PATH_SECONDS = 1.0
 DIGEST_SECONDS = 3.0
-# One executable is read at a time, so that hashing takes one processor and no more; and whoever
-# has this many waiting has to wait for these first.
+# One executable is read at a time: hashing takes at most one processor. A user with this many
+# executables in the queue gets no further one into it.
 DIGESTS_PER_USER = 4
 DIGESTS_IN_ALL = 64
-# A file that is written twice within one tick of the kernel's clock (10 ms at most) keeps its
-# ctime. A digest is remembered only for files whose last change lies clearly further back.
+# Two writes within one tick of the kernel's clock (10 ms at most) give a file the same ctime. The
+# cache takes the digest only of a file whose last change is older than this.
 SETTLED_NS = 2_000_000_000
 # A process may have 65,536 groups.
 SHOWN_NAMELESS = 5
 
-_OF_THE_PROGRAM = ("path:", "sha256:")
 _KERNEL = "the kernel, at connect"
-_PROGRAM = "the program that runs"
+_PROGRAM = "the running program"
+_PROGRAM_KINDS = ("path:", "sha256:")
+# The path of the executable is over 4,095 bytes; the process has no memory map, and so no
+# executable, since its first thread ended. A new try gives the same.
+_PERMANENT = frozenset({errno.ENAMETOOLONG, errno.ENOENT})
 
 K = TypeVar("K", bound="Hashable")
 V = TypeVar("V")
@@ -80,8 +83,8 @@ class UnixOptions(Options):
 
 
 @dataclass(frozen=True, slots=True)
-class _FileKey:
-    """A file's content, as far as the kernel can tell without reading it."""
+class FileKey:
+    """The status of a file, which changes with its content as far as the kernel can tell."""
 
     device: int
     inode: int
@@ -90,7 +93,8 @@ class _FileKey:
     ctime_ns: int
 
     @classmethod
-    def of(cls, status: os.stat_result) -> _FileKey:
+    def of(cls, status: os.stat_result) -> FileKey:
+        """Take the key from a status."""
         return cls(
             status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
         )
@@ -121,20 +125,22 @@ class UnixAttestor:
         ),
     )
     Options: ClassVar[type[BaseModel]] = UnixOptions
-    # The executable and the ids are what "the same process" means; names change rarely.
+    # A process with the same executable and IDs has the same selectors; names change rarely.
     reuse_seconds: ClassVar[float] = 5 * FRESH_SECONDS
     reuse_across_connections: ClassVar[bool] = True
     timeout: ClassVar[float] = 2 * (NAME_SECONDS + PATH_SECONDS + DIGEST_SECONDS)
 
-    def __init__(self, options: UnixOptions, _context: AttestorContext) -> None:
+    def __init__(
+        self, options: UnixOptions, _context: AttestorContext, digests: Digests | None = None
+    ) -> None:
         self._options = options
-        # Threads of their own for each, because what hangs in one must not hold up the others.
+        # One pool for each kind: a look-up that hangs must not delay those of another kind.
         self._name_threads = ThreadPoolExecutor(2, "unix-names")
         self._path_threads = ThreadPoolExecutor(2, "unix-paths")
         self._users: SlowLookup[int, str | None] = self._fresh(self._name_threads)
         self._groups: SlowLookup[int, str | None] = self._fresh(self._name_threads)
-        self._paths: SlowLookup[str, _FileKey | None] = self._fresh(self._path_threads)
-        self._digests = _Digests()
+        self._paths: SlowLookup[str, FileKey | None] = self._fresh(self._path_threads)
+        self._digests = digests or Digests()
 
     async def attest(self, workload: WorkloadRef) -> Findings:
         """See Attestor.attest."""
@@ -146,7 +152,7 @@ class UnixAttestor:
         for what, seconds, find in (
             ("user and group names", NAME_SECONDS, self._names),
             ("unix:path", PATH_SECONDS, self._path),
-            ("unix:sha256", DIGEST_SECONDS, self._sha256),
+            ("unix:sha256", self._digests.seconds, self._sha256),
         ):
             try:
                 facts += await find(workload, notes, now() + seconds)
@@ -154,13 +160,10 @@ class UnixAttestor:
                 pending.append(f"{what} took too long")
             except AttestorError as error:
                 pending.append(f"no {what} yet: {error}")
-            except PermissionError:
-                notes.append(
-                    f"no {what}: the agent may not look at this executable "
-                    "(it needs CAP_SYS_PTRACE to see those of other users)"
-                )
-            except (ProcessLookupError, FileNotFoundError) as error:
+            except ProcessLookupError as error:
                 raise AttestorError("the process exited") from error
+            except OSError as error:
+                _sort(error, what, notes, pending)
         selectors, program = _selectors(tuple(facts))
         return Findings(selectors, tuple(notes), tuple(pending), program)
 
@@ -194,7 +197,7 @@ class UnixAttestor:
 
     async def _path(self, workload: WorkloadRef, notes: list[str], until: float) -> list[str]:
         path = workload.readlink("exe")
-        if await self._is_at(path, _FileKey.of(workload.stat("exe")), until):
+        if await self._is_at(path, FileKey.of(workload.stat("exe")), until):
             return [f"path:{path}"]
         notes.append(
             f"no unix:path: {path!r} is not the running file in the agent's file system "
@@ -202,23 +205,23 @@ class UnixAttestor:
         )
         return []
 
-    async def _is_at(self, path: str, running: _FileKey, until: float) -> bool:
-        """Whether `path` names the running file in the agent's own view.
+    async def _is_at(self, path: str, running: FileKey, until: float) -> bool:
+        """Return whether the path names the running file in the agent's own view.
 
-        The whole key is compared, because device and inode alone could be those of a later file.
+        It compares the whole key: the kernel may give device and inode to a later file.
         """
         if await self._look_up(path, until) == running:
             return True
-        self._paths.forget(path)  # what was known may be old
+        self._paths.forget(path)  # the cached answer may be outdated
         return await self._look_up(path, until) == running
 
-    async def _look_up(self, path: str, until: float) -> _FileKey | None:
+    async def _look_up(self, path: str, until: float) -> FileKey | None:
         return await self._paths.get(path, lambda: partial(_file_at, path), until)
 
     async def _sha256(self, workload: WorkloadRef, notes: list[str], until: float) -> list[str]:
         if not self._options.sha256:
             return []
-        key = _FileKey.of(workload.stat("exe"))
+        key = FileKey.of(workload.stat("exe"))
         if key.size > self._options.sha256_max_bytes:
             notes.append(
                 f"no unix:sha256: the executable has {key.size} bytes, over sha256_max_bytes "
@@ -228,40 +231,87 @@ class UnixAttestor:
         return [f"sha256:{await self._digests.get(workload, key, until)}"]
 
 
-class _Digests:
-    """SHA-256 of executables: read once while they stay the same, one at a time."""
+def _sort(error: OSError, what: str, notes: list[str], pending: list[str]) -> None:
+    """Note an error of a read of the executable, which costs no other kind of selector."""
+    if isinstance(error, PermissionError):
+        notes.append(
+            f"no {what}: the agent may not read this executable "
+            "(it needs CAP_SYS_PTRACE for those of other users)"
+        )
+    elif error.errno in _PERMANENT:
+        notes.append(f"no {what}: the executable cannot be read: {error.strerror}")
+    else:
+        pending.append(f"no {what} yet: the executable cannot be read: {error.strerror}")
 
-    def __init__(self) -> None:
+
+def digest_of(descriptor: int, expected: FileKey) -> str:
+    """Read a file, close it, and return the SHA-256 digest of its content.
+
+    Raises:
+        AttestorError: its status was not `expected` before and after.
+    """
+    with open(descriptor, "rb", buffering=0) as file:
+        unchanged = FileKey.of(os.fstat(descriptor)) == expected
+        digest = hashlib.sha256()
+        left = expected.size
+        while left > 0 and (chunk := file.read(min(left, READ_BYTES))):
+            digest.update(chunk)
+            left -= len(chunk)
+        unchanged = unchanged and FileKey.of(os.fstat(descriptor)) == expected
+    if left or not unchanged:
+        raise AttestorError("the executable changed while it was read")
+    return digest.hexdigest()
+
+
+class Digests:
+    """SHA-256 digests of executables: one file is read at a time, and once while it is unchanged.
+
+    `seconds` is the wait of a caller for one digest; `read` reads a file.
+    """
+
+    def __init__(
+        self,
+        seconds: float = DIGEST_SECONDS,
+        read: Callable[[int, FileKey], str] = digest_of,
+    ) -> None:
+        self.seconds = seconds
+        self._read = read
         self._thread = ThreadPoolExecutor(1, "unix-sha256")
-        self._known: SlowLookup[_FileKey, str] = SlowLookup(self._thread, size=CACHE_SIZE)
+        self._known: SlowLookup[FileKey, str] = SlowLookup(self._thread, size=CACHE_SIZE)
         self._waiting: Counter[int] = Counter()
         self._lock = threading.Lock()
 
-    async def get(self, workload: WorkloadRef, key: _FileKey, until: float) -> str:
-        """The digest of the executable, which is that of `key`, if it is there by this moment.
+    @property
+    def waiting(self) -> int:
+        """The number of executables that are read or in the queue."""
+        return self._waiting.total()
+
+    async def get(self, workload: WorkloadRef, key: FileKey, until: float) -> str:
+        """Return the digest of the process's executable, whose status is `key`.
 
         Raises:
-            TimeoutError: it is not.
-            AttestorError: it changed meanwhile, or its user has too many others waiting.
+            TimeoutError: it is not there at this time of the event loop.
+            AttestorError: the file changed meanwhile, or its user has too many in the queue.
         """
         settled = time.time_ns() - key.ctime_ns > SETTLED_NS
         return await self._known.get(key, lambda: self._begin(workload, key), until, keep=settled)
 
     def close(self) -> None:
+        """End the thread after the file that it reads."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _begin(self, workload: WorkloadRef, key: _FileKey) -> Callable[[], str]:
+    def _begin(self, workload: WorkloadRef, key: FileKey) -> Callable[[], str]:
         uid = workload.uid
         if self._waiting[uid] >= DIGESTS_PER_USER:
             raise AttestorError(f"{DIGESTS_PER_USER} other executables of this user are being read")
-        if self._waiting.total() >= DIGESTS_IN_ALL:
+        if self.waiting >= DIGESTS_IN_ALL:
             raise AttestorError(f"{DIGESTS_IN_ALL} other executables are being read")
         descriptor = workload.open("exe")
         self._count(uid, 1)
 
         def read() -> str:
             try:
-                return _digest(descriptor, key)
+                return self._read(descriptor, key)
             finally:
                 self._count(uid, -1)
 
@@ -273,12 +323,12 @@ class _Digests:
             self._waiting += Counter()  # drops the zeros
 
 
-# Most processes of a host are like another that was here: one user's workers, and who comes again.
+# Many processes of a host have equal facts: the workers of one user, and a new connection of one.
 @lru_cache(maxsize=CACHE_SIZE)
 def _selectors(facts: tuple[str, ...]) -> tuple[frozenset[Selector], frozenset[Selector]]:
-    """All selectors, and those that hold because of the program."""
+    """Return all selectors, and those that hold because of the program."""
     selectors = frozenset(Selector(UnixAttestor.name, fact) for fact in facts)
-    program = frozenset(each for each in selectors if each.value.startswith(_OF_THE_PROGRAM))
+    program = frozenset(each for each in selectors if each.value.startswith(_PROGRAM_KINDS))
     return selectors, program
 
 
@@ -296,23 +346,8 @@ def _group_name(gid: int) -> str | None:
         return None
 
 
-def _file_at(path: str) -> _FileKey | None:
+def _file_at(path: str) -> FileKey | None:
     try:
-        return _FileKey.of(Path(path).stat())
+        return FileKey.of(Path(path).stat())
     except (OSError, ValueError):
         return None
-
-
-def _digest(descriptor: int, expected: _FileKey) -> str:
-    """SHA-256 of the file, which is closed here. It must be `expected` before and after."""
-    with open(descriptor, "rb", buffering=0) as file:
-        unchanged = _FileKey.of(os.fstat(descriptor)) == expected
-        digest = hashlib.sha256()
-        left = expected.size
-        while left > 0 and (chunk := file.read(min(left, READ_BYTES))):
-            digest.update(chunk)
-            left -= len(chunk)
-        unchanged = unchanged and _FileKey.of(os.fstat(descriptor)) == expected
-    if left or not unchanged:
-        raise AttestorError("the executable changed while it was read")
-    return digest.hexdigest()

@@ -1,1 +1,1 @@
-"""Parts that several attestors share: cgroup paths, HTTP, engines, the kubelet."""
+"""Shared parts of the built-in attestors: cgroup paths, HTTP, container engines, the kubelet."""

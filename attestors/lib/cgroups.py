@@ -1,12 +1,13 @@
-"""From the text of /proc/PID/cgroup (cgroups(7)) to the container that a process is in.
+"""Find a process's container in the text of /proc/PID/cgroup (cgroups(7)).
 
-A cgroup's name is what its creator chose. It is evidence only while every directory above it is the
-host's: systemd's slices, what a runtime made at the root. So a path is read from the root
-downwards, and the first container on the way is the one. What lies inside a container, a service, a
-login session or a user's manager was made by whoever runs there, and counts for nothing: a
-`docker-ID.scope` below `user@1000.service` is that user's claim, and is reported as that user's.
+The creator of a cgroup chooses its name. The name is evidence only if the host created every
+directory above it: systemd's slices, and the directories of a runtime at the root. Therefore the
+path is read from the root downwards, and the first container on the way is the process's. A process
+inside a container, a service, a login session or a user's manager can create any directory below
+its own cgroup: those names are no evidence. A `docker-ID.scope` below `user@1000.service` is a
+claim of user 1000, and is reported as that user's.
 
-mountinfo, which a process arranges for itself, is never read.
+mountinfo is not read: a process can mount what it likes.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Engine(StrEnum):
-    """What made a container, as far as its cgroup's name says."""
+    """The engine that created a container, by the name of its cgroup."""
 
     DOCKER = "docker"
     PODMAN = "podman"
@@ -32,32 +33,32 @@ class Engine(StrEnum):
 
 
 class CgroupError(ValueError):
-    """The hierarchies name different containers: whatever the reason, there is no one answer."""
+    """The cgroup hierarchies of a process name different containers or pods."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Container:
-    """A container as its cgroup shows it.
+    """A container, by its cgroup.
 
     Raises:
-        ValueError: it has no ID, or no cgroup.
+        ValueError: the ID or the cgroup is missing.
     """
 
     id: str
     engine: Engine
     cgroups: frozenset[tuple[str, str]]
-    """Where it is: hierarchy (its controllers; empty for version 2) and the path of its own."""
+    """Its own cgroups: hierarchy (the controllers; empty for version 2) and path."""
     pod_uid: str = ""
-    """The pod's UID, with dashes; empty if it is in none, or the path does not say."""
+    """The UID of its pod, with dashes; empty if the path names none."""
     owner_uid: int | None = None
-    """The user in whose own part of the tree it is, and who could have made it up. None: root's."""
+    """The user whose manager is above it, and who can create any name there. None: root's."""
 
     def __post_init__(self) -> None:
         if not self.id or not self.cgroups:
             raise ValueError("a container has an ID and a cgroup")
 
     def is_same(self, other: Container | None) -> bool:
-        """Whether both are the same directory of the cgroup tree, wherever both are known."""
+        """Return whether both have the same path in every hierarchy that both name."""
         if other is None or self.id != other.id:
             return False
         mine, theirs = dict(self.cgroups), dict(other.cgroups)
@@ -67,14 +68,14 @@ class Container:
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """The container of a process, if it is in one; `notes` name the lines that make no sense."""
+    """The container of a process, if it is in one; `notes` quote the lines of unknown format."""
 
     container: Container | None = None
     notes: tuple[str, ...] = ()
 
 
 _ID = "[0-9a-f]{64}"
-# Names of containers. The prefix is the runtime's; what monitors a container is none (conmon).
+# Names of containers. The prefix is the runtime's. `conmon`, which monitors a container, is none.
 _CONTAINER = re.compile(
     rf"""(?: (?P<prefix> docker | libpod | libpod-payload | crio | cri-containerd | nerdctl ) - )?
          (?P<id> {_ID} ) (?: \.scope )?""",
@@ -84,7 +85,7 @@ _CONTAINER = re.compile(
 _COLONS = re.compile(rf"(?P<parent>[^:]+):(?P<prefix>cri-containerd|crio|docker):(?P<id>{_ID})")
 _FARGATE = re.compile(r"[0-9a-f]{32}-[0-9]+")
 _FARGATE_TASK = re.compile(r"[0-9a-f]{32}")
-# Static pods have no UID of the API server, but a hash of their file.
+# A static pod has the hash of its file in place of a UID of the API server.
 _POD = re.compile(
     r"""(?P<root> [a-z-]* kubepods (?: -besteffort | -burstable | -guaranteed )? - )?
         pod (?P<uid> [0-9a-f]{8} (?: [-_][0-9a-f]{4} ){3} [-_][0-9a-f]{12} | [0-9a-f]{32} )
@@ -92,17 +93,17 @@ _POD = re.compile(
     re.VERBOSE,
 )
 _KUBEPODS = re.compile(r"([a-z-]*-)?kubepods(-[a-z]+)?(\.slice)?")
-# What may be above a pod: the kubelet and systemd make nothing else. Below a directory of another
-# name a runtime unknown to us may have left the choice of names to what it runs.
+# The directories above a pod: the kubelet and systemd create no others. An unknown runtime may let
+# its containers choose the names below a directory of another name.
 _ABOVE_PODS = re.compile(
     r"\.\. | .*\.slice | kubelet | kubepods | besteffort | burstable | guaranteed", re.VERBOSE
 )
 _USER_MANAGER = re.compile(r"user@([0-9]{1,10})\.service")
-# What is below these belongs to whoever runs there.
+# The processes in these cgroups can create the directories below.
 _DELEGATED = re.compile(r".*\.(service|scope)|lxc|lxc\..*|user", re.DOTALL)
-# Podman under systemd (quadlets, --cgroups=split) makes the unit's own container right below it.
+# Podman under systemd (quadlets, --cgroups=split) creates the container directly below its unit.
 _SPLIT = re.compile(rf"libpod-payload-{_ID}")
-# Services of root's, below which only the runtime makes directories.
+# Services of root below which only the runtime creates directories.
 _RUNTIME_SERVICES = frozenset(
     f"{name}.service"
     for name in ("containerd", "crio", "docker", "k3s", "k3s-agent", "rke2-agent", "rke2-server")
@@ -119,11 +120,11 @@ _PARENTS = {"docker": Engine.DOCKER, "libpod": Engine.PODMAN}
 
 
 def locate(cgroup: bytes, own: bytes = b"") -> Located:
-    """The container of a process, from its /proc/PID/cgroup and that of the agent itself.
+    """Find the container of a process in its /proc/PID/cgroup; `own` is the agent's.
 
-    It is the outermost one that the agent is not in as well: an agent inside a node that is a
-    container tells the containers in that node apart. If the agent is in all of them, it is the
-    innermost. Lines without a container say nothing, as on hybrid hosts.
+    It is the outermost container that does not contain the agent too: an agent in a node that is a
+    container tells the containers of that node apart. If all of them contain the agent, it is the
+    innermost. A line without a container counts for nothing, as on hybrid hosts.
 
     Raises:
         CgroupError: hierarchies name different containers, or different pods.
@@ -140,10 +141,10 @@ def locate(cgroup: bytes, own: bytes = b"") -> Located:
 
 
 def _parse(text: bytes) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Paths by hierarchy, and what is wrong with the other lines."""
+    """Return the paths by hierarchy, and notes on the lines of unknown format."""
     paths: dict[str, str] = {}
     notes = []
-    # Only \n ends a line, and no cgroup's name may hold one; str.splitlines knows other ends.
+    # The kernel refuses \n in the name of a cgroup; str.splitlines would split at other characters.
     for line in text.decode(errors="surrogateescape").split("\n"):
         if not line:
             continue
@@ -159,7 +160,7 @@ def _parse(text: bytes) -> tuple[dict[str, str], tuple[str, ...]]:
 def _around_and_within(
     hierarchy: str, path: str, own: str
 ) -> tuple[list[Container], list[Container]]:
-    """The containers of a path, outermost first: those that the agent is in, and the others."""
+    """Return the containers of a path, outermost first: those around the agent, and the others."""
     every = list(_containers(hierarchy, path))
     around = [each for each in every if f"{own}/".startswith(f"{dict(each.cgroups)[hierarchy]}/")]
     return around, every[len(around) :]
@@ -185,9 +186,9 @@ def _merge(found: Sequence[Container]) -> Container:
 
 
 def _containers(hierarchy: str, path: str) -> Iterator[Container]:
-    """The containers on the way from the root to the process, outermost first.
+    """Yield the containers from the root to the process, outermost first.
 
-    From the second on they are what somebody in the first one says.
+    The second and all further ones are claims of a process in the first.
     """
     segments = path.strip("/").split("/")
     owner: int | None = None
@@ -211,14 +212,14 @@ def _containers(hierarchy: str, path: str) -> Iterator[Container]:
 
 
 def _read(above: Sequence[str], segment: str) -> Mapping[str, str] | None:
-    """What a segment says, if it is a container's."""
+    """Parse a segment; None if it is not a container's."""
     parent = above[-1] if above else ""
     if match := _COLONS.fullmatch(segment):
         return {**match.groupdict(), "pod": _pod(above, match["parent"])}
     if parent and _FARGATE_TASK.fullmatch(parent) and "ecs" in above[-2:-1]:
         return {"id": segment, "prefix": ""} if _FARGATE.fullmatch(segment) else _plain(segment)
     if "libpod_parent" in above and not segment.startswith("libpod-"):
-        return None  # a pod's ID looks like a container's
+        return None  # the ID of a Podman pod has the form of a container's
     return {**plain, "pod": _pod(above[:-1], parent)} if (plain := _plain(segment)) else None
 
 
@@ -228,7 +229,7 @@ def _plain(segment: str) -> dict[str, str] | None:
 
 
 def _pod(above: Sequence[str], segment: str) -> str:
-    """The UID of the pod whose cgroup this is, if the kubelet's tree is what it lies in."""
+    """Return the pod's UID if this segment is a pod's cgroup in the kubelet's tree."""
     match = _POD.fullmatch(segment)
     above = _below_last_container(above)
     if match is None or not all(map(_is_above_pods, above)):
@@ -244,7 +245,7 @@ def _is_above_pods(segment: str) -> bool:
 
 
 def _below_last_container(above: Sequence[str]) -> list[str]:
-    """The part of a path that is in the innermost container, such as a node that is one."""
+    """Return the part of a path below the innermost container, such as a node in a container."""
     inside = [number for number, each in enumerate(above, 1) if _CONTAINER.fullmatch(each)]
     return list(above[inside[-1] if inside else 0 :])
 
@@ -257,7 +258,7 @@ def _engine(part: Mapping[str, str], above: Sequence[str]) -> Engine:
 
 
 def _is_end(above: Sequence[str], segment: str, owner: int | None, below: Sequence[str]) -> bool:
-    """Whether what is below this belongs to neither the host nor a runtime of it."""
+    """Return whether neither the host nor a runtime creates the directories below this segment."""
     if not _DELEGATED.fullmatch(segment):
         return False
     if owner is None and list(above[-1:]) == ["system.slice"] and segment in _RUNTIME_SERVICES:

@@ -1,7 +1,7 @@
-"""The part of the Docker Engine API that is needed, which Podman serves as well.
+"""A client of the Docker Engine API, which Podman serves too.
 
-Paths carry no version, so that each engine answers in its own: what is read here is in all of them
-since 1.24 (https://docs.docker.com/reference/api/engine/).
+Request paths carry no version, so that each engine answers in its own. All versions since 1.24 have
+the fields that are read here (https://docs.docker.com/reference/api/engine/).
 """
 
 from __future__ import annotations
@@ -21,21 +21,22 @@ from attestors.lib.models import Part, first_fault
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
-# Labels and environment of a container are at most some hundred kilobytes.
+# Labels and environment of a container take at most some hundred kilobytes.
 ANSWER_BYTES = 4 << 20
 ANSWER_SECONDS = 3.0
 CONNECTIONS = 8
-# An event holds the container's labels.
+# An event contains the container's labels.
 EVENT_BYTES = 1 << 20
-# An old event costs a question; engines tell times in whole seconds.
+# Engines give times in whole seconds. An event from before costs one question.
 EVENTS_AGO_SECONDS = 2
-# After these what an engine says of a container may be another thing.
+# The events after which the engine may describe a container differently.
 _EVENTS = json.dumps({"type": ["container"], "event": ["rename", "update", "die", "destroy"]})
 _NOT_FOUND = 404
+_ID_CHARS = 80
 
 
 class _State(Part):
-    # The kernel has none above (PID_MAX_LIMIT).
+    # The kernel's upper limit (PID_MAX_LIMIT).
     pid: int = Field(alias="Pid", ge=0, le=1 << 22)
 
 
@@ -46,18 +47,18 @@ class _Config(Part):
 
 
 class ContainerAnswer(Part):
-    """What an engine says of a container (`GET /containers/ID/json`)."""
+    """The engine's description of a container (`GET /containers/ID/json`)."""
 
     id: str = Field(alias="Id")
     name: str = Field(default="", alias="Name")
     image: str = Field(default="", alias="Image")
-    """The image's own ID, `sha256:…`; `config.image` is what it was called at creation."""
+    """The image's ID, `sha256:…`; `config.image` is its name when the container was created."""
     state: _State = Field(alias="State")
     config: _Config = Field(alias="Config")
 
     @property
     def facts(self) -> frozenset[str]:
-        """The selectors' values that follow from it."""
+        """The values of the selectors."""
         labels = self.config.labels or {}
         facts = {f"label:{name}:{value}" for name, value in labels.items()}
         facts |= {f"env:{variable}" for variable in self.config.env or ()}
@@ -80,18 +81,19 @@ class _Event(Part):
 
 
 class EngineClient:
-    """Asks one engine over its Unix socket. It owns the connections; `close` ends them."""
+    """A client of one engine on its Unix socket. It owns the connections; `close` ends them."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, answer_seconds: float = ANSWER_SECONDS) -> None:
         self._path = path
+        self._answer_seconds = answer_seconds
         self._opened: aiohttp.ClientSession | None = None
 
     async def inspect(self, container_id: str) -> ContainerAnswer | None:
-        """What the engine says of a container; None if it has none of that ID.
+        """Ask for a container; None if the engine knows no such one.
 
         Raises:
             UnreachableError: the engine does not answer.
-            AttestorError: its answer makes no sense.
+            AttestorError: its answer is not that of the API.
         """
         with _naming(self._path):
             try:
@@ -105,50 +107,52 @@ class EngineClient:
                 reason = first_fault(error)
                 raise AttestorError(f"its answer is not a container's: {reason}") from error
             if answer.id != container_id:
-                raise AttestorError(f"asked for {container_id}, it told of {answer.id[:80]!r}")
+                answered = answer.id[:_ID_CHARS]
+                raise AttestorError(f"asked for {container_id}, it answered for {answered!r}")
             return answer
 
     async def changes(self, opened: Callable[[], None]) -> AsyncIterator[str]:
-        """The IDs of containers that become another thing, as it happens, without end.
+        """Read the IDs of containers that change, without end.
 
-        `opened` is called once the engine has agreed to tell: from then on nothing is missed.
+        It calls `opened` when the stream is open: from then on it misses no change.
 
         Raises:
-            AttestorError: the engine does not tell any more.
+            AttestorError: the stream ended.
         """
         with _naming(self._path):
-            endless = aiohttp.ClientTimeout(total=None, sock_connect=ANSWER_SECONDS)
-            # An engine agrees before it listens: what happens in between it has to look up.
-            now = int(time.time())  # noqa: TID251 - it is the engine's clock as well
+            endless = aiohttp.ClientTimeout(total=None, sock_connect=self._answer_seconds)
+            # Docker sends the header of the answer before it subscribes to its events; with
+            # `since` it looks up the events of that gap.
+            now = int(time.time())  # noqa: TID251 - the clock of the engine too
             asked = {"filters": _EVENTS, "since": str(now - EVENTS_AGO_SECONDS)}
             async with get(self._session(), "/events", params=asked, timeout=endless) as response:
                 opened()
                 async for line in read_lines(response, EVENT_BYTES):
                     yield _subject(line)
-            raise UnreachableError("it ended the stream of events")
+            raise UnreachableError("it ended the event stream")
 
     async def close(self) -> None:
-        """End all connections; again is harmless."""
+        """Close all connections. A second call has no effect."""
         if self._opened is not None:
             await self._opened.close()
             self._opened = None
 
     def _session(self) -> aiohttp.ClientSession:
-        # Made here because it belongs to the running event loop.
+        # A session belongs to the running event loop.
         if self._opened is None:
             self._opened = aiohttp.ClientSession(
                 "http://engine",
                 connector=aiohttp.UnixConnector(self._path, limit=CONNECTIONS),
                 headers={"Accept-Encoding": "identity"},
                 auto_decompress=False,
-                timeout=aiohttp.ClientTimeout(total=ANSWER_SECONDS),
+                timeout=aiohttp.ClientTimeout(total=self._answer_seconds),
             )
         return self._opened
 
 
 @contextmanager
 def _naming(path: str) -> Iterator[None]:
-    """Say in every error which engine it is of."""
+    """Add the engine's socket to every error."""
     try:
         yield
     except UnreachableError as error:
@@ -164,12 +168,12 @@ def _advice(cause: BaseException | None) -> str:
     is_forbidden = isinstance(cause, aiohttp.ClientConnectorError) and isinstance(
         cause.os_error, PermissionError
     )
-    return "; the agent has to be root, or in the socket's group" if is_forbidden else ""
+    return "; run the agent as root, or in the socket's group" if is_forbidden else ""
 
 
 def _subject(line: bytes) -> str:
-    """The container that an event is about."""
+    """Return the ID of the container that changed."""
     try:
         return _Event.model_validate_json(line).actor.id
     except ValidationError as error:
-        raise AttestorError(f"an event makes no sense: {first_fault(error)}") from error
+        raise AttestorError(f"an event is not that of the API: {first_fault(error)}") from error

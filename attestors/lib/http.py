@@ -1,4 +1,4 @@
-"""HTTP answers that are bounded: in bytes, because whoever answers may be broken or hostile."""
+"""HTTP requests whose answers are bounded in bytes: the server may be broken or hostile."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from attestors.api import AttestorError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-# What an error answer may say of itself in our log.
-_EXCERPT = 200
+# The part of an error answer that an error message quotes.
+_EXCERPT_BYTES = 200
 
 
 class UnreachableError(AttestorError):
-    """Nobody answered, or not in time, or not to the end."""
+    """The server did not answer, not in time, or not to the end."""
 
 
 class HttpError(AttestorError):
-    """The answer is an error. `status` is HTTP's."""
+    """The server answered with an error. `status` is the HTTP status."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -32,16 +32,16 @@ class HttpError(AttestorError):
 async def get(
     session: aiohttp.ClientSession, url: str, **request: Any
 ) -> AsyncIterator[aiohttp.ClientResponse]:
-    """An answer with status 200, for as long as the block lasts. `request` is aiohttp's.
+    """Send a GET request; the block reads the answer. `request` are arguments of aiohttp.
 
-    Raises:
-        HttpError: another status; the text holds the beginning of the answer.
-        UnreachableError: see there. Also from within the block.
+    Raises, also from within the block:
+        HttpError: the status is not 200; the text quotes the beginning of the answer.
+        UnreachableError: there is no complete answer.
     """
     try:
         async with session.get(url, allow_redirects=False, **request) as response:
             if response.status != 200:  # noqa: PLR2004 - the one good status
-                excerpt = (await response.content.read(_EXCERPT)).decode(errors="replace")
+                excerpt = (await response.content.read(_EXCERPT_BYTES)).decode(errors="replace")
                 raise HttpError(
                     f"HTTP status {response.status}: {excerpt.strip()!r}", response.status
                 )
@@ -53,7 +53,7 @@ async def get(
 
 
 async def read(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    """The whole body.
+    """Read the whole body.
 
     Raises:
         AttestorError: it is longer than `limit` bytes.
@@ -67,7 +67,7 @@ async def read(response: aiohttp.ClientResponse, limit: int) -> bytes:
 
 
 async def read_lines(response: aiohttp.ClientResponse, limit: int) -> AsyncIterator[bytes]:
-    """The body line by line, as it arrives; what is after the last end of line is no line.
+    r"""Read the body line by line, as it arrives. Bytes after the last `\n` are not a line.
 
     Raises:
         AttestorError: a line is longer than `limit` bytes.

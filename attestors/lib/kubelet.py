@@ -1,7 +1,7 @@
-"""The kubelet, asked for its pods from a thread with an event loop of its own.
+"""A client of the kubelet, in a thread with an event loop of its own.
 
-So neither TLS nor the parsing of a long list takes time of the agent's event loop; and because a
-thread that computes keeps others from the interpreter, this one pauses after every slice of work.
+TLS and the parser of a long list take no time of the agent's event loop. A thread that computes
+holds the interpreter's lock, so this one pauses after each slice of work.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ if TYPE_CHECKING:
 
 ANSWER_SECONDS = 10.0
 WAIT_SECONDS_MAX = 20.0
-# The longest wait, and the fetch that it ends with.
+# The longest wait, and the request at its end.
 LONGEST_SECONDS = WAIT_SECONDS_MAX + ANSWER_SECONDS
-# What the kubelet said is believed this long.
+# How long a list is used.
 FRESH_SECONDS = 5.0
-# 110 pods a node are usual; 10,000 of the largest that are common.
+# A node has 110 pods by default; this is enough for 10,000 large ones.
 LIST_BYTES = 256 << 20
-# From the beginning of one fetch to that of the next.
+# From the begin of one request to the begin of the next.
 SPACING_SECONDS = 0.5
-# A thread that wants the interpreter waits for a slice at most, and gets it in the pause.
+# Another thread waits for the interpreter's lock for one slice at most, and gets it in the pause.
 SLICE_SECONDS = 0.001
 PAUSE_SECONDS = 0.0005
 _REFUSED = frozenset({401, 403})
@@ -51,7 +51,7 @@ _ADVICE = "; these credentials need `get` on nodes/proxy, or on nodes/pods from 
 
 def _only_a_host(host: str) -> str:
     if "/" in host or host.count(":") == 1:
-        raise ValueError(f"{host!r} is not a host name or address: leave out what is around it")
+        raise ValueError(f"{host!r} is not a host name or address: leave out scheme and port")
     return host
 
 
@@ -62,39 +62,41 @@ class KubeletOptions(Options):
     """How to reach the kubelet."""
 
     node_name: str | None = Field(
-        default=None, min_length=1, description="The node's name, for which its certificate is."
+        default=None, min_length=1, description="The node's name, as in the kubelet's certificate."
     )
     node_name_env: str | None = Field(
         default=None, min_length=1, description="The environment variable that holds node_name."
     )
     host: Annotated[str, AfterValidator(_only_a_host)] = Field(
-        default="127.0.0.1", min_length=1, description="Where to connect to."
+        default="127.0.0.1", min_length=1, description="The kubelet's host name or address."
     )
     port: _Port = Field(default=10250, description="The kubelet's secure port.")
     read_only_port: _Port | None = Field(
-        default=None, description="Ask this port, without TLS: only where nobody else can bind it."
+        default=None, description="Use this port, without TLS: only if no other user can bind it."
     )
     ca_file: AbsolutePath = Field(
-        default=f"{_ACCOUNT}/ca.crt", description="Who signed the kubelet's certificate."
+        default=f"{_ACCOUNT}/ca.crt", description="The CA of the kubelet's certificate."
     )
     token_file: AbsolutePath | None = Field(
         default=None,
-        description=f"A bearer token; without a client certificate {_ACCOUNT}/token.",
+        description=f"A bearer token. Default without a client certificate: {_ACCOUNT}/token.",
     )
     certificate_file: AbsolutePath | None = Field(
         default=None, description="A client certificate, instead of a token."
     )
-    key_file: AbsolutePath | None = Field(default=None, description="Its key.")
+    key_file: AbsolutePath | None = Field(
+        default=None, description="The key of the client certificate."
+    )
     wait_seconds: float = Field(
         default=5.0,
         ge=0,
         le=WAIT_SECONDS_MAX,
-        description="How long a caller waits for its container to appear.",
+        description="How long a caller waits for its container to appear in the list.",
     )
 
     @property
     def url(self) -> str:
-        """What to ask."""
+        """The URL of the pod list."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         if self.read_only_port is not None:
             return f"http://{host}:{self.read_only_port}/pods"
@@ -102,14 +104,14 @@ class KubeletOptions(Options):
 
     @property
     def server_name(self) -> str | None:
-        """The name that the kubelet's certificate must have; None without TLS."""
+        """The name that the kubelet's certificate must contain; None without TLS."""
         if self.read_only_port is not None:
             return None
         return self.node_name or os.environ.get(self.node_name_env or "")
 
     @property
     def bearer_file(self) -> str | None:
-        """Where the token is; None if none is sent."""
+        """The file with the token; None if no token is sent."""
         if self.read_only_port is not None:
             return None
         return self.token_file or (None if self.certificate_file else f"{_ACCOUNT}/token")
@@ -120,41 +122,51 @@ class KubeletOptions(Options):
             raise ValueError("certificate_file and key_file belong together: give both or none")
         if self.read_only_port is not None and (self.token_file or self.certificate_file):
             raise ValueError(
-                "read_only_port is asked without credentials: leave token_file and "
-                "certificate_file out, or ask the secure port"
+                "read_only_port needs no credentials: leave token_file and certificate_file out, "
+                "or use the secure port"
             )
         if self.read_only_port is None and (self.node_name is None) == (self.node_name_env is None):
             raise ValueError(
-                "give node_name or node_name_env: the certificate must be for somebody"
+                "give node_name or node_name_env: the name in the kubelet's certificate"
             )
         return self
 
 
 class PodLists:
-    """Pod lists, fetched one at a time for all who wait. It owns the kubelet's client.
+    """Pod lists, one request at a time for all waiters. It owns the kubelet's client.
 
     Raises:
-        AttestorError: the variable that should hold the node's name is not set.
+        AttestorError: the environment variable for the node's name is not set.
     """
 
-    def __init__(self, options: KubeletOptions) -> None:
+    def __init__(
+        self,
+        options: KubeletOptions,
+        *,
+        fresh_seconds: float = FRESH_SECONDS,
+        spacing_seconds: float = SPACING_SECONDS,
+        answer_seconds: float = ANSWER_SECONDS,
+    ) -> None:
         if options.read_only_port is None and not options.server_name:
             raise AttestorError(f"${options.node_name_env} is not set: the node's name")
-        self._kubelet = Kubelet(options)
+        self._kubelet = Kubelet(options, answer_seconds)
+        self._fresh_seconds = fresh_seconds
+        self._spacing_seconds = spacing_seconds
         self._wait_seconds = options.wait_seconds
         self._fetching: SharedWork[None, None] = SharedWork()
         self._began = float("-inf")
         self._latest: tuple[float, PodList] = (float("-inf"), PodList(()))
 
     async def find(self, container: Container) -> frozenset[str] | None:
-        """What the kubelet says of the container; None if it will never know it.
+        """Return the facts about the container; None if its pod has ended.
 
         Raises:
-            AttestorError: it cannot be asked, contradicts the cgroup, or does not list it in time.
+            AttestorError: the kubelet cannot be asked, contradicts the cgroup, or does not list the
+                container in time.
         """
         loop = asyncio.get_running_loop()
         now = loop.time()
-        until, moment = now + self._wait_seconds, now - FRESH_SECONDS
+        until, moment = now + self._wait_seconds, now - self._fresh_seconds
         while True:
             pods = await self.since(moment)
             facts = pods.find(container)
@@ -167,42 +179,43 @@ class PodLists:
                 raise AttestorError(f"the kubelet does not list container {container.id[:12]} yet")
 
     async def since(self, moment: float) -> PodList:
-        """A list whose fetch began at this time of the event loop, or later.
+        """Return a list that was requested at this time of the event loop, or later.
 
         Raises:
-            AttestorError: the kubelet does not give one.
+            AttestorError: the kubelet gives none.
         """
         while self._latest[0] < moment:
             await self._fetching.get(None, self._fetch)
         return self._latest[1]
 
     async def close(self) -> None:
-        """End what is under way."""
+        """Cancel the request in progress and end the client."""
         await asyncio.to_thread(self._kubelet.close)
         await self._fetching.close()
 
     async def _fetch(self) -> None:
         loop = asyncio.get_running_loop()
-        await asyncio.sleep(self._began + SPACING_SECONDS - loop.time())
+        await asyncio.sleep(self._began + self._spacing_seconds - loop.time())
         began = self._began = loop.time()
         self._latest = (began, await self._kubelet.pods())
 
 
 class Kubelet:
-    """Owns a thread, its event loop and the connection; `close` ends them."""
+    """A client of the kubelet. It owns a thread, its event loop and the connection."""
 
-    def __init__(self, options: KubeletOptions) -> None:
+    def __init__(self, options: KubeletOptions, answer_seconds: float = ANSWER_SECONDS) -> None:
         self._options = options
+        self._answer_seconds = answer_seconds
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._session: aiohttp.ClientSession | None = None
         self._files: tuple[object, ...] = ()
 
     async def pods(self) -> PodList:
-        """What runs on this node, by the kubelet's word.
+        """Request the list of the node's pods.
 
         Raises:
-            AttestorError: it cannot be asked, or its answer makes no sense.
+            AttestorError: the kubelet cannot be asked, or its answer is no pod list.
         """
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
@@ -214,7 +227,7 @@ class Kubelet:
         return await asyncio.wrap_future(asked)
 
     def close(self) -> None:
-        """End the thread. May wait for it a moment, so not on an event loop."""
+        """End the thread and wait for it, so not on the thread of an event loop."""
         if self._loop is None or self._thread is None:
             return
         asyncio.run_coroutine_threadsafe(self._give_up(), self._loop).result()
@@ -240,7 +253,7 @@ class Kubelet:
             raise AttestorError(f"the kubelet at {options.url}: {error}") from error
 
     async def _connect(self) -> tuple[aiohttp.ClientSession, dict[str, str]]:
-        """A session by the files as they are now, and the headers of one request."""
+        """Return a session with the present files, and the headers of one request."""
         options = self._options
         files = tuple(map(_version, (options.ca_file, options.certificate_file, options.key_file)))
         if self._session is None or files != self._files:
@@ -250,13 +263,13 @@ class Kubelet:
                 connector=aiohttp.TCPConnector(ssl=_tls(options), limit=1),
                 headers={"Accept": "application/json", "Accept-Encoding": "identity"},
                 auto_decompress=False,
-                timeout=aiohttp.ClientTimeout(total=ANSWER_SECONDS),
+                timeout=aiohttp.ClientTimeout(total=self._answer_seconds),
             )
         token = _token(options.bearer_file)
         return self._session, {"Authorization": f"Bearer {token}"} if token else {}
 
     async def _give_up(self) -> None:
-        # First: a question that is cancelled would say goodbye over TLS and wait for the answer.
+        # First: a cancelled request would send a TLS close_notify and wait for the answer.
         await self._hang_up()
         under_way = asyncio.all_tasks() - {asyncio.current_task()}
         for task in under_way:
@@ -299,7 +312,7 @@ def _tls(options: KubeletOptions) -> ssl.SSLContext | bool:
 
 @contextmanager
 def _loading(what: str, names: str) -> Iterator[None]:
-    """OpenSSL does not say which file it means."""
+    """Add the file to an error of OpenSSL, which does not name it."""
     try:
         yield
     except (OSError, ssl.SSLError) as error:
@@ -314,18 +327,18 @@ def _token(path: str | None) -> str:
         token = Path(path).read_bytes().strip()
     except OSError as error:
         raise AttestorError(f"its token cannot be read from {path}: {error.strerror}") from error
-    # RFC 6750, section 2.1. Else it is another file, such as a certificate or a kubeconfig.
+    # RFC 6750, section 2.1. A certificate or a kubeconfig does not match.
     if not re.fullmatch(rb"[A-Za-z0-9._~+/-]+=*", token):
-        raise AttestorError(f"what {path} holds is no bearer token: is it the right file?")
+        raise AttestorError(f"the content of {path} is not a bearer token: check token_file")
     return token.decode()
 
 
 def _version(path: str | None) -> object:
-    """What changes when a file does; mounted secrets are changed by a link."""
+    """Return a value that changes with the file. Kubernetes changes a mounted secret by a link."""
     if path is None:
         return None
     try:
-        status = os.stat(path)  # noqa: PTH116 - a Path would be made for this alone
+        status = os.stat(path)  # noqa: PTH116 - a Path for this alone costs more
     except OSError:
         return None
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -1,4 +1,4 @@
-"""JSON answers of engines and kubelets, of which only what matters is read."""
+"""Models of JSON answers, which contain only the fields that an attestor needs."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
 
 
 class Part(BaseModel):
-    """Base of a part of an answer. Whatever else is in it is passed over."""
+    """Base of a part of an answer. It ignores other fields."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
 def first_fault(error: ValidationError) -> str:
-    """Where and why, but never the value: it may be a secret."""
+    """Return place and reason of the first fault, without the value: it may be a secret."""
     first = error.errors(include_input=False, include_url=False, include_context=False)[0]
     return f"{'.'.join(map(str, first['loc'])) or 'all of it'}: {first['msg']}"
 

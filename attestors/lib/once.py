@@ -1,4 +1,4 @@
-"""Work that many wait for and that is done once."""
+"""Share one piece of work among all callers that wait for its result."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ V = TypeVar("V")
 
 
 class SharedWork(Generic[K, V]):
-    """One piece of work at a time for each key. It owns the tasks; `close` ends them.
+    """At most one task for each key. It owns the tasks; `close` cancels them.
 
-    One who gives up waiting does not stop the work for the others.
+    The cancellation of one waiter does not stop the task for the others.
     """
 
     def __init__(self) -> None:
         self._tasks: dict[K, asyncio.Task[V]] = {}
 
     async def get(self, key: K, work: Callable[[], Coroutine[Any, Any, V]]) -> V:
-        """The result of the work under way for `key`, which begins now if there is none.
+        """Wait for the task of this key, which starts now if there is none.
 
         Raises:
-            whatever the work raises.
+            Exception: the exception of the task.
         """
         return await asyncio.shield(self.begin(key, work))
 
     def begin(self, key: K, work: Callable[[], Coroutine[Any, Any, V]]) -> asyncio.Task[V]:
-        """See `get`; do not await the task itself, but what shields it."""
+        """Return the task of this key. Await it through `asyncio.shield` only."""
         task = self._tasks.get(key)
         if task is None:
             task = asyncio.get_running_loop().create_task(work())
@@ -44,7 +44,7 @@ class SharedWork(Generic[K, V]):
         return task
 
     async def close(self) -> None:
-        """End what is under way. Who still waits for it is cancelled."""
+        """Cancel all tasks, and with them their waiters."""
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
@@ -52,15 +52,15 @@ class SharedWork(Generic[K, V]):
 
     def _done(self, key: K, task: asyncio.Task[V]) -> None:
         del self._tasks[key]
-        # Looking at the exception tells asyncio that it was seen, should nobody wait any more.
+        # Without a read of the exception, asyncio reports it as lost if no waiter is left.
         if not task.cancelled():
             task.exception()
 
 
 class SlowLookup(Generic[K, V]):
-    """Keeps at most `size` answers, each for `seconds`; the least recently used goes first.
+    """A cache of look-ups that run in threads: at most `size` answers, each for `seconds`.
 
-    One who gives up waiting does not stop the search: the next to ask finds its answer.
+    The cancellation of one waiter does not stop the look-up: the next caller gets its answer.
     """
 
     def __init__(self, threads: Executor, *, size: int, seconds: float = float("inf")) -> None:
@@ -72,14 +72,14 @@ class SlowLookup(Generic[K, V]):
     async def get(
         self, key: K, begin: Callable[[], Callable[[], V]], until: float, *, keep: bool = True
     ) -> V:
-        """The answer for `key`, if it is there by this moment of the loop's time.
+        """Return the answer for this key.
 
-        If nobody knows it or is looking for it, `begin` is called here and now, and what it returns
-        is run in a thread. So `begin` may take what must be taken on the event loop's thread.
+        Without a cached answer and a look-up in progress, it calls `begin` on the event loop's
+        thread, and runs the function that `begin` returns in a thread.
 
         Raises:
-            TimeoutError: it is not.
-            whatever those two raise.
+            TimeoutError: the answer is not there at this time of the event loop.
+            Exception: the exception of one of the two functions.
         """
         kept = self._kept.get(key)
         if kept is not None and kept[0] > time.monotonic():
@@ -93,12 +93,12 @@ class SlowLookup(Generic[K, V]):
             return await asyncio.shield(search)
 
     def forget(self, key: K) -> None:
-        """Drop what is known of `key`, so that the next to ask finds out anew."""
+        """Drop the cached answer for this key."""
         self._kept.pop(key, None)
 
     def _found(self, key: K, search: asyncio.Future[V], *, keep: bool) -> None:
         del self._searching[key]
-        # Reading the exception also tells asyncio that it was seen, should nobody wait any more.
+        # Without a read of the exception, asyncio reports it as lost if no waiter is left.
         if search.cancelled() or search.exception() is not None or not keep:
             return
         self._kept[key] = (time.monotonic() + self._seconds, search.result())

@@ -1,7 +1,7 @@
-"""The kubelet's pod list: read pod by pod, and searched by container.
+"""The kubelet's pod list: a parser that reads pod by pod, and a search by container.
 
-A list of 5,000 pods is 50 megabytes of JSON, and parsing it in one go holds the interpreter for a
-second. `PodReader` takes it in pieces, so that whoever reads can let others have a turn.
+A list of 5,000 pods is 50 MB of JSON. A parser that reads it at once holds the interpreter's lock
+for a second. `PodReader` parses it in pieces, so that its caller can pause in between.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from attestors.lib.cgroups import Container
 
-# etcd takes no object above 1.5 MiB.
+# etcd refuses objects above 1.5 MiB.
 POD_BYTES = 4 << 20
 _ITEMS = re.compile(r'"items"\s*:\s*(?:(?P<list>\[)|null)')
 _SPACE = re.compile(r"\s*")
@@ -55,7 +55,7 @@ class _ContainerStatus(Part):
     image: str = ""
     image_id: str = Field(default="", alias="imageID")
     container_id: str = Field(default="", alias="containerID")
-    """`containerd://ID`; empty before the container is made."""
+    """`containerd://ID`; empty before the container is created."""
 
 
 class _Status(Part):
@@ -75,7 +75,7 @@ class _PodAnswer(Part):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pod:
-    """A pod as the kubelet describes it: selectors' values, its own and those of its containers."""
+    """A pod as the kubelet describes it, with the facts about it and about each container."""
 
     uid: str
     static_hash: str
@@ -84,13 +84,13 @@ class Pod:
     ended: bool
 
     def is_called(self, uid: str) -> bool:
-        """Whether a cgroup of this name is the pod's; a static pod has its file's hash there."""
+        """Return whether a cgroup with this UID is the pod's; a static pod has its file's hash."""
         return uid in {self.uid, self.static_hash}
 
 
 @dataclass(frozen=True, slots=True)
 class PodList:
-    """All pods of a node at one moment."""
+    """The pods of a node at one moment."""
 
     pods: tuple[Pod, ...]
     _by_container: Mapping[str, tuple[Pod, ...]] = field(init=False)
@@ -103,10 +103,10 @@ class PodList:
         object.__setattr__(self, "_by_container", found)
 
     def find(self, container: Container) -> frozenset[str] | None:
-        """The selectors' values of a container and its pod; None if it is not in the list.
+        """Return the facts about a container and its pod; None if it is not in the list.
 
         Raises:
-            AttestorError: the kubelet and the cgroup tell of different pods.
+            AttestorError: the kubelet and the cgroup name different pods.
         """
         pods = self._by_container.get(container.id, ())
         if not pods:
@@ -120,15 +120,15 @@ class PodList:
         return pods[0].facts | pods[0].containers[container.id]
 
     def has_ended(self, container: Container) -> bool:
-        """Whether its pod has, so that the container will not appear any more."""
+        """Return whether the container's pod has ended: the container will not appear any more."""
         return any(pod.ended and pod.is_called(container.pod_uid) for pod in self.pods)
 
 
 class PodReader:
-    """Takes a pod list in pieces of any size.
+    """A parser of a pod list that comes in pieces of any size.
 
     Raises:
-        AttestorError: from every method, and while pods are taken, if this is no list of pods.
+        AttestorError: from every method: this is no pod list.
     """
 
     def __init__(self) -> None:
@@ -140,7 +140,7 @@ class PodReader:
         self._count = 0
 
     def feed(self, piece: bytes) -> Iterator[Pod]:
-        """The pods that are complete with this piece: take all of them before the next."""
+        """Parse a piece and yield the pods that it completes; take all of them before the next."""
         try:
             self._text += self._decode(piece)
         except UnicodeDecodeError as error:
@@ -152,7 +152,7 @@ class PodReader:
             raise AttestorError(f"pod {self._count + 1} of the list is too long or no JSON")
 
     def close(self) -> None:
-        """Nothing follows."""
+        """End the list."""
         if not self._complete:
             raise AttestorError(f"the pod list breaks off after {self._count} pods")
 
@@ -172,12 +172,12 @@ class PodReader:
                 break
             if self._count:
                 if not self._text.startswith(",", start):
-                    break  # nor will there be a pod if it is something else
+                    break  # incomplete, or an error that `close` reports
                 start = _skip_space(self._text, start + 1)
             try:
                 answer, end = self._json.raw_decode(self._text, start)
             except ValueError:
-                break  # not all of it is here yet
+                break  # incomplete
             except RecursionError as error:
                 raise AttestorError(f"pod {self._count + 1} of the list is too deep") from error
             self._count += 1
@@ -187,7 +187,7 @@ class PodReader:
 
     def _pod(self, answer: object) -> Pod:
         try:
-            return _as_pod(_PodAnswer.model_validate(answer))
+            return _to_pod(_PodAnswer.model_validate(answer))
         except ValidationError as error:
             reason = first_fault(error)
             raise AttestorError(f"pod {self._count} of the list: {reason}") from error
@@ -198,7 +198,7 @@ def _skip_space(text: str, place: int) -> int:
     return match.end() if match else place
 
 
-def _as_pod(answer: _PodAnswer) -> Pod:
+def _to_pod(answer: _PodAnswer) -> Pod:
     status = answer.status
     kinds = {
         "container": status.containers or [],

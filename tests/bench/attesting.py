@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
-from unittest.mock import patch
 
 import click
 
@@ -22,7 +21,7 @@ from attestors.lib.kubelet import KubeletOptions, PodLists
 from attestors.systemd import SystemdAttestor, SystemdOptions
 from attestors.unix import UnixAttestor, UnixOptions
 from tests.bench.findings import OURS, Budget, Finding
-from tests.support.engine_server import EngineServer, kernel_says
+from tests.support.engine_server import EngineServer, containers
 from tests.support.kubelet_server import KubeletServer, pod
 from tests.support.system_bus import SystemBus
 from tests.support.workload import Workload
@@ -97,22 +96,23 @@ def _long_pod(number: int) -> dict[str, object]:
 
 
 async def _docker() -> list[Finding]:
-    with kernel_says(DOCKER):
-        async with EngineServer() as engine:
-            engine.add(ID)
-            options = DockerOptions(socket=str(engine.path))
-            make = partial(DockerAttestor, options, AttestorContext())
-            outside = await _rows("docker, in no container", Workload(b"0::/\n"), make)
-            return [*outside, *await _rows("docker", Workload(DOCKER), make)]
+    async with EngineServer() as engine:
+        engine.add(ID)
+        options = DockerOptions(socket=str(engine.path))
+        of_engine = partial(containers, cgroup=DOCKER)
+        make = partial(DockerAttestor, options, AttestorContext(), of_engine)
+        outside = await _rows("docker, in no container", Workload(b"0::/\n"), make)
+        return [*outside, *await _rows("docker", Workload(DOCKER), make)]
 
 
 async def _k8s() -> list[Finding]:
-    with KubeletServer() as kubelet, patch.object(kubelet, "SPACING_SECONDS", 0.0):
+    with KubeletServer() as kubelet:
+        lists = partial(PodLists, spacing_seconds=0.0)
         kubelet.pods = [pod(f"p{i}") for i in range(PODS)] + [pod("web", UID, app=ID)]
         rows = []
         for name, options in (("k8s, kubelet off", "off"), ("k8s", kubelet.options)):
             parsed = K8sOptions.model_validate({"kubelet": options})
-            make = partial(K8sAttestor, parsed, AttestorContext())
+            make = partial(K8sAttestor, parsed, AttestorContext(), lists)
             rows += await _rows(name, Workload(POD), make)
         return rows
 

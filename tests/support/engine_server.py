@@ -1,4 +1,4 @@
-"""A container engine in this process that answers, or misbehaves, as the test says."""
+"""A container engine in this process, whose answers the test decides."""
 
 from __future__ import annotations
 
@@ -8,33 +8,44 @@ import os
 import shutil
 import tempfile
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
-from unittest.mock import patch
 
 from aiohttp import web
 
-from attestors.lib import processes
+from attestors.lib.containers import Containers
+from attestors.lib.engine import EngineClient
+from attestors.lib.processes import ContainerInit, read_at
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
-@contextmanager
-def kernel_says(cgroup: bytes) -> Iterator[None]:
-    """Every container's first process is in this cgroup."""
-    read = processes._read
+def containers(
+    socket: str,
+    own_cgroup: bytes,
+    *,
+    cgroup: bytes,
+    read: Callable[[int, str], bytes] = read_at,
+    **options: Any,
+) -> Containers:
+    """The containers of an engine; the first process of each is in this cgroup."""
 
     def say(directory: int, name: str) -> bytes:
         return cgroup if name == "cgroup" else read(directory, name)
 
-    with patch.object(processes, "_read", say):
-        yield
+    return Containers(
+        EngineClient(socket),
+        own_cgroup,
+        open_init=partial(ContainerInit.open, read=say),
+        **options,
+    )
 
 
 @contextmanager
 def as_nobody() -> Iterator[None]:
-    """May not reach what is private to root, or to nobody at all."""
+    """Run a block without the permissions of root."""
     is_root = os.geteuid() == 0
     if is_root:
         os.seteuid(65534)
@@ -48,8 +59,8 @@ def as_nobody() -> Iterator[None]:
 class EngineServer:
     """Serves `/containers/ID/json` and `/events` on a Unix socket; an asynchronous context manager.
 
-    `containers` are the answers by ID; `say` is sent in their place; `hold` delays every answer
-    until it is set.
+    `containers` are the answers by ID; `say` replaces them; `hold` delays every answer until it is
+    set.
     """
 
     def __init__(self, name: str = "engine.sock") -> None:
@@ -63,6 +74,8 @@ class EngineServer:
         self.watchers: list[web.StreamResponse] = []
         self.watched = asyncio.Event()
         self.since: list[int] = []
+        self.events_answer: web.Response | None = None
+        """The answer in place of an event stream."""
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -82,7 +95,7 @@ class EngineServer:
         await web.UnixSite(self._runner, str(self.path)).start()
 
     async def stop(self) -> None:
-        """Break off every connection and remove the socket."""
+        """Abort every connection and remove the socket."""
         self.hold.set()
         for watcher in self.watchers:
             if watcher._req is not None and watcher._req.transport is not None:
@@ -93,7 +106,7 @@ class EngineServer:
         self.path.unlink(missing_ok=True)
 
     def add(self, container_id: str, pid: int | None = None, **config: Any) -> dict[str, Any]:
-        """A container with this first process, by default ours; the answer may be changed."""
+        """Add a container with this first process (default: this one), and return its answer."""
         answer = {
             "Id": container_id,
             "Name": "/web",
@@ -105,7 +118,7 @@ class EngineServer:
         return answer
 
     async def tell(self, event: bytes) -> None:
-        """Send raw bytes to everybody who listens to events."""
+        """Send raw bytes on every event stream."""
         for watcher in self.watchers:
             with suppress(ConnectionError):
                 await watcher.write(event)
@@ -129,6 +142,8 @@ class EngineServer:
         return web.json_response(answer)
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
+        if self.events_answer is not None:
+            return web.Response(status=self.events_answer.status)
         response = web.StreamResponse()
         await response.prepare(request)
         self.watchers.append(response)

@@ -1,4 +1,4 @@
-"""An attestor under test, and what it finds."""
+"""An attestor under test, and its findings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ A = TypeVar("A", bound="Attestor")
 
 @asynccontextmanager
 async def closing(attestor: A) -> AsyncIterator[A]:
-    """The attestor, which is closed at the end."""
+    """Close the attestor at the end of the block."""
     try:
         yield attestor
     finally:
@@ -24,12 +24,12 @@ async def closing(attestor: A) -> AsyncIterator[A]:
 
 
 def values(findings: Findings) -> set[str]:
-    """The values of the selectors."""
+    """Return the values of the selectors."""
     return {selector.value for selector in findings.selectors}
 
 
 async def until(readiness: Callable[[], Any]) -> None:
-    """Let others work until this holds."""
+    """Run the event loop until this holds."""
     async with asyncio.timeout(10):
         while not readiness():
             await asyncio.sleep(0.001)

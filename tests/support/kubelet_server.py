@@ -1,4 +1,4 @@
-"""A kubelet that serves a pod list over TLS and checks the token, or misbehaves on request."""
+"""A kubelet of the test, which serves a pod list over TLS and checks the token."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def pod(name: str = "web", uid: str | None = None, **containers: str) -> dict[st
 
 
 def status(name: str, container_id: str) -> dict[str, Any]:
-    """A container as it stands in a pod's status."""
+    """The status of a container in a pod."""
     return {
         "name": name,
         "image": f"registry.example/{name}:1",
@@ -59,14 +59,14 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = False
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Whoever hangs up, or does not like the certificate, is the test's affair."""
+        """Ignore clients that close the connection or refuse the certificate."""
 
 
 class KubeletServer:
-    """Owns the server, its threads and a directory with CA, token and certificates.
+    """A server, its threads, and a directory with CA, token and certificates, all of which it owns.
 
-    Without TLS it is the read-only port. `pods` is what it lists; `body` and `code` are sent in its
-    place; `allow` holds back answers.
+    Without TLS it is the read-only port. `pods` is its list; `body` and `code` replace it; `allow`
+    delays every answer until it is set.
     """
 
     def __init__(self, *, tls: bool = True) -> None:
@@ -78,9 +78,9 @@ class KubeletServer:
         self.allow.set()
         self.asked = 0
         self.authorizations: list[str | None] = []
-        """The header of each question."""
+        """The header of each request."""
         self.when_asked: dict[int, Callable[[], None]] = {}
-        """What to do at the first, second, … question, before it is answered."""
+        """The function to call at the first, second, … request, before its answer."""
         self.token = f"token-{uuid.uuid4()}"
         self._token_file.write_text(f"{self.token}\n")
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -109,7 +109,7 @@ class KubeletServer:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What the attestor needs to reach it."""
+        """The options of the attestor."""
         if not self._tls:
             return {"read_only_port": self.port}
         return {
@@ -120,7 +120,7 @@ class KubeletServer:
         }
 
     def renew(self, name: str = NODE) -> None:
-        """A new CA and certificate, of which it is the first user."""
+        """Replace CA and certificate."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         begin = dt.datetime(2020, 1, 1, tzinfo=dt.UTC)
@@ -148,13 +148,13 @@ class KubeletServer:
         self._replace("ca.crt", pem)
 
     def require_client_certificate(self) -> None:
-        """Nobody gets in without one of this CA; tokens do not matter any more."""
+        """Refuse clients without a certificate of this CA, and ignore tokens."""
         self._context.verify_mode = ssl.CERT_REQUIRED
         self._context.load_verify_locations(self.directory / "ca.crt")
         self.token = ""
 
     def renew_token(self) -> None:
-        """From now on only a new one is good, which is in the file."""
+        """Replace the token, in the file too; the old one is refused."""
         self.token = f"token-{uuid.uuid4()}"
         self._replace("token", self.token.encode())
 

@@ -1,4 +1,4 @@
-"""A bus of the test's own, and a service manager on it that answers as the test says."""
+"""A bus of the test, with a service manager whose answers the test decides."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ UNIT = f"/{SYSTEMD.replace('.', '/')}/unit/web_2eservice"
 
 
 class SystemBus:
-    """Owns a dbus-daemon, if there is one, and the manager's connection to it.
+    """A dbus-daemon and the manager's connection to it, both of which it owns.
 
-    `units` are the units' paths by PID, at first that of web.service by ours; `properties` theirs;
-    `methods` is what the manager has.
+    `units` maps PIDs to units, at first this process to web.service; `properties` are those of each
+    unit; `methods` are the methods that the manager has.
     """
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class SystemBus:
         self.stop()
 
     def stop(self) -> None:
-        """End the bus; again is harmless."""
+        """End the bus. A second call has no effect."""
         self._daemon.terminate()
         self._daemon.wait()
         if self._daemon.stdout is not None:

@@ -1,4 +1,4 @@
-"""A process that is nothing but its cgroup and its start (attestors.api.WorkloadRef)."""
+"""A process with only a cgroup and a start time (attestors.api.WorkloadRef)."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import os
 
-# Long after any process of these tests was started.
+# After the start of every process of these tests.
 LATE = 1 << 50
 
 
 @dataclass
 class Workload:
-    """A process of which only the cgroup and the start matter; to read anything else is wrong."""
+    """A process whose cgroup and start time may be read, and nothing else."""
 
     cgroup: bytes
     started: int = LATE
@@ -24,9 +24,13 @@ class Workload:
     gid: int = 1000
     groups: tuple[int, ...] = ()
     pidfd: int = -1
+    error: OSError | None = None
+    """What a read raises."""
 
     def read(self, name: str, limit: int = 1 << 20) -> bytes:
         self.reads.append(name)
+        if self.error is not None:
+            raise self.error
         content = {
             "cgroup": self.cgroup,
             "stat": f"4711 (a) b) c) S {'0 ' * 18}{self.started} 0 0".encode(),
@@ -34,10 +38,10 @@ class Workload:
         return content[name][:limit]
 
     def readlink(self, name: str) -> str:
-        raise AssertionError(f"what is /proc/PID/{name} to this attestor?")
+        raise AssertionError(f"the attestor reads /proc/PID/{name}")
 
     def stat(self, name: str) -> os.stat_result:
-        raise AssertionError(f"what is /proc/PID/{name} to this attestor?")
+        raise AssertionError(f"the attestor reads /proc/PID/{name}")
 
     def open(self, name: str) -> int:
-        raise AssertionError(f"what is /proc/PID/{name} to this attestor?")
+        raise AssertionError(f"the attestor reads /proc/PID/{name}")

@@ -25,7 +25,7 @@ from attestors.api import Findings, Selector
         ("podman-rootless:1000:label:a:b", "1000:label", "podman-rootless:1000:label:a:b"),
     ],
 )
-def test_the_value_of_an_environment_variable_is_hidden(
+def test_redacted_selector_hides_the_value_of_an_environment_variable(
     text: str, kind: str, redacted: str
 ) -> None:
     selector = Selector.parse(text)
@@ -34,7 +34,7 @@ def test_the_value_of_an_environment_variable_is_hidden(
     assert str(selector) == text
 
 
-def test_a_program_selector_must_be_among_the_selectors() -> None:
+def test_program_selector_must_be_among_the_selectors() -> None:
     uid, path = Selector("unix", "uid:1"), Selector("unix", "path:/bin/sh")
     with pytest.raises(ValueError, match="is not among the selectors"):
         Findings(frozenset({uid}), program=frozenset({path}))
@@ -50,6 +50,8 @@ def test_findings_keep_the_very_set_of_an_attestor() -> None:
     ("type_", "value", "error"),
     [("unix", 1, TypeError), (1, "x", TypeError), ("a:b", "x", ValueError), ("a", "", ValueError)],
 )
-def test_a_selector_is_two_texts(type_: Any, value: Any, error: type[Exception]) -> None:
+def test_selector_of_other_values_than_text_is_refused(
+    type_: Any, value: Any, error: type[Exception]
+) -> None:
     with pytest.raises(error):
         Selector(type_, value)

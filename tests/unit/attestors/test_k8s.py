@@ -1,4 +1,4 @@
-"""The k8s attestor against a kubelet that is slow, wrong, and behind."""
+"""The k8s attestor and a kubelet that is slow, wrong, or late."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import gc
 import json
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,7 @@ from pydantic import ValidationError
 
 from attestors.api import AttestorContext, AttestorError
 from attestors.k8s import K8sAttestor, K8sOptions
-from attestors.lib import kubelet as kubelet_module
-from attestors.lib.kubelet import KubeletOptions
+from attestors.lib.kubelet import ANSWER_SECONDS, FRESH_SECONDS, KubeletOptions, PodLists
 from attestors.lib.pods import POD_BYTES
 from tests.support.findings import closing, until, values
 from tests.support.kubelet_server import KubeletServer, pod, status
@@ -30,20 +30,25 @@ IN_POD = Workload(
 PROVED = {f"pod-uid:{UID}", f"container-id:{ID}"}
 
 
-@pytest.fixture(autouse=True)
-def no_spacing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kubelet_module, "SPACING_SECONDS", 0.01)
-
-
 def attestor(
-    server: KubeletServer | None = None, **more: Any
+    server: KubeletServer | None = None,
+    *,
+    fresh_seconds: float = FRESH_SECONDS,
+    answer_seconds: float = ANSWER_SECONDS,
+    **more: Any,
 ) -> AbstractAsyncContextManager[K8sAttestor]:
     kubelet = "off" if server is None else {**server.options, **more}
     options = K8sOptions.model_validate({"kubelet": kubelet})
-    return closing(K8sAttestor(options, AttestorContext()))
+    lists = partial(
+        PodLists,
+        spacing_seconds=0.01,
+        fresh_seconds=fresh_seconds,
+        answer_seconds=answer_seconds,
+    )
+    return closing(K8sAttestor(options, AttestorContext(), lists))
 
 
-async def test_without_the_kubelet_cgroups_prove_pod_and_container() -> None:
+async def test_cgroup_alone_proves_pod_and_container() -> None:
     async with attestor() as k8s:
         assert values(await k8s.attest(IN_POD)) == PROVED
 
@@ -61,7 +66,7 @@ async def test_without_the_kubelet_cgroups_prove_pod_and_container() -> None:
         f"0::/user.slice/user-7.slice/user@7.service/kubepods/pod{UID}/{ID}\n".encode(),
     ],
 )
-async def test_a_process_of_no_pod_is_answered_without_asking(cgroup: bytes) -> None:
+async def test_kubelet_is_not_asked_about_a_process_in_no_pod(cgroup: bytes) -> None:
     with KubeletServer() as kubelet:
         async with attestor(kubelet) as k8s:
             findings = await k8s.attest(Workload(cgroup=cgroup))
@@ -75,7 +80,7 @@ async def test_a_process_of_no_pod_is_answered_without_asking(cgroup: bytes) -> 
     )
 
 
-async def test_everything_the_kubelet_knows() -> None:
+async def test_description_of_the_kubelet_becomes_selectors() -> None:
     listed = pod("web", UID, app=ID, sidecar=OTHER)
     listed["status"]["initContainerStatuses"] = [status("setup", "c" * 64)]
     with KubeletServer() as kubelet:
@@ -112,7 +117,7 @@ async def test_everything_the_kubelet_knows() -> None:
     ("key", "kind"),
     [("ephemeralContainerStatuses", "ephemeral"), ("initContainerStatuses", "init")],
 )
-async def test_containers_of_other_kinds(key: str, kind: str) -> None:
+async def test_container_of_another_kind_has_its_type(key: str, kind: str) -> None:
     listed = pod("web", UID, app=OTHER)
     listed["status"][key] = [status("debug", ID)]
     with KubeletServer() as kubelet:
@@ -122,7 +127,7 @@ async def test_containers_of_other_kinds(key: str, kind: str) -> None:
     assert {"container-name:debug", f"container-type:{kind}", "pod-name:web"} <= found
 
 
-async def test_a_static_pod_is_named_by_its_hash() -> None:
+async def test_static_pod_is_found_by_its_hash() -> None:
     listed = pod("static", UID, app=ID)
     listed["metadata"]["annotations"] = {"kubernetes.io/config.hash": "f" * 32}
     with KubeletServer() as kubelet:
@@ -134,7 +139,7 @@ async def test_a_static_pod_is_named_by_its_hash() -> None:
     assert {"pod-name:static", f"pod-uid:{UID}"} <= found
 
 
-async def test_a_path_without_the_pod_is_found_by_its_container() -> None:
+async def test_cgroup_without_the_pod_is_found_by_its_container() -> None:
     with KubeletServer() as kubelet:
         kubelet.pods = [pod("web", UID, app=ID)]
         async with attestor(kubelet) as k8s:
@@ -145,7 +150,7 @@ async def test_a_path_without_the_pod_is_found_by_its_container() -> None:
 @pytest.mark.parametrize(
     "others", [[pod("liar", None, app=ID)], [pod("web", UID, app=ID), pod("twin", None, app=ID)]]
 )
-async def test_a_kubelet_that_contradicts_the_cgroup_is_not_believed(
+async def test_kubelet_that_contradicts_the_cgroup_adds_no_selectors(
     others: list[dict[str, Any]],
 ) -> None:
     with KubeletServer() as kubelet:
@@ -156,10 +161,10 @@ async def test_a_kubelet_that_contradicts_the_cgroup_is_not_believed(
     assert "its cgroup says" in findings.pending[0]
 
 
-# --- waiting --------------------------------------------------------------------------------------
+# --- the wait -------------------------------------------------------------------------------------
 
 
-async def test_one_whose_container_is_not_listed_yet_is_answered_when_it_is() -> None:
+async def test_caller_waits_until_its_container_is_listed() -> None:
     listed = pod("web", UID)
     with KubeletServer() as kubelet:
         kubelet.pods = [listed]
@@ -171,7 +176,7 @@ async def test_one_whose_container_is_not_listed_yet_is_answered_when_it_is() ->
             assert "pod-name:web" in values(await waiting)
 
 
-async def test_the_wait_is_bounded() -> None:
+async def test_wait_ends_after_wait_seconds() -> None:
     with KubeletServer() as kubelet:
         async with attestor(kubelet, wait_seconds=0.05) as k8s:
             findings = await k8s.attest(IN_POD)
@@ -180,18 +185,18 @@ async def test_the_wait_is_bounded() -> None:
 
 
 @pytest.mark.parametrize("phase", ["Succeeded", "Failed"])
-async def test_nobody_waits_for_a_pod_that_has_ended(phase: str) -> None:
+async def test_pod_that_has_ended_is_not_waited_for(phase: str) -> None:
     listed = pod("web", UID)
     listed["status"]["phase"] = phase
     with KubeletServer() as kubelet:
         kubelet.pods = [listed]
         async with attestor(kubelet, wait_seconds=20) as k8s:
-            findings = await asyncio.wait_for(k8s.attest(IN_POD), 5)
+            findings = await k8s.attest(IN_POD)
     assert "has ended" in findings.notes[0]
     assert not findings.pending
 
 
-async def test_200_callers_cost_one_fetch_and_the_next_none() -> None:
+async def test_200_callers_cost_one_request_and_the_next_none() -> None:
     with KubeletServer() as kubelet:
         kubelet.pods = [pod("web", UID, app=ID)]
         kubelet.allow.clear()
@@ -227,7 +232,9 @@ async def test_200_callers_cost_one_fetch_and_the_next_none() -> None:
         (200, b'{"items": [' + b"x" * (POD_BYTES + 1), "pod 1 of the list is too long or no JSON"),
     ],
 )
-async def test_an_answer_that_makes_no_sense(code: int, body: bytes, reason: str) -> None:
+async def test_answer_that_is_no_pod_list_is_a_failure_with_a_reason(
+    code: int, body: bytes, reason: str
+) -> None:
     with KubeletServer() as kubelet:
         kubelet.code, kubelet.body = code, body
         async with attestor(kubelet) as k8s:
@@ -237,26 +244,24 @@ async def test_an_answer_that_makes_no_sense(code: int, body: bytes, reason: str
     assert f"the kubelet at https://127.0.0.1:{kubelet.port}/pods" in findings.pending[0]
 
 
-async def test_no_kubelet() -> None:
+async def test_kubelet_that_is_not_there_is_a_failure() -> None:
     with KubeletServer() as kubelet:
         async with attestor(kubelet, port=1) as k8s:
             [reason] = (await k8s.attest(IN_POD)).pending
     assert "Connect" in reason
 
 
-async def test_a_slow_kubelet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kubelet_module, "ANSWER_SECONDS", 0.1)
+async def test_kubelet_that_does_not_answer_is_asked_again() -> None:
     with KubeletServer() as kubelet:
         kubelet.pods = [pod("web", UID, app=ID)]
         kubelet.allow.clear()
-        async with attestor(kubelet) as k8s:
+        async with attestor(kubelet, answer_seconds=0.2) as k8s:
             assert "no answer in time" in (await k8s.attest(IN_POD)).pending[0]
             kubelet.allow.set()
-            monkeypatch.setattr(kubelet_module, "ANSWER_SECONDS", 10.0)
             await until_answered(k8s)
 
 
-async def test_a_certificate_for_another_node_or_of_another_authority() -> None:
+async def test_certificate_for_another_node_or_of_another_ca_is_refused() -> None:
     with KubeletServer() as kubelet:
         kubelet.pods = [pod("web", UID, app=ID)]
         async with attestor(kubelet, node_name="node-2") as k8s:
@@ -269,13 +274,10 @@ async def test_a_certificate_for_another_node_or_of_another_authority() -> None:
         assert kubelet.asked == 0
 
 
-async def test_token_and_authority_are_read_again_when_they_change(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("attestors.lib.kubelet.FRESH_SECONDS", 0.0)
+async def test_changed_token_and_ca_are_read_again() -> None:
     with KubeletServer() as kubelet:
         kubelet.pods = [pod("web", UID, app=ID)]
-        async with attestor(kubelet) as k8s:
+        async with attestor(kubelet, fresh_seconds=0.0) as k8s:
             assert "pod-name:web" in values(await k8s.attest(IN_POD))
             kubelet.renew_token()
             assert "pod-name:web" in values(await k8s.attest(IN_POD))
@@ -283,7 +285,7 @@ async def test_token_and_authority_are_read_again_when_they_change(
             assert "pod-name:web" in values(await k8s.attest(IN_POD))
 
 
-async def test_a_client_certificate_instead_of_a_token() -> None:
+async def test_client_certificate_replaces_the_token() -> None:
     with KubeletServer() as kubelet:
         kubelet.pods = [pod("web", UID, app=ID)]
         kubelet.require_client_certificate()
@@ -295,14 +297,14 @@ async def test_a_client_certificate_instead_of_a_token() -> None:
     assert kubelet.authorizations == [None]
 
 
-async def test_without_a_client_certificate_the_pods_own_token_is_sent() -> None:
+async def test_token_of_the_agents_own_pod_is_the_default() -> None:
     with KubeletServer() as kubelet:
         async with attestor(kubelet, token_file=None) as k8s:
             [reason] = (await k8s.attest(IN_POD)).pending
     assert "cannot be read from /var/run/secrets/kubernetes.io/serviceaccount/token" in reason
 
 
-async def test_the_read_only_port_is_asked_without_a_secret() -> None:
+async def test_read_only_port_gets_no_token() -> None:
     with KubeletServer(tls=False) as kubelet:
         kubelet.pods = [pod("web", UID, app=ID)]
         async with attestor(kubelet) as k8s:
@@ -310,7 +312,7 @@ async def test_the_read_only_port_is_asked_without_a_secret() -> None:
     assert kubelet.authorizations == [None]
 
 
-async def test_who_closes_does_not_wait_for_a_slow_kubelet(
+async def test_close_does_not_wait_for_a_slow_kubelet(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with KubeletServer() as kubelet:
@@ -321,28 +323,29 @@ async def test_who_closes_does_not_wait_for_a_slow_kubelet(
         with pytest.raises(asyncio.CancelledError):
             await asking
     gc.collect()
-    assert not caplog.records, "something was left under way"
+    assert not caplog.records, "a request was left in progress"
 
 
 @pytest.mark.parametrize("name", ["token_file", "ca_file"])
-async def test_files_that_are_not_there(name: str) -> None:
+async def test_missing_file_is_named(name: str) -> None:
+    wrong: dict[str, Any] = {name: "/nowhere/x"}
     with KubeletServer() as kubelet:
-        async with attestor(kubelet, **{name: "/nowhere/x"}) as k8s:
+        async with attestor(kubelet, **wrong) as k8s:
             [reason] = (await k8s.attest(IN_POD)).pending
     assert "from /nowhere/x: No such file" in reason
 
 
 @pytest.mark.parametrize("content", ["", "a: b\nc: d\n", "t\0ken", "tök\xff", "token\nX-Header: x"])
-async def test_a_token_file_that_is_another_file(tmp_path: Path, content: str) -> None:
+async def test_token_file_with_other_content_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "file").write_text(content)
     with KubeletServer() as kubelet:
         async with attestor(kubelet, token_file=str(tmp_path / "file")) as k8s:
             [reason] = (await k8s.attest(IN_POD)).pending
         assert kubelet.asked == 0
-    assert f"what {tmp_path}/file holds is no bearer token" in reason
+    assert f"the content of {tmp_path}/file is not a bearer token" in reason
 
 
-async def test_a_certificate_file_that_is_another_file_is_named(tmp_path: Path) -> None:
+async def test_certificate_file_with_other_content_is_named(tmp_path: Path) -> None:
     wrong = str(tmp_path / "file")
     Path(wrong).write_text("hello")
     with KubeletServer() as kubelet:
@@ -369,25 +372,27 @@ async def until_answered(k8s: K8sAttestor) -> None:
         ({}, "give node_name or node_name_env"),
         ({"node_name": "a", "node_name_env": "B"}, "give node_name or node_name_env"),
         ({"node_name": "a", "key_file": "/k"}, "belong together"),
-        ({"read_only_port": 1, "token_file": "/t"}, "asked without credentials"),
-        ({"read_only_port": 1, "certificate_file": "/c", "key_file": "/k"}, "without credentials"),
+        ({"read_only_port": 1, "token_file": "/t"}, "needs no credentials"),
+        ({"read_only_port": 1, "certificate_file": "/c", "key_file": "/k"}, "needs no credentials"),
         ({"node_name": "a", "token_file": "k"}, "is not an absolute path"),
         ({"node_name": "a", "wait_seconds": 21}, "less than or equal to 20"),
         ({"node_name": "a", "host": "https://node"}, "is not a host name or address"),
         ({"node_name": "a", "host": "node:10250"}, "is not a host name or address"),
     ],
 )
-def test_options_that_do_not_fit(options: dict[str, Any], reason: str) -> None:
+def test_options_that_contradict_each_other_are_refused(
+    options: dict[str, Any], reason: str
+) -> None:
     with pytest.raises(ValidationError, match=reason):
         K8sOptions.model_validate({"kubelet": options})
 
 
-def test_the_address_of_the_kubelet() -> None:
+def test_url_of_the_kubelet() -> None:
     assert KubeletOptions(node_name="a", host="::1").url == "https://[::1]:10250/pods"
     assert KubeletOptions(read_only_port=7, host="node").url == "http://node:7/pods"
 
 
-def test_the_nodes_name_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_name_of_the_node_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     options = K8sOptions.model_validate({"kubelet": {"node_name_env": "MY_NODE"}})
     with pytest.raises(AttestorError, match=r"\$MY_NODE is not set"):
         K8sAttestor(options, AttestorContext())

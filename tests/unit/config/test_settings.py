@@ -232,7 +232,7 @@ def test_the_attestors_that_the_example_has_as_comments_are_valid_and_complete()
         ("podman-rootless: {socket: 'run/{uid}/x'}", 39, "'run/{uid}/x' is not an absolute path"),
         ("systemd: {bus: /run/dbus/system_bus_socket}", 28, "such as unix:path=/run/dbus/system"),
         ("k8s: {kubelet: on}", 28, "kubelet must be a mapping"),
-        ("k8s: {kubelet: }", 28, "kubelet is off, or tells how to reach it"),
+        ("k8s: {kubelet: }", 28, "write `off`, or how to reach the kubelet"),
         ("k8s: {kubelet: {}}", 28, "give node_name or node_name_env"),
         ("k8s: {kubelet: {node_name: a, wait_seconds: 30}}", 57, "less than or equal to 20"),
         ("k8s: {kubelet: {node_name_env: A, prot: 1}}", 47, "did you mean 'port'?"),

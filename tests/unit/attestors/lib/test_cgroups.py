@@ -1,4 +1,4 @@
-"""Containers by cgroup: every layout seen in the field, and what attackers would make of them."""
+"""Containers by cgroup: each layout of the field, and the forgeries of each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ A, B = "a" * 64, "b" * 64
 
 
 @pytest.mark.parametrize("path", VECTORS, ids=lambda path: path.stem)
-def test_every_layout(path: Path) -> None:
+def test_layout_yields_its_container(path: Path) -> None:
     vector = yaml.safe_load(path.read_text())
     text, own = vector["cgroup"].encode(), vector.get("own", "").encode()
     if says := vector.get("refused"):
@@ -41,7 +41,7 @@ def test_every_layout(path: Path) -> None:
     assert not expected
 
 
-def test_the_same_container_is_the_same_directory() -> None:
+def test_same_container_has_the_same_directory() -> None:
     init = located(f"0::/system.slice/docker-{A}.scope/init.scope")
     inside = located(f"0::/system.slice/docker-{A}.scope/system.slice/cron.service")
     elsewhere = located(f"0::/other.slice/docker-{A}.scope")
@@ -51,19 +51,19 @@ def test_the_same_container_is_the_same_directory() -> None:
     assert not init.is_same(None)
 
 
-def test_hierarchies_that_only_one_has_say_nothing() -> None:
+def test_hierarchy_that_only_one_of_two_has_is_not_compared() -> None:
     one = located(f"2:cpu:/docker/{A}\n0::/")
     assert one.is_same(located(f"3:pids:/x\n2:cpu:/docker/{A}"))
     assert not one.is_same(located(f"3:pids:/docker/{A}"))
 
 
-def test_a_skipped_line_is_reported_without_control_characters() -> None:
+def test_skipped_line_is_quoted_without_control_characters() -> None:
     (note,) = locate(b"\x1b[2J nonsense\n").notes
     assert "'\\x1b[2J nonsense'" in note
 
 
 @pytest.mark.parametrize("missing", [{"id": ""}, {"cgroups": frozenset()}])
-def test_a_container_has_an_id_and_a_place(missing: dict[str, Any]) -> None:
+def test_container_without_id_or_cgroup_is_refused(missing: dict[str, Any]) -> None:
     good: dict[str, Any] = {"id": A, "cgroups": frozenset({("", "/x")}), "engine": Engine.DOCKER}
     with pytest.raises(ValueError, match="has an ID and a cgroup"):
         Container(**{**good, **missing})

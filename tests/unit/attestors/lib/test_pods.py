@@ -1,4 +1,4 @@
-"""Pod lists of the kubelet: those of several Kubernetes versions, and any piece of them."""
+"""Pod lists of several Kubernetes versions, in pieces of any size."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tests.support.kubelet_server import pod
 
 UID = "0e5f1c7e-61a3-4d43-9e7b-5f1f64b9a1c4"
 ID, OTHER = "a" * 64, "b" * 64
-# Composed after the references of the API, each version's.
+# Written by the API reference of each version.
 VECTORS = sorted((Path(__file__).parents[3] / "vectors" / "pods").glob("*.yaml"))
 
 
 def read(text: bytes, size: int) -> list[Pod]:
-    """The pods of a list that arrives in pieces of this size."""
+    """Read a list in pieces of this size."""
     reader = PodReader()
     found = [each for at in range(0, len(text), size) for each in reader.feed(text[at : at + size])]
     reader.close()
@@ -28,7 +28,7 @@ def read(text: bytes, size: int) -> list[Pod]:
 
 
 @pytest.mark.parametrize("path", VECTORS, ids=lambda path: path.stem)
-def test_every_version(path: Path) -> None:
+def test_list_of_each_version_yields_its_facts(path: Path) -> None:
     vector: dict[str, Any] = yaml.safe_load(path.read_text())
     container = Container(
         id=vector["container"],
@@ -42,7 +42,7 @@ def test_every_version(path: Path) -> None:
     assert not pods.has_ended(container)
 
 
-def test_any_split_gives_the_same_pods() -> None:
+def test_pods_do_not_depend_on_the_size_of_the_pieces() -> None:
     pods = [pod("ä}", UID, app=ID), pod('b"]', None, x=OTHER)]
     text = json.dumps({"metadata": {}, "items": pods}, ensure_ascii=False).encode()
 
@@ -52,7 +52,7 @@ def test_any_split_gives_the_same_pods() -> None:
 
 
 @pytest.mark.parametrize("text", [b'{"items":null}', b'{"items": [ ] }'])
-def test_an_empty_list(text: bytes) -> None:
+def test_empty_list_has_no_pods(text: bytes) -> None:
     reader = PodReader()
     assert list(reader.feed(text)) == []
     reader.close()

@@ -1,4 +1,4 @@
-"""The systemd attestor on a real bus, with a manager that answers as the test says."""
+"""The systemd attestor on a real bus, with a service manager of the test."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ import pytest
 from dbus_fast import Message, Variant
 
 from agent.kernel.caller import Caller, identify
-from attestors import systemd
 from attestors.api import AttestorContext, AttestorError, Findings
-from attestors.systemd import SystemdAttestor, SystemdOptions
+from attestors.systemd import ANSWER_SECONDS, SystemdAttestor, SystemdOptions
 from tests.support.findings import closing, values
 from tests.support.system_bus import UNIT, SystemBus
 
@@ -28,13 +27,16 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture
 async def bus() -> AsyncIterator[SystemBus]:
-    """A manager for whom we are in web.service."""
+    """A manager that has this process in web.service."""
     async with SystemBus() as made:
         yield made
 
 
-def attestor(address: str) -> AbstractAsyncContextManager[SystemdAttestor]:
-    return closing(SystemdAttestor(SystemdOptions(bus=address), AttestorContext()))
+def attestor(
+    address: str, answer_seconds: float = ANSWER_SECONDS
+) -> AbstractAsyncContextManager[SystemdAttestor]:
+    options = SystemdOptions(bus=address)
+    return closing(SystemdAttestor(options, AttestorContext(), answer_seconds))
 
 
 async def attest(made: SystemdAttestor, caller: Caller) -> Findings:
@@ -50,7 +52,7 @@ EVERYTHING = {
 }
 
 
-async def test_the_unit_is_asked_for_by_pidfd(bus: SystemBus, me: Caller) -> None:
+async def test_unit_is_asked_for_by_pidfd(bus: SystemBus, me: Caller) -> None:
     async with attestor(bus.address) as made:
         assert values(await attest(made, me)) == EVERYTHING
         assert values(await attest(made, me)) == EVERYTHING
@@ -58,7 +60,7 @@ async def test_the_unit_is_asked_for_by_pidfd(bus: SystemBus, me: Caller) -> Non
     assert "GetUnitByPID" not in bus.asked
 
 
-async def test_an_older_systemd_is_asked_by_pid(bus: SystemBus, me: Caller) -> None:
+async def test_older_systemd_is_asked_by_pid(bus: SystemBus, me: Caller) -> None:
     bus.methods.remove("GetUnitByPIDFD")
     async with attestor(bus.address) as made:
         assert values(await attest(made, me)) == EVERYTHING
@@ -67,7 +69,7 @@ async def test_an_older_systemd_is_asked_by_pid(bus: SystemBus, me: Caller) -> N
     assert bus.asked.count("GetUnitByPID") == 2
 
 
-async def test_who_dies_while_it_is_asked_for_by_pid_has_no_unit(bus: SystemBus) -> None:
+async def test_process_that_exits_while_systemd_is_asked_by_pid_has_no_unit(bus: SystemBus) -> None:
     bus.methods.remove("GetUnitByPIDFD")
     address = f"\0vouchd-systemd-{os.getpid()}"
     script = f"import socket; s = socket.socket(1); s.connect({address!r}); s.recv(1)"
@@ -87,13 +89,15 @@ async def test_who_dies_while_it_is_asked_for_by_pid_has_no_unit(bus: SystemBus)
     caller.close()
 
 
-async def test_a_process_in_no_unit_simply_has_no_selectors(bus: SystemBus, me: Caller) -> None:
+async def test_process_in_no_unit_has_no_selectors(bus: SystemBus, me: Caller) -> None:
     bus.units.clear()
     async with attestor(bus.address) as made:
         assert await attest(made, me) == Findings()
 
 
-async def test_what_a_unit_does_not_have_is_left_out(bus: SystemBus, me: Caller) -> None:
+async def test_property_that_a_unit_does_not_have_is_no_selector(
+    bus: SystemBus, me: Caller
+) -> None:
     bus.properties = {
         "Unit.Id": Variant("s", "-.slice"),
         "Unit.FragmentPath": Variant("s", ""),
@@ -103,27 +107,24 @@ async def test_what_a_unit_does_not_have_is_left_out(bus: SystemBus, me: Caller)
         assert values(await attest(made, me)) == {"id:-.slice"}
 
 
-async def test_a_refusal_is_a_failure_that_says_why(bus: SystemBus, me: Caller) -> None:
+async def test_refusal_of_systemd_is_a_failure_with_its_reason(bus: SystemBus, me: Caller) -> None:
     bus.error = "org.freedesktop.DBus.Error.AccessDenied"
     async with attestor(bus.address) as made:
         with pytest.raises(AttestorError, match="AccessDenied for a reason"):
             await attest(made, me)
 
 
-async def test_no_bus(me: Caller) -> None:
+async def test_bus_that_is_not_there_is_a_failure(me: Caller) -> None:
     async with attestor("unix:path=/nowhere") as made:
-        with pytest.raises(AttestorError, match="cannot be reached"):
+        with pytest.raises(AttestorError, match="cannot connect to the system bus"):
             await attest(made, me)
 
 
-async def test_a_manager_that_does_not_answer(
-    bus: SystemBus, me: Caller, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(systemd, "ANSWER_SECONDS", 0.2)
+async def test_manager_that_does_not_answer_is_a_failure(bus: SystemBus, me: Caller) -> None:
     bus.methods.remove("GetUnitByPIDFD")
     bus._bus.remove_message_handler(bus._answer)
     bus._bus.add_message_handler(_silence)
-    async with attestor(bus.address) as made:
+    async with attestor(bus.address, answer_seconds=0.2) as made:
         with pytest.raises(AttestorError, match="does not answer"):
             await attest(made, me)
 
@@ -135,7 +136,7 @@ def _silence(message: Message) -> bool:
 
 
 async def test_200_callers_share_one_connection(bus: SystemBus, me: Caller) -> None:
-    # By PID: this library mixes up the descriptors of messages that it receives at once.
+    # By PID: the test's side of dbus-fast mixes up descriptors of messages that come together.
     bus.methods.remove("GetUnitByPIDFD")
     async with attestor(bus.address) as made, asyncio.TaskGroup() as tasks:
         asked = [tasks.create_task(attest(made, me)) for _ in range(200)]

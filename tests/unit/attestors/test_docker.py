@@ -1,16 +1,16 @@
-"""What the engine says of a container, and of which processes it is believed."""
+"""The docker attestor: the selectors of a container, and the processes that get them."""
 
 from __future__ import annotations
 
 import pytest
 
 from attestors.api import Findings
+from tests.support.engine_caller import CGROUP, ID, attestor, caller, fails
 from tests.support.engine_server import EngineServer
 from tests.support.findings import values
-from tests.unit.attestors.docker.conftest import CGROUP, ID, attestor, caller, fails
 
 
-async def test_what_the_engine_says_becomes_selectors(engine: EngineServer) -> None:
+async def test_description_of_the_engine_becomes_selectors(engine: EngineServer) -> None:
     labels = {"com.docker.compose.project": "shop", "com.docker.compose.service": "web", "n": ""}
     engine.add(ID, Labels=labels, Env=["A=b:c", "EMPTY="])
     async with attestor(engine) as docker:
@@ -29,7 +29,9 @@ async def test_what_the_engine_says_becomes_selectors(engine: EngineServer) -> N
         }
 
 
-async def test_a_container_without_labels_and_environment(engine: EngineServer) -> None:
+async def test_container_without_labels_and_environment_has_the_other_selectors(
+    engine: EngineServer,
+) -> None:
     engine.add(ID, Labels=None, Env=None, Image="")
     async with attestor(engine) as docker:
         assert values(await docker.attest(caller())) == {
@@ -49,7 +51,7 @@ async def test_a_container_without_labels_and_environment(engine: EngineServer) 
         f"0::/kubepods.slice/crio-{ID}.scope\n".encode(),
     ],
 )
-async def test_a_process_of_no_engine_is_answered_without_asking_any(
+async def test_engine_is_not_asked_about_a_process_in_no_container_of_it(
     engine: EngineServer, cgroup: bytes
 ) -> None:
     process = caller(cgroup=cgroup)
@@ -60,7 +62,7 @@ async def test_a_process_of_no_engine_is_answered_without_asking_any(
     assert process.reads == ["cgroup"]
 
 
-async def test_a_container_of_a_users_own_is_never_asked_of_roots_engine(
+async def test_engine_of_root_is_not_asked_about_a_container_of_another_user(
     engine: EngineServer,
 ) -> None:
     engine.add(ID)
@@ -72,31 +74,46 @@ async def test_a_container_of_a_users_own_is_never_asked_of_roots_engine(
     assert engine.inspected == []
 
 
-async def test_a_cgroup_of_the_right_name_in_another_place_yields_nothing(
+async def test_cgroup_of_the_right_name_in_another_place_yields_nothing(
     engine: EngineServer,
 ) -> None:
     engine.add(ID)
     async with attestor(engine) as docker:
         forged = caller(cgroup=f"0::/elsewhere/docker-{ID}.scope\n".encode())
         assert "is in another cgroup than the process" in await fails(docker, forged)
-        # And the honest one is not harmed by it.
-        assert values(await docker.attest(caller()))
+        assert values(await docker.attest(caller())), "the container keeps its selectors"
 
 
-async def test_a_process_below_the_containers_own_cgroup_is_in_it(engine: EngineServer) -> None:
+async def test_process_below_the_cgroup_of_the_container_is_in_it(engine: EngineServer) -> None:
     engine.add(ID)
     async with attestor(engine) as docker:
         assert values(await docker.attest(caller(cgroup=CGROUP.strip() + b"/init.scope\n")))
 
 
-async def test_a_process_older_than_the_container_is_not_of_it(engine: EngineServer) -> None:
+async def test_process_older_than_the_container_is_not_in_it(engine: EngineServer) -> None:
     engine.add(ID)
     async with attestor(engine) as docker:
         assert "older than its container" in await fails(docker, caller(started=0))
 
 
-async def test_an_engine_that_does_not_know_the_container(engine: EngineServer) -> None:
+async def test_container_that_the_engine_does_not_know_is_noted(engine: EngineServer) -> None:
     async with attestor(engine) as docker:
         findings = await docker.attest(caller())
     assert findings.selectors == frozenset()
     assert f"no engine knows the container {ID[:12]}" in findings.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ProcessLookupError(3, "No such process"), "the process exited"),
+        (PermissionError(13, "Permission denied"), "/proc/PID/cgroup cannot be read: Permission"),
+    ],
+)
+async def test_cgroup_that_cannot_be_read_is_a_failure_with_a_reason(
+    engine: EngineServer, error: OSError, reason: str
+) -> None:
+    process = caller()
+    process.error = error
+    async with attestor(engine) as docker:
+        assert reason in await fails(docker, process)
