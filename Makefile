@@ -1,51 +1,95 @@
-# Every target sets up what it needs; a fresh Debian with python3 (>= 3.11), venv and make is enough.
+# Every target sets up what it needs. A Debian with python3 (3.11 or later), python3-venv and make is
+# enough; `make test-system` needs the packages of `make system-packages` as well.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PROTOS := $(wildcard proto/*.proto)
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -c .ci/constraints.txt
+SUITE := $(shell find tests/conformance -type f -not -name '*.pyc')
 
-.PHONY: demo run test clients conformance-suite test-system lint format proto docs bench bench-plot bench-table bench-reference deb clean
+.DEFAULT_GOAL := help
+.PHONY: help demo run lint format test clients conformance-suite test-system system-packages proto \
+  docs bench bench-plot bench-table bench-reference deb clean clean-state
+
+# A line "## text" above a target is its help.
+## this list
+help:
+	@awk '/^## / { text = substr($$0, 4) } \
+	  /^[a-z-]+:/ && text { sub(/:.*/, ""); printf "make %-18s %s\n", $$0, text; text = "" }' \
+	  $(MAKEFILE_LIST)
+
+# --- environments --------------------------------------------------------------------------------
+# Three sets of packages in one environment: what the agent needs, what the demo needs as well, and
+# everything. pip's output is the progress of a minute's work.
+
+$(VENV)/.runtime: pyproject.toml .ci/constraints.txt
+	@echo "Installing vouchd and the packages that it needs into $(VENV), once"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/.demo: pyproject.toml .ci/constraints.txt
+	@echo "Installing vouchd and the packages that the demo needs into $(VENV), once"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) -e '.[demo]'
+	@touch $(VENV)/.runtime $@
 
 $(VENV)/.installed: pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -qq --disable-pip-version-check -c .ci/constraints.txt -e '.[dev]'
-	touch $@
-
-## see a real process get its identity (no root needed)
-demo: $(VENV)/.installed
-	@$(BIN)/python deploy/demo/demo.py
-
-## the agent in the foreground, all its files inside this checkout
-run: $(VENV)/.installed
-	@mkdir -p .run/entries.d
-	@$(BIN)/vouchd run -c config/agent.yaml
-
-## everything that needs neither root nor Docker
-test: $(VENV)/.installed clients
-	.ci/test
-
-# Environments of their own for tests: foreign Python clients, and the conformance suite. Without a
-# package index the tests that need them skip.
-clients:
-	@PYTHON=$(PYTHON) tests/interop/setup.sh || echo "interoperability clients not installed" >&2
-	@$(MAKE) --no-print-directory conformance-suite || echo "conformance suite not installed" >&2
-
-## as root, against real components; nothing may skip
-test-system: $(VENV)/.installed
-	.ci/test-system
+	$(PIP) -qq -e '.[dev]'
+	touch $(VENV)/.runtime $(VENV)/.demo $@
 
 # The conformance suite in an environment of its own, without vouchd.
-SUITE := $(shell find tests/conformance -type f -not -name '*.pyc')
-conformance-suite: .venv-conformance/.installed
 .venv-conformance/.installed: $(SUITE) .ci/constraints.txt
 	$(PYTHON) -m venv .venv-conformance
 	.venv-conformance/bin/python -m pip install --quiet --disable-pip-version-check \
 	  -c .ci/constraints.txt ./tests/conformance
 	touch $@
 
+# --- use -----------------------------------------------------------------------------------------
+
+## show mutual TLS, a refusal and a push in half a minute; KEEP=1 leaves the agent running
+demo: $(VENV)/.demo
+	@KEEP=$(KEEP) $(BIN)/python deploy/demo/demo.py
+
+## run the agent in the foreground, with all its files in .run/
+run: $(VENV)/.runtime
+	@mkdir -p .run/entries.d
+	@$(BIN)/vouchd run -c config/agent.yaml
+
+## build a Debian package, build/vouchd_VERSION_ARCH.deb
+deb: $(VENV)/.installed
+	deploy/debian/build
+
+# --- tests ---------------------------------------------------------------------------------------
+
+## check style, types, import contracts and generated files
 lint: $(VENV)/.installed
 	.ci/lint
 
+## run all tests that need neither root nor containers
+test: $(VENV)/.installed clients
+	.ci/test
+
+## run the tests against real components, as root; none may skip
+test-system: $(VENV)/.installed
+	.ci/test-system
+
+## install the Debian packages that make test-system needs, as root
+system-packages:
+	.ci/system-packages install
+
+# Without a package index, the tests that need these skip.
+## install other SPIFFE clients and the conformance suite, for make test
+clients:
+	@PYTHON=$(PYTHON) tests/interop/setup.sh || echo "interoperability clients not installed" >&2
+	@$(MAKE) --no-print-directory conformance-suite || echo "conformance suite not installed" >&2
+
+## install the conformance suite into .venv-conformance
+conformance-suite: .venv-conformance/.installed
+
+# --- generated files -----------------------------------------------------------------------------
+
+## format the code
 format: $(VENV)/.installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -59,17 +103,19 @@ proto: $(VENV)/.installed
 docs: $(VENV)/.installed
 	$(BIN)/python -m deploy.reference
 
-## the benchmarks, as ratios to a bare gRPC server; BENCH="calls storm" runs some only
+# --- benchmarks ----------------------------------------------------------------------------------
+
+## run the benchmarks; BENCH="calls storm" runs these scenarios only
 bench: $(VENV)/.installed
 	$(BIN)/python -m tests.bench.bench $(BENCH)
 
-## draw bench-results.json as bench-results.svg; PLOT=file.png chooses another picture
+## draw bench-results.json as bench-results.svg; PLOT=file.png draws into another file
 bench-plot: PLOT ?= bench-results.svg
 bench-plot: $(VENV)/.installed
-	$(BIN)/python -m pip install -qq --disable-pip-version-check -c .ci/constraints.txt -e '.[bench]'
+	$(PIP) -qq -e '.[bench]'
 	$(BIN)/python -m tests.bench.plot bench-results.json "$(PLOT)"
 
-## the table of docs/performance.md, from bench-results.json
+## print the table of docs/performance.md, from bench-results.json
 bench-table: $(VENV)/.installed
 	@$(BIN)/python -m tests.bench.summary
 
@@ -77,9 +123,13 @@ bench-table: $(VENV)/.installed
 bench-reference: $(VENV)/.installed
 	$(BIN)/python -m tests.bench.bench --write-reference
 
-## a Debian package, build/vouchd_VERSION_ARCH.deb
-deb: $(VENV)/.installed
-	deploy/debian/build
+# --- clean ---------------------------------------------------------------------------------------
 
+## delete environments, caches and build results; keep .run/ with the authority of make run
 clean:
-	rm -rf $(VENV) .venv-interop .venv-conformance .run build *.egg-info .coverage* .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-interop .venv-conformance build *.egg-info .coverage* .hypothesis \
+	  .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+
+## delete .run/: the authority, the SVIDs and the entries of make run
+clean-state:
+	rm -rf .run

@@ -78,7 +78,8 @@ class Clone:
             f"#!{place}/bin/python\nfrom agent.cli.main import main\n\nmain()\n",
         )
         command.chmod(0o755)
-        (place / ".installed").touch()
+        for marker in (".runtime", ".demo", ".installed"):
+            (place / marker).touch()
 
     def _python(self) -> str:
         """One that the ordinary user may run, of the version that the packages are for."""
