@@ -264,6 +264,8 @@ class LimitSettings(_Section):
     """Calls and connects of one user, or of one cgroup, in the long run. More of them wait."""
     first_request_timeout: Duration = timedelta(seconds=10)
     """How long a connection may be open without a request."""
+    lockout: bool = True
+    """Lock a user out for a second when its processes connect and hang up without end."""
 
 
 class Settings(_Section):

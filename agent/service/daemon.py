@@ -193,7 +193,7 @@ def _public_endpoint(
         server=server,
         listener=listener,
         end_streams=parts.streams.close,
-        locks_out=True,
+        locks_out=settings.limits.lockout,
     )
 
 

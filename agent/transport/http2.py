@@ -35,7 +35,7 @@ _OF_HEADER_BLOCKS = frozenset({_HEADERS, _PUSH_PROMISE, _CONTINUATION})
 _PING_HEADER = bytes([0, 0, PAYLOAD_BYTES, _PING, 0, 0, 0, 0, 0])
 _HIGHEST_STREAM = (1 << 31) - 1
 GO_AWAY = bytes([0, 0, 8, _GOAWAY, 0, 0, 0, 0, 0]) + _HIGHEST_STREAM.to_bytes(4, "big") + bytes(4)
-"""Tells a client to make its next calls on another connection (section 6.8).
+"""A GOAWAY frame: the client makes its next calls on another connection (section 6.8).
 
 The last stream is the highest number, so that calls on their way are still served.
 """

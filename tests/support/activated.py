@@ -1,4 +1,4 @@
-"""An agent whose socket somebody else holds, as a service manager does."""
+"""An agent whose socket another process holds, like a service manager."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _FIRST = 3
 
 
 class ActivatedAgent(RunningAgent):
-    """Its public socket stays when it ends. Closed together."""
+    """An agent whose public socket stays open when it stops, until `close`."""
 
     listener: socket.socket | None = None
 
     def start(self) -> None:
-        """See RunningAgent.start. The socket is made for the first one."""
+        """See RunningAgent.start. The first start makes the socket."""
         if self.listener is None:
             self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             self.listener.bind(str(self.socket))

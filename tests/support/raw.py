@@ -1,4 +1,4 @@
-"""A gRPC client over a socket that the test already holds: one call at a time, nothing hidden."""
+"""A gRPC client over a socket that the test holds: one call at a time, every frame visible."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ class RawClient:
 
 
 class StayingClient(RawClient):
-    """Goes on whatever it is told, where h2 takes a GOAWAY for the end of the connection."""
+    """Continues after a GOAWAY, which h2 takes for the end of the connection."""
 
     _held = b""
 

@@ -1,4 +1,4 @@
-"""What a relay reads where nobody looks at it."""
+"""The read function of a relay that lets all bytes pass."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from agent.transport.relay import CHUNK_BYTES
 
 
 def read_from(sock: socket.socket) -> Callable[[], bytes | None]:
-    """Reads as recv(2) does, and lets all pass."""
+    """Read with recv(2), and let all bytes pass."""
     return lambda: sock.recv(CHUNK_BYTES) or None

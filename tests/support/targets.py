@@ -162,11 +162,11 @@ def reuse(pid: int, uid: int) -> None:
     """Start a process of that user with this PID, which must be free. It runs until it is
     killed."""
 
-    def newcomer() -> None:
+    def successor() -> None:
         pids.become(uid)
         os.kill(os.getpid(), signal.SIGSTOP)
 
-    pids.fork_as(pid, newcomer)
+    pids.fork_as(pid, successor)
     os.waitpid(pid, os.WUNTRACED)  # it has become that user
 
 

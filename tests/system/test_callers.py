@@ -224,7 +224,7 @@ def test_a_process_with_a_reused_pid_gets_nothing_of_its_predecessor(agent: Runn
     os.read(read, 1)
     pids.kill_and_reap(pid)
 
-    def newcomer() -> None:
+    def successor() -> None:
         pids.become(1003)
         client = raw.RawClient(sock)
         try:
@@ -234,7 +234,7 @@ def test_a_process_with_a_reused_pid_gets_nothing_of_its_predecessor(agent: Runn
         except (OSError, raw.ConnectionEndedError):
             os.write(write, b"nothing")
 
-    pids.fork_as(pid, newcomer)
+    pids.fork_as(pid, successor)
     assert pids.reap(pid) == 0
     assert os.read(read, 10) == b"nothing"
     for descriptor in (read, write):
@@ -255,11 +255,11 @@ def test_a_process_with_a_pid_reused_before_accept_is_not_attested(agent: Runnin
     pid = pids.fork(victim)
     assert pids.reap(pid) == 0
 
-    def newcomer() -> None:
+    def successor() -> None:
         pids.become(1001)
         signal.pause()
 
-    pids.fork_as(pid, newcomer)
+    pids.fork_as(pid, successor)
     try:
         client = raw.RawClient(sock)
         client.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import closing
 
 import pytest
 
@@ -76,3 +77,12 @@ def test_a_user_that_hangs_up_without_end_is_locked_out_until_it_stops(agent: Ru
         assert reports(agent, f'"locked_out_uids": [{FLOODER}]', "status")
     assert any(connects(path, FLOODER) for _ in range(1000)), "it stays locked out"
     assert connects(path, OTHER)
+
+
+def test_no_user_is_locked_out_with_the_lockout_switched_off() -> None:
+    agent = RunningAgent(
+        ENTRIES, config="log: {level: warning}\nlimits: {lockout: false}", prefix=FIRST
+    )
+    with closing(agent), flood(hangs_up, str(agent.socket)):
+        assert all(connects(str(agent.socket), FLOODER) for _ in range(5))
+        assert "user locked out" not in agent.log

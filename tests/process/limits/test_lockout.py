@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(
     shutil.which("getfacl") is None, reason="getfacl and setfacl are not installed (Debian: acl)"
 )
 
-SOMEBODY, OTHER, THIRD = 2001, 2002, 2003
+FLOODER, OTHER, THIRD = 2001, 2002, 2003
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def locked(path: Path) -> list[str]:
     return [entry for entry in acl(path) if re.fullmatch(r"user:\d+:--x", entry)]
 
 
-def flood(of: Lockout, uid: int = SOMEBODY) -> None:
+def flood(of: Lockout, uid: int = FLOODER) -> None:
     of.hung_up(uid, HANG_UPS_AT_ONCE + 1)
 
 
@@ -75,11 +75,11 @@ async def test_a_flooding_user_is_locked_out_for_a_while_and_no_other(path: Path
     locks = lockout(path, lines)
     locks.hung_up(OTHER, 100)
     flood(locks)
-    assert f"user:{SOMEBODY}:--x" in acl(path)
+    assert f"user:{FLOODER}:--x" in acl(path)
     assert not [entry for entry in acl(path) if entry.startswith(f"user:{OTHER}")]
     assert {"user::rw-", "group::rw-", "mask::rw-", "other::---"} < set(acl(path))
     [line] = lines.of("user locked out")
-    assert line["uid"] == SOMEBODY
+    assert line["uid"] == FLOODER
     await until_open(path)
     assert acl(path) == before
     assert path.stat().st_mode == mode
@@ -88,13 +88,13 @@ async def test_a_flooding_user_is_locked_out_for_a_while_and_no_other(path: Path
 
 async def test_entries_of_the_operator_stay(path: Path) -> None:
     """Entries that deny stay, and so do entries that allow the flooding user."""
-    rules = f"u:3000:rw,u:3002:---,u:{SOMEBODY}:rw,g:3001:r,m::rw"
+    rules = f"u:3000:rw,u:3002:---,u:{FLOODER}:rw,g:3001:r,m::rw"
     subprocess.run(["setfacl", "-m", rules, path], check=True)
     before = acl(path)
     locks = lockout(path)
     assert acl(path) == before
     flood(locks)
-    assert set(acl(path)) == {*before, f"user:{SOMEBODY}:--x"}
+    assert set(acl(path)) == {*before, f"user:{FLOODER}:--x"}
     await until_open(path)
     assert acl(path) == before
     locks.close()
@@ -137,8 +137,8 @@ async def test_a_failed_write_is_retried_until_the_lockout_ends(
     with monkeypatch.context() as patch:
         tries = fill_up(patch)
         flood(locks, OTHER)
-        await two_of(tries)  # OTHER cannot be locked out, and SOMEBODY cannot be released
-        assert locked(path) == [f"user:{SOMEBODY}:--x"]
+        await two_of(tries)  # OTHER cannot be locked out, and FLOODER cannot be released
+        assert locked(path) == [f"user:{FLOODER}:--x"]
         assert lines.of("lockout failed")
     await until_open(path)
     locks.close()
@@ -156,7 +156,7 @@ async def test_close_cancels_all_retries(path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(loop, "call_later", note)
     locks = lockout(path)
-    for uid in (SOMEBODY, OTHER):
+    for uid in (FLOODER, OTHER):
         flood(locks, uid)
     with monkeypatch.context() as patch:
         await two_of(fill_up(patch))  # neither of them can be released
@@ -171,7 +171,7 @@ async def test_close_cancels_all_retries(path: Path, monkeypatch: pytest.MonkeyP
 
 async def test_root_and_the_owner_of_the_file_are_never_locked_out(path: Path) -> None:
     if os.geteuid() == 0:  # else the owner is not root anyway
-        os.chown(path, SOMEBODY, -1)
+        os.chown(path, FLOODER, -1)
     locks = lockout(path)
     for uid in (0, path.stat().st_uid, OTHER):
         flood(locks, uid)
@@ -185,7 +185,7 @@ async def test_a_user_that_stops_is_free_after_one_lockout_whatever_it_did_befor
     locks = lockout(path)
     for _ in range(1000):
         flood(locks)
-    bucket = locks._buckets[SOMEBODY]
+    bucket = locks._buckets[FLOODER]
     assert bucket.seconds_until(0, asyncio.get_running_loop().time()) <= 1.0
     locks.close()
 

@@ -52,11 +52,11 @@ def test_forged_sender(target: Target) -> None:
     def attacker(tell: Callable[[list[str]], object]) -> None:
         pids.become(VICTIM)
         enter_own_namespaces()
-        told, telling = os.pipe()
+        reports, reporting = os.pipe()
         if (pid := os.fork()) == 0:
-            swap_and_forge(target, lambda ids: os.write(telling, " ".join(ids).encode()))
-        os.close(telling)
-        with os.fdopen(told) as pipe:
+            swap_and_forge(target, lambda ids: os.write(reporting, " ".join(ids).encode()))
+        os.close(reporting)
+        with os.fdopen(reports) as pipe:
             found = pipe.read()  # ends with the child of the child
         os.kill(pid, signal.SIGKILL)  # and its whole namespace
         tell(found.split())  # last: the reader of this kills this process

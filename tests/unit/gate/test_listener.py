@@ -86,9 +86,9 @@ def test_another_file_at_the_path_is_not_removed(tmp_path: Path) -> None:
     path = tmp_path / "s"
     listener = Listener(file_at(path))
     path.unlink()
-    path.write_text("somebody else's")
+    path.write_text("another program's")
     listener.close()
-    assert path.read_text() == "somebody else's"
+    assert path.read_text() == "another program's"
 
 
 def test_close_succeeds_after_the_socket_file_was_removed(tmp_path: Path) -> None:
@@ -115,10 +115,10 @@ def test_a_socket_without_permission_to_connect_is_refused_with_advice(
 
 def test_an_unknown_owner_or_group_leaves_the_path_free(tmp_path: Path) -> None:
     path = tmp_path / "s"
-    with pytest.raises(StartupError, match="user 'nobody-of-that-name' does not exist"):
-        Listener(file_at(path, owner="nobody-of-that-name"))
-    with pytest.raises(StartupError, match="group 'nobody-of-that-name' does not exist"):
-        Listener(file_at(path, group="nobody-of-that-name"))
+    with pytest.raises(StartupError, match="user 'no-such-name' does not exist"):
+        Listener(file_at(path, owner="no-such-name"))
+    with pytest.raises(StartupError, match="group 'no-such-name' does not exist"):
+        Listener(file_at(path, group="no-such-name"))
     assert not path.exists()
     Listener(file_at(path)).close()
 
