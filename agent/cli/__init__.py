@@ -1,5 +1,5 @@
-"""The command line.
+"""The command line `vouchd`.
 
-`main` has the commands by name; one module for each group of them is imported when it is asked for.
-Nothing imports this room.
+`main` has the table of commands; a command's module is imported when the command is used. `options`
+and `output` serve all commands. Nothing imports this room.
 """

@@ -1,4 +1,4 @@
-"""The commands for the operator of a running agent: status, explain, authority."""
+"""The commands that call the admin API of a running agent: status, explain, authority."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ _F = TypeVar("_F", bound="Callable[..., Any]")
 
 
 def agent_options(command: _F) -> _F:
-    """What every command here takes: `--admin-socket` or `-c`, `--timeout`, `--output`."""
+    """Add `--admin-socket`, `-c`, `--timeout` and `--output`."""
     return admin_socket_option(timeout_option(output_option(command)))
 
 
 def watch_option(command: _F) -> _F:
-    """`--watch`; the command's parameter is `watch`."""
-    return click.option("--watch", is_flag=True, help="Show it again every second, until Ctrl-C.")(
+    """Add `--watch`; the parameter is `watch`."""
+    return click.option("--watch", is_flag=True, help="Refresh every second, until Ctrl-C.")(
         command
     )
 
 
-@click.command()
+@click.command(epilog="Example: vouchd status --watch")
 @agent_options
 @watch_option
-@click.option("--metrics", is_flag=True, help="The metrics in the Prometheus text format instead.")
+@click.option("--metrics", is_flag=True, help="Print the metrics in the Prometheus text format.")
 def status(
     admin_socket: Path, timeout: float, output: Format, *, watch: bool, metrics: bool
 ) -> None:
-    """Show what the agent is doing: authorities, entries, and who is connected."""
+    """Show the state of the agent: authorities, entries, and the connected callers."""
     with AdminClient(admin_socket, timeout) as client:
         if metrics:
             click.echo(client.metrics(), nl=False)
@@ -56,7 +56,7 @@ def status(
             _show(client.status, output, repeat=watch)
 
 
-@click.command()
+@click.command(epilog="Example: vouchd explain 4711")
 @agent_options
 @watch_option
 @click.argument("pid", type=Pid())
@@ -70,32 +70,33 @@ def explain(
     *,
     watch: bool,
 ) -> None:
-    """Explain why process PID gets, or does not get, each identity. Exit code 1 if it gets none.
+    """Explain which identities process PID gets, and why.
 
-    It tells what the kernel says of the process, what each attestor found, which entries match and
-    which nearly do, what the process was served, and the last refusals of it and of its user.
+    Prints the kernel's evidence, the selectors of each attestor, the entries that match, the
+    nearest entries that do not, and the last refusals of the process and of its user. The exit code
+    is 1 if the process gets no identity.
     """
     with AdminClient(admin_socket, timeout) as client:
         explanation = _show(lambda: client.explain(pid), output, repeat=watch)
     if explanation.get("refused") or not explanation.get("verdict", {}).get("matched"):
-        click.echo(f"vouchd: process {pid} gets no identity; see why above", err=True)
+        click.echo(f"vouchd: process {pid} gets no identity; the reasons are above", err=True)
         ctx.exit(1)
 
 
 @click.group()
 def authority() -> None:
-    """Look at the signing authorities, or rotate them before their time.
+    """Show the signing authorities, or rotate them before they are due.
 
-    To replace an authority whose key may be in wrong hands, for each kind: prepare, activate, taint
-    the retired one (which replaces all that it signed), and revoke it when every verifier has seen
-    the new bundle.
+    To replace an authority with a compromised key, for each kind: prepare a successor, activate it,
+    taint the retired authority, which renews everything it signed, and revoke it when all verifiers
+    have the new bundle.
     """
 
 
-@authority.command("show")
+@authority.command("show", epilog="Example: vouchd authority show")
 @agent_options
 def show_authorities(admin_socket: Path, timeout: float, output: Format) -> None:
-    """Show all authorities, their states and what happens to them next."""
+    """Show all authorities, their states and their next steps."""
     with AdminClient(admin_socket, timeout) as client:
         show(client.status()["authority"], output, _CLOCK.now())
 
@@ -103,47 +104,56 @@ def show_authorities(admin_socket: Path, timeout: float, output: Format) -> None
 _KIND = click.argument("kind", type=click.Choice([*map(str, AuthorityKind)]))
 
 
-@authority.command("prepare")
+@authority.command("prepare", epilog="Example: vouchd authority prepare x509")
 @agent_options
 @_KIND
 def prepare_authority(admin_socket: Path, timeout: float, output: Format, kind: str) -> None:
-    """Make a successor now. It is in the bundle from then on, and does not sign yet."""
+    """Create a successor now. The bundle contains it, and it does not sign yet."""
     with AdminClient(admin_socket, timeout) as client:
         show(client.prepare_authority(kind), output, _CLOCK.now())
 
 
-@authority.command("activate")
+@authority.command("activate", epilog="Example: vouchd authority activate x509")
 @agent_options
 @_KIND
 def activate_authority(admin_socket: Path, timeout: float, output: Format, kind: str) -> None:
-    """Have the prepared authority sign now; the active one is retired and stays in the bundle."""
+    """Sign with the prepared authority from now on.
+
+    The former authority is retired and stays in the bundle.
+    """
     with AdminClient(admin_socket, timeout) as client:
         show(client.activate_authority(kind), output, _CLOCK.now())
 
 
-_ID = click.argument("authority_id", metavar="ID")
+_ID = click.argument("authority_id", metavar="AUTHORITY_ID")
 
 
-@authority.command("taint")
+@authority.command("taint", epilog="Example: vouchd authority taint AUTHORITY_ID")
 @agent_options
 @_ID
 def taint_authority(admin_socket: Path, timeout: float, output: Format, authority_id: str) -> None:
-    """Replace at once every SVID that this authority signed. It stays in the bundle."""
+    """Renew every SVID that a retired authority signed, at once.
+
+    The authority stays in the bundle. `vouchd authority show` prints the AUTHORITY_ID.
+    """
     with AdminClient(admin_socket, timeout) as client:
         show(client.taint_authority(authority_id), output, _CLOCK.now())
 
 
-@authority.command("revoke")
+@authority.command("revoke", epilog="Example: vouchd authority revoke AUTHORITY_ID")
 @agent_options
 @_ID
 def revoke_authority(admin_socket: Path, timeout: float, output: Format, authority_id: str) -> None:
-    """Take a tainted authority out of the bundle: nothing that it signed is valid any more."""
+    """Remove a tainted authority from the bundle.
+
+    SVIDs that it signed are not valid any more.
+    """
     with AdminClient(admin_socket, timeout) as client:
         show(client.revoke_authority(authority_id), output, _CLOCK.now())
 
 
 def _show(ask: Callable[[], dict[str, Any]], output: Format, *, repeat: bool) -> dict[str, Any]:
-    """Show an answer, once or every second; the first one."""
+    """Show an answer, once or every second; return the first answer."""
     answer = ask()
     if not repeat:
         show(answer, output, _CLOCK.now())
@@ -160,7 +170,7 @@ def _show(ask: Callable[[], dict[str, Any]], output: Format, *, repeat: bool) ->
 
 
 def _answers(ask: Callable[[], dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """An answer every second, for ever. An agent that restarts meanwhile is waited for."""
+    """Yield an answer every second; an error instead while the agent does not answer."""
     pause = threading.Event()
     while True:
         try:

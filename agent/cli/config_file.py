@@ -1,4 +1,4 @@
-"""What a configuration file says, with the attestors that are installed here."""
+"""Read the agent's configuration, with the options of the installed attestors."""
 
 from __future__ import annotations
 
@@ -15,24 +15,22 @@ if TYPE_CHECKING:
 
 
 def load(config: Path) -> Settings:
-    """The settings of a configuration file.
+    """Return the settings of a configuration file.
 
     Raises:
-        ConfigError: with every mistake in it.
+        ConfigError: with every problem in the file.
     """
     return load_settings(config, known_options())
 
 
 def admin_socket_of(config: Path) -> Path:
-    """The administration socket that a configuration file names.
+    """Return the path of the admin socket that a configuration file sets.
 
     Raises:
-        ConfigError: with every mistake in the file.
-        UsageError: it names none.
+        ConfigError: with every problem in the file.
+        UsageError: the file sets none.
     """
     path = load(config).admin_socket_path
     if path is None:
-        raise click.UsageError(
-            f"{config} sets no admin_socket_path: set one, and restart the agent"
-        )
+        raise click.UsageError(f"{config} sets no admin_socket_path: set it, and restart the agent")
     return Path(path)

@@ -1,4 +1,4 @@
-"""`vouchd entries`: what the files say, what would match them, and what they would change."""
+"""`vouchd entries`: list, match, compare and import registration entries."""
 
 from __future__ import annotations
 
@@ -40,36 +40,37 @@ _CLOCK = SystemClock()
 
 @click.group()
 def entries() -> None:
-    """Look at the registration entries."""
+    """List, match, compare and import registration entries."""
 
 
-@entries.command("list")
+@entries.command("list", epilog="Example: vouchd entries list -c /etc/vouchd/agent.yaml")
 @config_option
 @output_option
 def list_entries(config: Path, output: Format) -> None:
-    """List the entries in the order in which they count."""
+    """List the entries of the files, in the order in which a process gets them."""
     loaded = load_configured_entries(load(config), _CLOCK).entries
     show({"entries": [_entry_data(entry) for entry in loaded.entries]}, output, _CLOCK.now())
 
 
-@entries.command("match")
+@entries.command(
+    "match", epilog="Example: vouchd entries match -c /etc/vouchd/agent.yaml unix:uid:1000"
+)
 @config_option
 @output_option
-@click.option("--pid", type=Pid(), help="Those of this process, found out here and now.")
+@click.option("--pid", type=Pid(), help="Attest this process here, and match its selectors.")
 @click.argument("selectors", nargs=-1, metavar="[SELECTOR...]")
 @click.pass_context
 def match_entries(
     ctx: click.Context, config: Path, output: Format, pid: int | None, selectors: tuple[str, ...]
 ) -> None:
-    """Which entries a process with these selectors would match. Exit code 1 if none.
+    """Show which entries match the SELECTORs of a process.
 
-    For example: vouchd entries match -c agent.yaml unix:uid:1000 unix:gid:1000
-
-    With --pid the selectors are those of a process, as the attestors of FILE find them. It needs no
-    agent, so that it answers for files that are not deployed yet.
+    With --pid, the attestors that the configuration enables attest a process instead. The command
+    needs no agent: it also answers for files that are not deployed yet. The exit code is 1 if no
+    entry matches.
     """
     if bool(selectors) == (pid is not None):
-        raise click.UsageError("give either selectors, such as unix:uid:1000, or --pid", ctx)
+        raise click.UsageError("give either selectors, such as unix:uid:1000, or --pid PID", ctx)
     settings = load(config)
     loaded = load_configured_entries(settings, _CLOCK).entries
     found = _parse(ctx, selectors) if pid is None else _attest(settings, pid)
@@ -88,45 +89,47 @@ def match_entries(
     }
     show(answer, output, now)
     if not verdict.matched:
-        click.echo("vouchd: no entry matches these selectors; see what is missing above", err=True)
+        click.echo("vouchd: no entry matches these selectors; the missing ones are above", err=True)
         ctx.exit(1)
 
 
-@entries.command("diff")
+@entries.command("diff", epilog="Example: vouchd entries diff -c new/agent.yaml")
 @click.option(
     "-c",
     "--config",
     required=True,
     metavar="NEW",
     type=click.Path(path_type=Path),
-    help="A configuration that names other entries than the agent has in force.",
+    help="Configuration with the new entry files.",
 )
 @click.option(
     "--admin-socket",
     metavar="PATH",
     type=click.Path(path_type=Path),
-    help="The agent's administration socket [default: the one that NEW names].",
+    help="Admin socket of the agent [default: the one that NEW sets].",
 )
 @timeout_option
 @output_option
 def diff_entries(config: Path, admin_socket: Path | None, timeout: float, output: Format) -> None:
-    """Which connected processes would gain or lose what, if the entries of NEW were in force."""
+    """Show which connected processes would gain or lose identities with the entries of NEW."""
     settings = load(config)
-    load_configured_entries(settings, _CLOCK)  # whose mistakes have files and lines of this host
+    load_configured_entries(settings, _CLOCK)  # reports problems with the paths of this host
     sources = read_entry_files(settings.entries)
     with AdminClient(admin_socket or admin_socket_of(config), timeout) as client:
         files = ((source.name, source.content) for source in sources)
         show(client.diff_entries(files), output, _CLOCK.now())
 
 
-@entries.command("import")
+@entries.command(
+    "import", epilog="Example: vouchd entries import -c /etc/vouchd/agent.yaml entries.json"
+)
 @config_option
 @click.argument("file", type=click.Path(path_type=Path))
 def import_foreign_entries(config: Path, file: Path) -> None:
-    """Turn entries of SPIRE into entries of this agent, on stdout.
+    """Convert registration entries of SPIRE to entries of this agent, on stdout.
 
-    FILE is the output of `spire-server entry show -output json`, or ClusterStaticEntry YAML. What
-    has no counterpart is named on stderr, one sentence each.
+    FILE is the output of `spire-server entry show -output json`, or ClusterStaticEntry YAML. Each
+    part without a counterpart is reported on stderr.
     """
     settings = load(config)
     imported = import_entries(read_file(file), settings.trust_domain, frozenset(settings.attestors))
@@ -143,7 +146,7 @@ def _parse(ctx: click.Context, selectors: tuple[str, ...]) -> Attested:
 
 
 def _attest(settings: Settings, pid: int) -> Attested:
-    """What the configured attestors find out about a process, here and without an agent."""
+    """Attest a process with the configured attestors, in this process."""
 
     async def attest() -> Attested:
         log, writer = configure_log(settings.log.level, settings.log.format)

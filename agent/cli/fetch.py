@@ -1,7 +1,7 @@
-"""The commands that speak to an agent as a workload does: fetch, watch, validate, health.
+"""The commands that call the Workload API: fetch, watch, validate, health.
 
-They see what this process may have, so they answer "what would my program get?" when they are run
-as the program's user. What is fetched is verified before it is shown.
+The agent attests this process like any workload. To see the identities of a program, run the
+command as the program's user. Answers are verified before they are shown.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _FIRST_RETRY_SECONDS = 0.2
 _LAST_RETRY_SECONDS = 10.0
 
-# RFC 4514 section 3 names few attributes; OpenSSL's name is what people know.
+# RFC 4514 section 3 has no name for this attribute; this is OpenSSL's.
 _NAMES = {NameOID.SERIAL_NUMBER: "serialNumber"}
 
 _CLOCK = SystemClock()
@@ -42,10 +42,13 @@ _CLOCK = SystemClock()
 
 @click.group()
 def fetch() -> None:
-    """Fetch what this process may have, once."""
+    """Fetch the SVIDs and bundles of this process, once.
+
+    The agent attests this process: run the command as the user of the program in question.
+    """
 
 
-@fetch.command("x509")
+@fetch.command("x509", epilog="Example: vouchd fetch x509 --write /run/web/svid")
 @socket_option
 @timeout_option
 @output_option
@@ -54,10 +57,13 @@ def fetch() -> None:
     "directory",
     metavar="DIR",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Write svid.N.pem, svid.N.key (0600), bundle.N.pem … to DIR.",
+    help="Write svid.N.pem, svid.N.key (mode 0600) and bundle.N.pem to DIR.",
 )
 def fetch_x509(socket: Path, timeout: float, output: Format, directory: Path | None) -> None:
-    """Fetch X.509-SVIDs. Private keys are never shown; --write is the way to them."""
+    """Fetch the X.509-SVIDs of this process.
+
+    Private keys are not printed: --write writes them to files.
+    """
     with WorkloadClient(socket, timeout) as client:
         update = verify_update(client.fetch_x509_svids(), _CLOCK.now())
     answer = _update_data(update, output)
@@ -66,16 +72,19 @@ def fetch_x509(socket: Path, timeout: float, output: Format, directory: Path | N
     show(answer, output, _CLOCK.now())
 
 
-@fetch.command("jwt")
+@fetch.command("jwt", epilog="Example: vouchd fetch jwt -a https://db.example.org")
 @socket_option
 @timeout_option
 @output_option
 @audience_option(multiple=True)
-@click.option("--spiffe-id", default="", metavar="ID", help="Of this identity only.")
+@click.option("--spiffe-id", default="", metavar="ID", help="Only the SVID with this SPIFFE ID.")
 def fetch_jwt(
     socket: Path, timeout: float, output: Format, audience: tuple[str, ...], spiffe_id: str
 ) -> None:
-    """Fetch JWT-SVIDs for an audience. Who sees a token can use it until it expires."""
+    """Fetch JWT-SVIDs of this process for an audience.
+
+    A JWT-SVID is a bearer token: everybody with a copy can use it until it expires.
+    """
     with WorkloadClient(socket, timeout) as client:
         svids = _fetch_jwt_svids(client, audience, spiffe_id)
         bundles = parse_jwt_bundles(client.fetch_jwt_bundles())
@@ -88,7 +97,7 @@ def fetch_jwt(
                 "spiffe_id": svid.spiffe_id,
                 "hint": svid.hint,
                 "audience": valid.audience,
-                "valid_until": valid.expires_at,
+                "expires_at": valid.expires_at,
                 "token": svid.token,
             }
         )
@@ -104,17 +113,17 @@ def _fetch_jwt_svids(
         if not spiffe_id:
             raise
         raise NoIdentityError(
-            f"no identity issued: {spiffe_id} is none of this process's identities; leave out"
-            " --spiffe-id to see which ones it has"
+            f"no identity issued: this process has no identity {spiffe_id}; omit --spiffe-id to see"
+            " all of its identities"
         ) from error
 
 
-@fetch.command("bundles")
+@fetch.command("bundles", epilog="Example: vouchd fetch bundles --output json")
 @socket_option
 @timeout_option
 @output_option
 def fetch_bundles(socket: Path, timeout: float, output: Format) -> None:
-    """Fetch the X.509 and JWT trust bundles."""
+    """Fetch the trust bundles: the X.509 and JWT authorities to verify SVIDs with."""
     with WorkloadClient(socket, timeout) as client:
         x509_bundles = parse_x509_bundles(client.fetch_x509_bundles())
         jwt_bundles = parse_jwt_bundles(client.fetch_jwt_bundles())
@@ -126,7 +135,7 @@ def fetch_bundles(socket: Path, timeout: float, output: Format) -> None:
                 "trust_domain": domain.name,
                 "x509_authorities": _authorities_data(x509_bundles.get(domain, ()), output),
                 "jwt_authorities": [
-                    {"key_id": kid, "key_type": _key_type(key)} for kid, key in jwt_keys.items()
+                    {"kid": kid, "key_type": _key_type(key)} for kid, key in jwt_keys.items()
                 ],
             }
         )
@@ -135,18 +144,18 @@ def fetch_bundles(socket: Path, timeout: float, output: Format) -> None:
 
 @click.group()
 def watch() -> None:
-    """Follow what this process may have."""
+    """Follow the SVIDs of this process."""
 
 
-@watch.command("x509")
+@watch.command("x509", epilog="Example: vouchd watch x509")
 @socket_option
 @timeout_option
 @output_option
 def watch_x509(socket: Path, timeout: float, output: Format) -> None:
-    """Show X.509-SVIDs now and at every change, until Ctrl-C or SIGTERM (exit code 0).
+    """Print the X.509-SVIDs now and after each change, until Ctrl-C or SIGTERM (exit code 0).
 
-    A failure before the first update ends the command, so that a wrong --socket is noticed. After
-    it, an agent that restarts or an entry that is removed is waited for.
+    An error before the first update ends the command. Later errors, such as a restart of the agent,
+    are printed to stderr, and the command reconnects.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with suppress(KeyboardInterrupt):
@@ -154,7 +163,7 @@ def watch_x509(socket: Path, timeout: float, output: Format) -> None:
 
 
 def _watch(socket: Path, timeout: float, output: Format) -> None:
-    waited, seen = threading.Event(), False
+    never_set, updated = threading.Event(), False
     pause = _FIRST_RETRY_SECONDS
     while True:
         try:
@@ -162,47 +171,52 @@ def _watch(socket: Path, timeout: float, output: Format) -> None:
                 for received in client.watch_x509_svids():
                     update = verify_update(received, _CLOCK.now())
                     show(_update_data(update, output), output, _CLOCK.now())
-                    seen, pause = True, _FIRST_RETRY_SECONDS
+                    updated, pause = True, _FIRST_RETRY_SECONDS
         except (UnavailableError, NoIdentityError) as error:
-            if not seen:
+            if not updated:
                 raise
             click.echo(f"vouchd: {error}; trying again in {pause:g} s", err=True)
-            waited.wait(pause)
+            never_set.wait(pause)
             pause = min(pause * 2, _LAST_RETRY_SECONDS)
 
 
 @click.group()
 def validate() -> None:
-    """Ask the agent to judge what somebody presented."""
+    """Have the agent validate a token."""
 
 
-@validate.command("jwt")
+@validate.command("jwt", epilog="Example: vouchd validate jwt -a https://db.example.org TOKEN")
 @socket_option
 @timeout_option
 @output_option
 @audience_option(multiple=False)
 @click.argument("token")
 def validate_jwt(socket: Path, timeout: float, output: Format, audience: str, token: str) -> None:
-    """Whether TOKEN is valid for an audience, and what it claims. Exit code 1 if it is not."""
+    """Validate the JWT-SVID TOKEN for an audience, and print its claims.
+
+    The exit code is 1 if the token is not valid.
+    """
     with WorkloadClient(socket, timeout) as client:
         valid = client.validate_jwt_svid(audience, token)
     show({"spiffe_id": valid.spiffe_id, "claims": valid.claims}, output, _CLOCK.now())
 
 
-@click.command()
+@click.command(epilog="Example: vouchd health --socket /run/vouchd/agent.sock")
 @socket_option
 @timeout_option
 @output_option
 def health(socket: Path, timeout: float, output: Format) -> None:
-    """Whether the agent serves: exit code 0 if it does. Needs no identity."""
+    """Check that the agent serves: exit code 0 if it does. This process needs no identity."""
     with WorkloadClient(socket, timeout) as client:
         status = client.health()
     if status != "SERVING":
-        raise UnavailableError(f"the agent at {socket} says {status}; look at its log")
+        raise UnavailableError(
+            f"the agent at {socket} reports {status}; see its log, or vouchd status"
+        )
     show({"status": status}, output, _CLOCK.now())
 
 
-# --- what is shown -------------------------------------------------------------------------------
+# --- output -----------------------------------------------------------------------------
 
 
 def _update_data(update: VerifiedUpdate, output: Format) -> dict[str, Data]:
@@ -222,7 +236,7 @@ def _svid_data(svid: VerifiedX509Svid, output: Format) -> dict[str, Data]:
         "spiffe_id": str(svid.spiffe_id),
         "hint": svid.hint,
         "valid_from": leaf.not_valid_before_utc,
-        "valid_until": leaf.not_valid_after_utc,
+        "expires_at": leaf.not_valid_after_utc,
         "serial": f"{leaf.serial_number:x}",
         "key_type": _key_type(leaf.public_key()),
         "dns_names": names.get_values_for_type(x509.DNSName),
@@ -236,7 +250,7 @@ def _authorities_data(authorities: Iterable[x509.Certificate], output: Format) -
         {
             "subject": authority.subject.rfc4514_string(_NAMES),
             "serial": f"{authority.serial_number:x}",
-            "valid_until": authority.not_valid_after_utc,
+            "expires_at": authority.not_valid_after_utc,
             "key_type": _key_type(authority.public_key()),
             **_pem("pem", [authority], output),
         }
@@ -245,7 +259,7 @@ def _authorities_data(authorities: Iterable[x509.Certificate], output: Format) -
 
 
 def _pem(name: str, certificates: Iterable[x509.Certificate], output: Format) -> Mapping[str, str]:
-    """Programs get the certificates too; people would only have to scroll over them."""
+    """Return a member with the certificates in PEM, for JSON output only."""
     return {name: to_pem(certificates).decode()} if output is Format.JSON else {}
 
 

@@ -1,9 +1,10 @@
-"""The command line `vouchd`: its commands, and what a person sees when one of them fails.
+"""The command line `vouchd`: the table of commands, error messages, exit codes.
 
-Exit codes: 0 done, 1 refused or failed at run time, 2 wrong usage or invalid configuration. A
-failure is one sentence on stderr that says what to do next; a traceback never gets there.
+Exit codes: 0 success, 1 refused or failed, 2 wrong usage or invalid configuration, 130 Ctrl-C. An
+error is one sentence on stderr with the way out, never a traceback.
 
-Commands are imported when they are used: gRPC alone takes longer than most of them run.
+A command's module is imported when the command is used: importing gRPC takes longer than most
+commands run.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 _COMMANDS: Mapping[str, str] = {
     "run": "agent.cli.run",
@@ -41,7 +42,7 @@ _COMMANDS: Mapping[str, str] = {
 
 
 class _LazyGroup(click.Group):
-    """Finds each command by name in the module that the table gives."""
+    """A group that imports a command's module on first use."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's interface
         return list(_COMMANDS)
@@ -57,7 +58,11 @@ class _LazyGroup(click.Group):
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="vouchd", prog_name="vouchd")
 def commands() -> None:
-    """SPIFFE identities for processes, vouched for by the kernel."""
+    """SPIFFE workload attestation agent for Linux.
+
+    `vouchd run` is the agent. fetch, watch, validate and health act as a workload. status, explain
+    and authority ask a running agent. check, entries and who need no agent.
+    """
 
 
 def main() -> NoReturn:
@@ -66,18 +71,18 @@ def main() -> NoReturn:
 
 
 def execute(arguments: list[str]) -> int:
-    """Run a command line and return the exit code."""
+    """Run a command line and return its exit code."""
     try:
         return commands.main(arguments, prog_name="vouchd", standalone_mode=False) or 0
     except click.Abort:  # Ctrl-C
         return EXIT_INTERRUPTED
-    except Exception as error:  # noqa: BLE001 - no traceback ever reaches a user
-        message, code = _explain(error)
+    except Exception as error:  # noqa: BLE001 - every error becomes one sentence
+        message, code = _message_and_code(error)
         click.echo(message, err=True)
         return code
 
 
-def _explain(error: Exception) -> tuple[str, int]:
+def _message_and_code(error: Exception) -> tuple[str, int]:
     match error:
         case click.exceptions.NoArgsIsHelpError() | ConfigError():
             return str(error), EXIT_USAGE
@@ -91,15 +96,15 @@ def _explain(error: Exception) -> tuple[str, int]:
             return f"vouchd: {with_remedy(OSError(errno.ENOMEM, 'Out of memory'))}", EXIT_FAILED
         case _:
             return (
-                f"vouchd: this is a defect of vouchd ({type(error).__name__}: {error});"
-                " please report it with the command that you gave"
+                f"vouchd: internal error ({type(error).__name__}: {error}); this is a defect of"
+                " vouchd: please report it with the command"
             ), EXIT_FAILED
 
 
 def _usage_sentence(error: click.UsageError) -> str:
     command = error.ctx.command_path if error.ctx else "vouchd"
     sentence = " ".join(error.format_message().split())
-    # click writes "Missing option …"; ours begin as they are meant to, perhaps with a name.
+    # click writes "Missing option …"; sentences of this project may begin with a name.
     if sentence[1:2].islower():
         sentence = sentence[:1].lower() + sentence[1:]
     return f"{sentence.rstrip('.')} (see {command} --help)"

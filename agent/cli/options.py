@@ -1,4 +1,4 @@
-"""Options that several commands share, and where the agent's socket is."""
+"""Options that several commands share, and the default paths of the sockets."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ _F = TypeVar("_F", bound="Callable[..., Any]")
 
 
 class Pid(click.ParamType[int]):
-    """The PID of a process, as a number that the kernel could have given."""
+    """A PID: a number between 1 and the kernel's PID_MAX_LIMIT."""
 
     name = "pid"
 
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> int:
-        """Read it."""
+        """Parse the text of the command line."""
         text = str(value)
         if not text.isascii() or not text.isdecimal() or not 0 < int(text) <= _MAX_PID:
-            self.fail(f"{text!r} is not the PID of a process", param, ctx)
+            self.fail(f"{text!r} is not a PID, such as ps shows", param, ctx)
         return int(text)
 
 
 def _seconds(text: str) -> float:
-    """Read `5s`, `2m`, or a plain number of seconds."""
+    """Parse `5s`, `2m`, or a plain number of seconds."""
     unit = _UNITS.get(text[-1:])
     try:
         seconds = float(text if unit is None else text[:-1]) * (unit or 1)
@@ -54,20 +54,20 @@ def _seconds(text: str) -> float:
 
 
 def socket_option(command: _F) -> _F:
-    """`--socket PATH`; the command's parameter is `socket`."""
+    """Add `--socket PATH`; the parameter is `socket`."""
     return click.option(
         "--socket",
         metavar="PATH",
         callback=_find_socket,
-        help=f"The agent's socket [default: ${ENDPOINT_VARIABLE}, else {DEFAULT_SOCKET}].",
+        help="Socket of the agent, as a path or unix:// URI"
+        f" [default: ${ENDPOINT_VARIABLE}, else {DEFAULT_SOCKET}].",
     )(command)
 
 
 def _find_socket(ctx: click.Context, _param: click.Parameter, value: str | None) -> Path:
     try:
-        # The standard's URI is taken too: people paste what is in the variable.
         if value is not None:
-            return parse_endpoint(value) if value.startswith("unix:") else Path(value)
+            return _path_of(value)
         from_environment = os.environ.get(ENDPOINT_VARIABLE)
         return parse_endpoint(from_environment) if from_environment else DEFAULT_SOCKET
     except ValueError as error:
@@ -75,8 +75,13 @@ def _find_socket(ctx: click.Context, _param: click.Parameter, value: str | None)
         raise click.UsageError(f"{origin}: {error}", ctx) from None
 
 
+def _path_of(text: str) -> Path:
+    """Read a path, or the URI that SPIFFE_ENDPOINT_SOCKET would hold."""
+    return parse_endpoint(text) if text.startswith("unix:") else Path(text)
+
+
 def admin_socket_option(command: _F) -> _F:
-    """`--admin-socket PATH` or `-c FILE`; the command's parameter is `admin_socket`."""
+    """Add `--admin-socket PATH` and `-c FILE`; the parameter is `admin_socket`."""
     command = click.option(
         "-c",
         "--config",
@@ -85,14 +90,14 @@ def admin_socket_option(command: _F) -> _F:
         is_eager=True,
         expose_value=False,
         callback=_remember_config,
-        help="The agent's configuration, to take the socket's path from.",
+        help="Configuration of the agent, which names the admin socket.",
     )(command)
     return click.option(
         "--admin-socket",
         metavar="PATH",
-        type=click.Path(path_type=Path),
         callback=_find_admin_socket,
-        help=f"The agent's administration socket [default: {DEFAULT_ADMIN_SOCKET}].",
+        help="Admin socket of the agent, as a path or unix:// URI"
+        f" [default: {DEFAULT_ADMIN_SOCKET}].",
     )(command)
 
 
@@ -100,59 +105,64 @@ def _remember_config(ctx: click.Context, _param: click.Parameter, value: Path | 
     ctx.meta[_CONFIG] = value
 
 
-def _find_admin_socket(ctx: click.Context, _param: click.Parameter, value: Path | None) -> Path:
+def _find_admin_socket(ctx: click.Context, _param: click.Parameter, value: str | None) -> Path:
     config: Path | None = ctx.meta.get(_CONFIG)
-    if value is not None or config is None:
-        return value or DEFAULT_ADMIN_SOCKET
-    # Here, because the daemon's modules take longer to load than most commands run.
+    if value is not None:
+        try:
+            return _path_of(value)
+        except ValueError as error:
+            raise click.UsageError(f"--admin-socket: {error}", ctx) from None
+    if config is None:
+        return DEFAULT_ADMIN_SOCKET
+    # Imported here: the settings take longer to import than most commands run.
     from agent.cli.config_file import admin_socket_of  # noqa: PLC0415
 
     return admin_socket_of(config)
 
 
 def timeout_option(command: _F) -> _F:
-    """`--timeout DURATION`; the command's parameter is `timeout`, in seconds."""
+    """Add `--timeout DURATION`; the parameter is `timeout`, in seconds."""
     return click.option(
         "--timeout",
         type=_seconds,
         default="5s",
         show_default=True,
         metavar="DURATION",
-        help="How long the agent may take to answer.",
+        help="Time limit for the agent's answer, such as 5s or 2m.",
     )(command)
 
 
 def output_option(command: _F) -> _F:
-    """`--output text|json`; the command's parameter is `output`."""
+    """Add `--output text|json`; the parameter is `output`."""
     return click.option(
         "--output",
         type=click.Choice([*map(str, Format)]),
         callback=lambda _ctx, _param, value: Format(value),
         default=str(Format.TEXT),
         show_default=True,
-        help="For people, or for programs.",
+        help="Text for people, or JSON for programs.",
     )(command)
 
 
 def config_option(command: _F) -> _F:
-    """`-c FILE`; the command's parameter is `config`."""
+    """Add `-c FILE`; the parameter is `config`."""
     return click.option(
         "-c",
         "--config",
         required=True,
         metavar="FILE",
         type=click.Path(path_type=Path),
-        help="The agent's configuration, such as /etc/vouchd/agent.yaml.",
+        help="Configuration of the agent, such as /etc/vouchd/agent.yaml.",
     )(command)
 
 
 def audience_option(*, multiple: bool) -> Callable[[_F], _F]:
-    """`-a AUDIENCE`; the command's parameter is `audience`."""
+    """Add `-a AUDIENCE`; the parameter is `audience`."""
     return click.option(
         "-a",
         "--audience",
         required=True,
         multiple=multiple,
         metavar="AUDIENCE",
-        help="Whom the token is meant for" + ("; may be repeated." if multiple else "."),
+        help="Audience of the token: its recipient" + ("; may be repeated." if multiple else "."),
     )

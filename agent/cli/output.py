@@ -1,10 +1,10 @@
-"""One answer in two forms: indented text for people, JSON for programs.
+"""Print an answer as indented text or as JSON.
 
-A command builds plain data (mappings, sequences, text, numbers, instants) once. JSON keeps its
-keys, which are stable; text shows the same keys with blanks and leaves out what is empty.
+A command builds plain data (mappings, sequences, text, numbers, times). JSON has its keys, which
+are stable; text has the same keys with blanks for underscores, without empty values.
 
-Text from a process, such as its name, may hold anything: what is not printable is escaped, so that
-nobody can send a terminal commands by choosing a file name.
+Text from a process, such as a file name, may hold control characters of a terminal: characters that
+are not printable are escaped.
 """
 
 from __future__ import annotations
@@ -25,41 +25,41 @@ if TYPE_CHECKING:
 Data: TypeAlias = "bool | int | str | datetime | Mapping[str, Data] | Sequence[Data] | None"
 
 _INDENT = "  "
-# Lists that fit into a line of this length share it.
+# A list that fits into a line of this length is printed on one.
 _LINE_CHARS = 90
 _UNITS = ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
 
 
 class Format(StrEnum):
-    """What `--output` takes."""
+    """A value of `--output`."""
 
     TEXT = "text"
     JSON = "json"
 
 
 def show(data: Data, output: Format, now: datetime) -> None:
-    """Write an answer to stdout. JSON is one line, so that a stream of answers can be split.
+    """Write an answer to stdout; JSON as one line.
 
     Args:
-        data: the answer; text output shows the members of a top-level list as paragraphs.
-        output: for people or for programs.
-        now: text output tells how far from it an instant is.
+        data: the answer; in text, the members of a top-level list are paragraphs.
+        output: text or JSON.
+        now: text shows the distance of each time from it.
     """
     if output is Format.JSON:
         sys.stdout.write(to_json(data) + "\n")
     else:
-        # Wrapping would break what people select and what they grep for.
+        # Wrapped lines could not be selected or searched with grep.
         Console(soft_wrap=True, highlight=False).print(to_text(data, now))
     sys.stdout.flush()
 
 
 def to_json(data: Data) -> str:
-    """The form for programs, on one line."""
-    return json.dumps(data, default=_instant_to_json)
+    """Return JSON on one line."""
+    return json.dumps(data, default=_time_to_json)
 
 
 def to_text(data: Data, now: datetime) -> Text:
-    """The form for people, with styles that a terminal shows and a pipe does not."""
+    """Return text with styles, which a terminal shows and a pipe does not."""
     paragraphs = data if _is_list(data) else [data]
     lines: list[Text] = []
     for number, paragraph in enumerate(paragraphs):
@@ -69,14 +69,14 @@ def to_text(data: Data, now: datetime) -> Text:
 
 
 def printable(text: str) -> str:
-    """The text with control characters and undecodable bytes escaped."""
+    """Escape control characters and undecodable bytes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _instant_to_json(value: object) -> str:
+def _time_to_json(value: object) -> str:
     if isinstance(value, datetime):
         return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
-    raise TypeError(f"{type(value).__name__} has no form in JSON")
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
 
 def _lines(value: Data, now: datetime) -> Iterator[Text]:
@@ -113,7 +113,7 @@ def _is_list(value: Data) -> TypeGuard[Sequence[Data]]:
 
 
 def _is_block(value: Data) -> bool:
-    """Whether it takes lines of its own below its label."""
+    """Return whether a value is printed below its label."""
     return isinstance(value, Mapping) or (
         _is_list(value) and any(isinstance(each, Mapping) for each in value)
     )
@@ -130,7 +130,7 @@ def _scalar(value: object, now: datetime) -> str:
 
 
 def relative(instant: datetime, now: datetime) -> str:
-    """How far an instant is from now, in its largest whole unit: "in 59 minutes"."""
+    """Return the distance of a time from now in its largest whole unit: "in 59 minutes"."""
     distance = round((instant - now) / timedelta(seconds=1))
     length, unit = next((pair for pair in _UNITS if abs(distance) >= pair[0]), _UNITS[-1])
     count = abs(distance) // length

@@ -1,4 +1,4 @@
-"""`vouchd run` and `vouchd check`: the daemon, and its files judged without it."""
+"""`vouchd run` and `vouchd check`: the agent, and a check of its files without it."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@click.command()
+@click.command(epilog="Example: vouchd run -c /etc/vouchd/agent.yaml")
 @config_option
 def run(config: Path) -> None:
-    """Serve the Workload API until SIGTERM or Ctrl-C.
+    """Run the agent: serve the Workload API until SIGTERM or Ctrl-C.
 
-    One line on stderr says when the agent is ready and where; its log follows there.
+    The agent logs to stderr. The line "vouchd ready on unix://..." names the socket once the agent
+    accepts calls. SIGHUP reloads the configuration and the entries.
     """
     with closing(ServiceManager.take(os.environ)) as manager, manager.told_of_failure():
         settings = load(config)
@@ -47,14 +48,15 @@ def run(config: Path) -> None:
             writer.close()
 
 
-@click.command()
+@click.command(epilog="Example: vouchd check -c /etc/vouchd/agent.yaml")
 @config_option
 @output_option
 @click.pass_context
 def check(ctx: click.Context, config: Path, output: Format) -> None:
-    """Check the configuration and all registration entries.
+    """Check the configuration and the registration entries.
 
-    Problems go to stdout, one a line. Exit code 2 if any of them is an error; warnings alone are 0.
+    Prints one problem per line, as FILE:LINE:COLUMN: MESSAGE. The exit code is 2 if a problem is an
+    error, and 0 if there are only warnings.
     """
     clock = SystemClock()
     try:

@@ -1,7 +1,7 @@
-"""Writes a fetched identity to files, for programs that read PEM and do not speak gRPC.
+"""Write fetched SVIDs to PEM files, for programs without a Workload API client.
 
-Each file is made beside its place under another name, with its final mode from its first instant,
-and renamed: a reader sees the old file or the new one, and a key is never readable for others.
+Each file is created under a temporary name with its final mode and then renamed: a reader sees the
+old content or the new one, and no other user can ever read a key.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _PUBLIC = 0o644
 
 
 class StoreError(VouchdError):
-    """The files cannot be written."""
+    """An SVID cannot be written to files."""
 
 
 def write_update(update: VerifiedUpdate, directory: Path) -> list[Path]:
-    """Write all SVIDs, keys and bundles, numbered in their order; return the files.
+    """Write all SVIDs, keys and bundles, numbered in their order; return the paths.
 
     Raises:
-        StoreError: the directory cannot be made or written to.
+        StoreError: the directory cannot be created or written.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -48,13 +48,13 @@ def write_update(update: VerifiedUpdate, directory: Path) -> list[Path]:
 
 
 def to_pem(certificates: Iterable[x509.Certificate]) -> bytes:
-    """Certificates in PEM, one after the other."""
+    """Return certificates in PEM, one after the other."""
     return b"".join(certificate.public_bytes(Encoding.PEM) for certificate in certificates)
 
 
 def _files(update: VerifiedUpdate) -> Iterator[tuple[str, bytes, int]]:
     for number, svid in enumerate(update.svids):
-        # The key goes first: a program that wakes up for the certificate finds its key in place.
+        # The key first: a program that watches for the certificate finds its key in place.
         yield f"svid.{number}.key", keys.to_pem(svid.key), _PRIVATE
         yield f"svid.{number}.pem", to_pem(svid.chain), _PUBLIC
         yield f"bundle.{number}.pem", to_pem(svid.authorities), _PUBLIC
@@ -63,7 +63,7 @@ def _files(update: VerifiedUpdate) -> Iterator[tuple[str, bytes, int]]:
 
 
 def _write(path: Path, content: bytes, mode: int) -> Path:
-    # mkstemp makes it 0600 and never opens what is there already.
+    # mkstemp creates the file with mode 0600 and never opens an existing one.
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:

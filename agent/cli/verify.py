@@ -1,6 +1,6 @@
-"""Judges what the agent sent, before any of it is shown or written.
+"""Verify the agent's answers before they are shown or written.
 
-An agent that hands out something that peers would refuse is better noticed here than by them.
+A peer would refuse an SVID that fails here.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 
 
 class UntrustedAnswerError(VouchdError):
-    """What the agent sent does not hold."""
+    """An answer of the agent fails verification."""
 
     def __init__(self, what: str, reason: object) -> None:
         super().__init__(
-            f"the agent sent {what} that does not hold: {reason}; nothing of it was used: check the"
-            " host's clock and that --socket names the right agent"
+            f"the agent sent {what} that fails verification: {reason}; nothing was written or"
+            " shown: check the host's clock, and that --socket names the right agent"
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifiedX509Svid:
-    """An X.509-SVID whose chain, key and SPIFFE ID fit each other and the bundle."""
+    """A verified X.509-SVID: chain, key, SPIFFE ID and bundle are consistent."""
 
     spiffe_id: SpiffeId
     hint: str
@@ -50,20 +50,20 @@ class VerifiedX509Svid:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifiedUpdate:
-    """A verified message of FetchX509SVID; the federated authorities are by trust domain."""
+    """A verified message of FetchX509SVID; `federated` has authorities by trust domain."""
 
     svids: tuple[VerifiedX509Svid, ...]
     federated: Mapping[TrustDomain, tuple[x509.Certificate, ...]]
 
 
 def verify_update(update: X509Update, now: datetime) -> VerifiedUpdate:
-    """Judge a whole message.
+    """Verify a message of FetchX509SVID.
 
     Raises:
-        UntrustedAnswerError: some of it does not hold.
+        UntrustedAnswerError: an SVID or a bundle in it fails verification.
     """
     if not update.svids:
-        raise UntrustedAnswerError("an answer", "it has no SVID in it")
+        raise UntrustedAnswerError("an answer", "it contains no SVID")
     return VerifiedUpdate(
         svids=tuple(_verify_x509(svid, now) for svid in update.svids),
         federated=parse_x509_bundles(update.federated_bundles),
@@ -80,7 +80,7 @@ def _verify_x509(received: ReceivedX509Svid, now: datetime) -> VerifiedX509Svid:
         if validate_x509_svid(chain, bundle, now) != claimed:
             raise ValueError("its certificate is for another SPIFFE ID")  # noqa: TRY301
         if chain[0].public_key() != key.public_key():
-            raise ValueError("its private key is not that of its certificate")  # noqa: TRY301
+            raise ValueError("its private key does not belong to its certificate")  # noqa: TRY301
     except (ValueError, VouchdError) as error:
         raise UntrustedAnswerError(f"an X.509-SVID for {received.spiffe_id!r}", error) from error
     return VerifiedX509Svid(
@@ -91,10 +91,10 @@ def _verify_x509(received: ReceivedX509Svid, now: datetime) -> VerifiedX509Svid:
 def parse_x509_bundles(
     bundles: Mapping[str, bytes],
 ) -> dict[TrustDomain, tuple[x509.Certificate, ...]]:
-    """Read X.509 bundles as they travel: DER by trust domain ID.
+    """Parse X.509 bundles of the Workload API: DER by trust domain ID.
 
     Raises:
-        UntrustedAnswerError: one cannot be read.
+        UntrustedAnswerError: a bundle cannot be parsed.
     """
     parsed = {}
     for name, der in sorted(bundles.items()):
@@ -106,10 +106,10 @@ def parse_x509_bundles(
 
 
 def parse_jwt_bundles(bundles: Mapping[str, bytes]) -> dict[TrustDomain, TrustBundle]:
-    """Read JWT bundles as they travel: JWK Sets by trust domain ID.
+    """Parse JWT bundles of the Workload API: JWK Sets by trust domain ID.
 
     Raises:
-        UntrustedAnswerError: one cannot be read.
+        UntrustedAnswerError: a bundle cannot be parsed.
     """
     parsed = {}
     for name, jwks in sorted(bundles.items()):
@@ -127,10 +127,10 @@ def verify_jwt(
     bundles: Mapping[TrustDomain, TrustBundle],
     now: datetime,
 ) -> ValidatedJwtSvid:
-    """Judge a token as each of those would for whom it is meant.
+    """Verify a token for each of its audiences.
 
     Raises:
-        UntrustedAnswerError: one of them would refuse it.
+        UntrustedAnswerError: the token is not valid for one of them.
     """
     what = f"a JWT-SVID for {received.spiffe_id!r}"
     try:
@@ -143,21 +143,21 @@ def verify_jwt(
 
 
 def parse_certificates(data: bytes) -> tuple[x509.Certificate, ...]:
-    """Read concatenated DER certificates, as the Workload API carries them (IC-01).
+    """Parse concatenated DER certificates (SPIFFE Workload API section 5.2.1).
 
     Raises:
-        ValueError: it is something else, or empty.
+        ValueError: the data is empty or holds anything else.
     """
     if not data:
-        raise ValueError("there is no certificate in it")
+        raise ValueError("it contains no certificate")
     try:
         return tuple(map(x509.load_der_x509_certificate, _split(data)))
     except ValueError:
-        raise ValueError("it holds something that is not a certificate in DER") from None
+        raise ValueError("it contains bytes that are no DER certificate") from None
 
 
 def _split(data: bytes) -> Iterator[bytes]:
-    """Cut behind each DER value; its length stands behind its tag (X.690 section 8.1.3)."""
+    """Split concatenated DER values by their lengths (X.690 section 8.1.3)."""
     while data:
         header, length = 2, data[1] if len(data) > 1 else 0
         if length & 0x80:
@@ -173,7 +173,7 @@ def _parse_key(der: bytes) -> PrivateKey:
     except (ValueError, TypeError):
         raise ValueError("its private key is not PKCS#8") from None
     keys.check_public(key.public_key())
-    return key  # type: ignore[return-value]  # check_public knows the same kinds
+    return key  # type: ignore[return-value]  # check_public accepts the same types
 
 
 def _trust_domain(name: str) -> TrustDomain:

@@ -1,8 +1,7 @@
-"""`vouchd who`: what the kernel says of whoever connects, with the code that the agent uses.
+"""`vouchd who`: print the kernel's evidence of each caller, read with the agent's own code.
 
-A diagnostic: it answers `nc -U PATH` with everything known about that process, and gives out
-nothing else. It never waits for a client: the report fits into an empty socket buffer, and what
-does not is not sent.
+A diagnostic without identities: it answers `nc -U PATH` with the evidence of that process. It never
+waits for a client: the report fits into an empty socket buffer, and the rest is not sent.
 """
 
 from __future__ import annotations
@@ -28,28 +27,28 @@ if TYPE_CHECKING:
 
     from agent.cli.output import Data
 
-# Anybody may ask who they are; that is the point.
+# Every user may connect: the answer holds only evidence of the connecting process.
 _SOCKET_MODE = 0o666
 _INPUT_BYTES = 64 * 1024
 
 _CLOCK = SystemClock()
 
 
-@click.command()
+@click.command(epilog="Example: vouchd who --listen /tmp/who.sock --once")
 @click.option(
     "--listen",
     required=True,
     metavar="PATH",
     type=click.Path(path_type=Path),
-    help="The socket to make; a live one is never taken over.",
+    help="Socket to create; a socket in use is not replaced.",
 )
-@click.option("--once", is_flag=True, help="End after one connection.")
+@click.option("--once", is_flag=True, help="Exit after one connection.")
 @output_option
 def who(listen: Path, output: Format, *, once: bool) -> None:
-    """Tell who connects: everything that the kernel says of each process.
+    """Print the kernel's evidence of each process that connects to a socket.
 
-    Try it with: nc -U PATH. Run it as root to see the executables of other users' processes. It
-    ends with Ctrl-C or SIGTERM (exit code 0).
+    Connect with `nc -U PATH`, which prints the same. Root also sees the executables of other users'
+    processes. Ctrl-C or SIGTERM ends the command (exit code 0).
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with suppress(KeyboardInterrupt), closing(Listener(_socket_file(listen))) as listener:
@@ -67,7 +66,7 @@ def who(listen: Path, output: Format, *, once: bool) -> None:
 
 
 def describe(connection: socket.socket) -> dict[str, Data]:
-    """Everything the kernel says of the process that connected, or why it would be refused."""
+    """Return the evidence of the connected process, or the reason for its refusal."""
     try:
         with closing(identify(connection)) as caller:
             return facts_of(caller)
@@ -82,7 +81,7 @@ def _socket_file(path: Path) -> SocketFile:
 def _answer(connection: socket.socket, report: dict[str, Data], output: Format) -> None:
     text = to_json(report) if output is Format.JSON else to_text(report, _CLOCK.now()).plain
     connection.settimeout(0)
-    with suppress(OSError):  # it went away, or does not read: its loss
+    with suppress(OSError):  # the client disconnected, or does not read
         connection.send(f"{text}\n".encode())
-        # Closing with its words unread would look like a reset to the client.
+        # Closing with unread input would reset the connection.
         connection.recv(_INPUT_BYTES)

@@ -1,5 +1,5 @@
-"""gRPC clients of a running agent.
+"""gRPC clients of a running agent, for the command line.
 
-`workload` speaks the Workload API, `admin` the admin API. The command line uses them; the daemon
-does not.
+`workload` calls the Workload API, `admin` the admin API. `endpoint` converts paths of sockets to
+URIs and gRPC targets; the agent uses it too.
 """

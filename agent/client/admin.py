@@ -1,4 +1,4 @@
-"""A client of the administration socket. What it returns are the messages' fields as plain data."""
+"""A client of the admin API. It returns the fields of messages as plain data."""
 
 from __future__ import annotations
 
@@ -27,12 +27,15 @@ ResponseT = TypeVar("ResponseT", bound=Message)
 
 
 class AdminClient:
-    """Talks to one agent. Each call raises a VouchdError whose text says what to do."""
+    """A connection to the admin socket of an agent, which it owns.
+
+    Each call raises a VouchdError with the way out in its text.
+    """
 
     def __init__(self, path: Path, timeout: float) -> None:
         self._path = path
         self._timeout = timeout
-        # A host has as many callers as it has.
+        # The status lists every caller of the host: no limit.
         self._channel = grpc.insecure_channel(
             grpc_target(path), options=[("grpc.max_receive_message_length", -1)]
         )
@@ -49,11 +52,11 @@ class AdminClient:
         self._channel.close()
 
     def status(self) -> dict[str, Any]:
-        """What the agent is doing, and for whom."""
+        """Return the state of the agent and its callers."""
         return self._call("GetStatus", pb.GetStatusRequest(), pb.Status)
 
     def explain(self, pid: int) -> dict[str, Any]:
-        """Why a process gets, or does not get, each identity.
+        """Return the identities of a process, with the evidence and the reasons.
 
         Raises:
             PeerGoneError: there is no such process.
@@ -61,31 +64,31 @@ class AdminClient:
         return self._call("Explain", pb.ExplainRequest(pid=pid), pb.Explanation)
 
     def diff_entries(self, files: Iterable[tuple[str, bytes]]) -> dict[str, Any]:
-        """Compare entry files, each a name and its content, with the entries in force."""
+        """Compare entry files, given as names and contents, with the entries in force."""
         messages = [pb.EntryFile(name=name, content=content) for name, content in files]
         return self._call("DiffEntries", pb.DiffEntriesRequest(files=messages), pb.EntriesDiff)
 
     def metrics(self) -> str:
-        """The metrics in the Prometheus text format."""
+        """Return the metrics in the Prometheus text format."""
         text: str = self._call("GetMetrics", pb.GetMetricsRequest(), pb.Metrics)["text"]
         return text
 
     def prepare_authority(self, kind: str) -> dict[str, Any]:
-        """Make a successor now."""
+        """Create a successor now."""
         return self._call("PrepareAuthority", pb.KindRequest(kind=kind), pb.Authority)
 
     def activate_authority(self, kind: str) -> dict[str, Any]:
-        """Have the successor sign now."""
+        """Sign with the successor from now on."""
         return self._call("ActivateAuthority", pb.KindRequest(kind=kind), pb.Authority)
 
     def taint_authority(self, authority_id: str) -> dict[str, Any]:
-        """Replace at once what this authority signed."""
+        """Renew all SVIDs that this authority signed."""
         return self._call(
             "TaintAuthority", pb.AuthorityRequest(authority_id=authority_id), pb.Authority
         )
 
     def revoke_authority(self, authority_id: str) -> dict[str, Any]:
-        """Take a tainted authority out of the bundle; what is left."""
+        """Remove a tainted authority from the bundle; return the others."""
         request = pb.AuthorityRequest(authority_id=authority_id)
         return self._call("RevokeAuthority", request, pb.AuthorityList)
 
@@ -113,17 +116,16 @@ class AdminClient:
                 return PeerGoneError(details)
             case grpc.StatusCode.PERMISSION_DENIED:
                 return PeerError(
-                    f"{details}: it is for root, the agent's user and admin_socket_group"
+                    f"{details}: only root, the agent's user and members of admin_socket_group may"
                 )
             case grpc.StatusCode.UNIMPLEMENTED:
                 return UnavailableError(
-                    f"{self._path} is not the administration socket of an agent; check"
-                    " --admin-socket"
+                    f"{self._path} is not the admin socket of an agent; check --admin-socket"
                 )
             case grpc.StatusCode.DEADLINE_EXCEEDED:
                 return UnavailableError(
-                    f"the agent at {self._path} did not answer within {self._timeout:g} s; look at"
-                    " its log, or give it longer with --timeout"
+                    f"the agent at {self._path} did not answer within {self._timeout:g} s; see its"
+                    " log, or raise --timeout"
                 )
             case _:
                 return UnavailableError(self._why_not() or f"the agent cannot answer: {details}")
@@ -141,7 +143,7 @@ def _encode(message: Message) -> bytes:
 
 
 def as_data(message: Message) -> dict[str, Any]:
-    """The fields of a message by their names; times are instants, what is not set is left out."""
+    """Return the fields of a message by name, without those that are not set."""
     data: dict[str, Any] = {}
     for field in message.DESCRIPTOR.fields:
         value = getattr(message, field.name)

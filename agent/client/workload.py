@@ -1,7 +1,7 @@
-"""A small synchronous client of the Workload API, for the command line.
+"""A synchronous client of the Workload API, for the command line.
 
-It turns messages into plain values and failures into sentences for the person at the terminal. It
-judges nothing: whoever uses a value verifies it first.
+It converts messages to plain values and gRPC errors to sentences with the way out. It verifies
+nothing: agent.cli.verify does.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from agent.client.endpoint import grpc_target
 from agent.errors import NoIdentityError, RequestError, UnavailableError, VouchdError
 from agent.pb import workloadapi_pb2 as pb
 
-# gRPC's C core writes its own complaints to stderr unless it is told so before it is loaded.
+# gRPC's C core writes errors to stderr itself unless this is set before it is loaded.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import grpc
@@ -42,7 +42,7 @@ ResponseT = TypeVar("ResponseT", bound="Message")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReceivedX509Svid:
-    """An X.509-SVID as it arrived; nothing of it has been verified."""
+    """An X.509-SVID as received, not verified."""
 
     spiffe_id: str
     chain_der: bytes
@@ -53,7 +53,7 @@ class ReceivedX509Svid:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class X509Update:
-    """One message of FetchX509SVID, always the whole state.
+    """A message of FetchX509SVID: the complete state.
 
     `federated_bundles` are DER by trust domain ID.
     """
@@ -64,7 +64,7 @@ class X509Update:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReceivedJwtSvid:
-    """A JWT-SVID as it arrived; nothing of it has been verified."""
+    """A JWT-SVID as received, not verified."""
 
     spiffe_id: str
     token: str = field(repr=False)
@@ -73,22 +73,22 @@ class ReceivedJwtSvid:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JwtValidation:
-    """What the agent says of a valid token."""
+    """The agent's answer about a valid token."""
 
     spiffe_id: str
     claims: Mapping[str, Any]
 
 
 class WorkloadClient:
-    """One connection to an agent, which it owns.
+    """A connection to an agent, which it owns.
 
-    All methods raise VouchdError with a sentence for people: NoIdentityError if no entry matches
-    this process, UnavailableError if the agent cannot be reached or cannot answer now, RequestError
-    if it refuses the request.
+    All methods raise VouchdError with the way out in its text: NoIdentityError if no entry matches
+    this process, UnavailableError if the agent is not reachable or cannot answer now, RequestError
+    if the agent refuses the request.
 
     Args:
         path: the agent's socket.
-        timeout: seconds for each call; `watch_x509_svids` has no limit.
+        timeout: seconds per call; `watch_x509_svids` has no limit.
     """
 
     def __init__(self, path: Path, timeout: float) -> None:
@@ -112,12 +112,12 @@ class WorkloadClient:
         self._channel.close()
 
     def fetch_x509_svids(self) -> X509Update:
-        """The X.509-SVIDs of this process."""
+        """Return the X.509-SVIDs of this process."""
         request = pb.X509SVIDRequest()
         return _x509_update(self._first("FetchX509SVID", request, pb.X509SVIDResponse))
 
     def watch_x509_svids(self) -> Iterator[X509Update]:
-        """The X.509-SVIDs of this process, and again at each change, until the stream breaks."""
+        """Yield the X.509-SVIDs of this process now and after each change, until an error."""
         request = pb.X509SVIDRequest()
         stream = self._stream("FetchX509SVID", request, pb.X509SVIDResponse, timeout=None)
         with closing(stream):
@@ -125,19 +125,19 @@ class WorkloadClient:
                 yield _x509_update(response)
 
     def fetch_x509_bundles(self) -> Mapping[str, bytes]:
-        """The X.509 bundles, as DER by trust domain ID."""
+        """Return the X.509 bundles: DER by trust domain ID."""
         request = pb.X509BundlesRequest()
         return dict(self._first("FetchX509Bundles", request, pb.X509BundlesResponse).bundles)
 
     def fetch_jwt_bundles(self) -> Mapping[str, bytes]:
-        """The JWT bundles, as JWK Sets by trust domain ID."""
+        """Return the JWT bundles: JWK Sets by trust domain ID."""
         request = pb.JWTBundlesRequest()
         return dict(self._first("FetchJWTBundles", request, pb.JWTBundlesResponse).bundles)
 
     def fetch_jwt_svids(
         self, audience: Sequence[str], spiffe_id: str = ""
     ) -> tuple[ReceivedJwtSvid, ...]:
-        """JWT-SVIDs of this process: of the identity named, or of all."""
+        """Return JWT-SVIDs of this process: of one identity, or of all."""
         request = pb.JWTSVIDRequest(audience=audience, spiffe_id=spiffe_id)
         response = self._call("FetchJWTSVID", request, pb.JWTSVIDResponse)
         return tuple(
@@ -146,10 +146,10 @@ class WorkloadClient:
         )
 
     def validate_jwt_svid(self, audience: str, token: str) -> JwtValidation:
-        """Ask the agent whether a token is valid for an audience.
+        """Have the agent validate a token for an audience.
 
         Raises:
-            RequestError: it is not.
+            RequestError: the token is not valid.
         """
         request = pb.ValidateJWTSVIDRequest(audience=audience, svid=token)
         response = self._call(
@@ -161,7 +161,7 @@ class WorkloadClient:
         return JwtValidation(spiffe_id=response.spiffe_id, claims=_plain(response.claims))
 
     def health(self) -> str:
-        """The agent's own word on its health, such as SERVING (grpc.health.v1)."""
+        """Return the agent's health, such as SERVING (grpc.health.v1)."""
         check = self._channel.unary_unary(
             "/grpc.health.v1.Health/Check", _encode, health_pb2.HealthCheckResponse.FromString
         )
@@ -194,7 +194,7 @@ class WorkloadClient:
         response_type: type[ResponseT],
         timeout: float | None,
     ) -> Generator[ResponseT, None, None]:
-        """The messages of a stream, which always ends with an error (Workload API section 5.2)."""
+        """Yield the messages of a stream, which ends with an error (Workload API section 5.2)."""
         call = self._channel.unary_stream(f"/{SERVICE}/{method}", _encode, response_type.FromString)
         with self._failures():
             responses = call(request, metadata=_METADATA, timeout=timeout)
@@ -216,15 +216,15 @@ class WorkloadClient:
             case grpc.StatusCode.PERMISSION_DENIED:
                 return NoIdentityError(
                     f"no identity issued: no registration entry matches this process (uid"
-                    f" {os.geteuid()}, gid {os.getegid()}); add one, or ask the agent's operator,"
-                    " whose log says what was found out about the process"
+                    f" {os.geteuid()}, gid {os.getegid()}); the agent's log has its selectors:"
+                    " add an entry, or ask the agent's operator"
                 )
             case grpc.StatusCode.INVALID_ARGUMENT:
                 return RequestError(f"{refused}: {details}")
             case grpc.StatusCode.DEADLINE_EXCEEDED:
                 return UnavailableError(
-                    f"the agent at {self._path} did not answer within {self._timeout:g} s; look at"
-                    " its log, or give it longer with --timeout"
+                    f"the agent at {self._path} did not answer within {self._timeout:g} s; see its"
+                    " log, or raise --timeout"
                 )
             case grpc.StatusCode.UNIMPLEMENTED:
                 return UnavailableError(
@@ -236,7 +236,7 @@ class WorkloadClient:
 
 
 def why_unreachable(path: Path) -> str | None:
-    """Why nobody can connect to a socket, with advice; None if one can."""
+    """Return why connecting to a socket fails, with the way out; None if it succeeds."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(_PROBE_SECONDS)
         try:
@@ -247,19 +247,19 @@ def why_unreachable(path: Path) -> str | None:
                 " or SPIFFE_ENDPOINT_SOCKET"
             )
         except ConnectionRefusedError:
-            return f"nobody listens on {path}: start the agent, or name another socket (--socket)"
+            return f"no process listens on {path}: start the agent, or check --socket"
         except PermissionError:
             return (
                 f"no permission to connect to {path}: ask the agent's operator for access to the"
                 " socket and its directories"
             )
-        except OSError as error:  # a path that is too long is one without an errno
+        except OSError as error:  # a path that is too long has no errno
             return f"cannot connect to {path}: {error.strerror or error}; check --socket"
     return None
 
 
 def _answered(code: grpc.StatusCode, details: str) -> str:
-    return f"the agent cannot answer now ({code.name}: {details}); try again, or look at its log"
+    return f"the agent cannot answer now ({code.name}: {details}); try again, or see its log"
 
 
 def _encode(message: Message) -> bytes:
@@ -267,7 +267,7 @@ def _encode(message: Message) -> bytes:
 
 
 def _plain(claims: Struct) -> dict[str, Any]:
-    """Struct knows no integers, but `exp` and the like were some, and are shown as such."""
+    """Convert claims. Struct has no integers: numbers such as `exp` become integers again."""
 
     def number(text: str) -> int | float:
         value = float(text)

@@ -236,11 +236,10 @@ async def _expose_metrics(
 ) -> None:
     if (where := settings.telemetry.listen) is None:
         return
-    # Imported here, because most agents do without an HTTP server.
-    from agent.web.probes import Exposition, expose  # noqa: PLC0415
+    from agent.web.probes import Probes, expose  # noqa: PLC0415 - most agents serve no HTTP
 
-    exposition = Exposition(parts.metrics.text, readiness.not_ready_because, log)
-    await stack.enter_async_context(expose(exposition, where, settings.telemetry.group))
+    probes = Probes(parts.metrics.text, readiness.not_ready_because, log)
+    await stack.enter_async_context(expose(probes, where, settings.telemetry.group))
 
 
 def _collect_garbage_less_often() -> None:

@@ -1,4 +1,4 @@
-"""HTTP for monitoring: `/metrics`, `/live` and `/ready`.
+"""HTTP endpoints for monitoring: `/metrics`, `/live` and `/ready`.
 
-Off unless `telemetry.listen` is set. Only `agent.service` imports this room.
+They exist if `telemetry.listen` is set. Only `agent.service` imports this room.
 """

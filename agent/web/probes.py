@@ -1,9 +1,9 @@
-"""`/metrics`, `/live` and `/ready` over HTTP, for Prometheus and for probes.
+"""Serve `/metrics`, `/live` and `/ready` over HTTP.
 
-On a Unix socket that others cannot open, or on a loopback port, which every user of the host can
-reach. So nothing that is said here is secret, and whoever asks cannot cost the agent much: each
-connection has one short request and a few seconds, and what is more than some connections a second
-is cut as it comes. One who floods the port can make scrapes fail; the Unix socket is out of reach.
+The server listens on a Unix socket, or on a loopback port, which every user of the host can reach.
+So the answers hold no secrets, and each client's cost is bounded: one short request per connection,
+a few seconds, and a rate limit of connections. A flood of the port can make scrapes fail; the Unix
+socket is protected by its mode.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import logging
 import socket
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -30,29 +30,33 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
-# A scrape every few seconds and some probes are usual. With CONNECTION_SECONDS this also bounds how
-# many connections there are: 70.
+# The rate limit of connections; a scrape every few seconds and some probes are usual. With
+# CONNECTION_SECONDS it also bounds the number of open connections: 70.
 AT_ONCE = 20
 SECONDS_EACH = 0.1
-# From connect to the last byte of the answer.
+# The time limit of a connection, from accept to the last byte of the answer.
 CONNECTION_SECONDS = 5.0
 BACKLOG = 64
 PRIVATE_MODE = 0o600
 GROUP_MODE = 0o660
-# Of what strangers send nothing is worth a line, least of all a traceback each.
+# aiohttp logs a traceback for each malformed request: any user could fill the log.
 _QUIET = logging.getLogger("vouchd.exposition")
 _QUIET.disabled = True
-# Prometheus sends some 300 bytes in all.
+# A request of Prometheus has some 300 bytes.
 MAX_LINE_BYTES = 2048
 MAX_HEADERS = 32
 READ_BYTES = 4096
 
 
-class Exposition:
-    """Answers on a listening socket from `start` until `close`, which closes the socket too.
+class Probes:
+    """Answers HTTP requests on a listening socket from `start` until `close`, which closes it.
 
-    `text` gives the metrics; `not_ready_because` the reasons why the agent cannot serve. Any answer
-    shows that the event loop turns.
+    Args:
+        text: returns the metrics.
+        not_ready_because: returns the reasons why the agent is not ready; empty if it is.
+        log: takes internal errors.
+        connection_seconds: the time limit of a connection.
+        connection_limit: the rate limit of connections, of all clients together.
     """
 
     def __init__(
@@ -60,17 +64,20 @@ class Exposition:
         text: Callable[[], str],
         not_ready_because: Callable[[], Sequence[str]],
         log: FilteringBoundLogger,
+        connection_seconds: float = CONNECTION_SECONDS,
+        connection_limit: RateLimit | None = None,
     ) -> None:
         self._text = text
         self._not_ready_because = not_ready_because
         self._throttled = ThrottledLog(log)
+        self._connection_seconds = connection_seconds
         self._loop = asyncio.get_running_loop()
-        self._limit = RateLimit(AT_ONCE, SECONDS_EACH)
+        self._limit = connection_limit or RateLimit(AT_ONCE, SECONDS_EACH)
         self._http = web.Server(self._answer)
         self._listening: asyncio.Server | None = None
 
     async def start(self, listener: socket.socket) -> None:
-        """Begin to answer."""
+        """Start to answer."""
         if listener.family is socket.AF_UNIX:
             listening = await self._loop.create_unix_server(self._connect, sock=listener)
         else:
@@ -78,7 +85,7 @@ class Exposition:
         self._listening = listening
 
     async def close(self) -> None:
-        """Cut every connection."""
+        """Close all connections."""
         if self._listening is not None:
             self._listening.close()
         await self._http.shutdown(0)
@@ -88,6 +95,7 @@ class Exposition:
             return _Refusal()
         return _Connection(
             self._http,
+            self._connection_seconds,
             loop=self._loop,
             logger=_QUIET,
             max_line_size=MAX_LINE_BYTES,
@@ -101,11 +109,11 @@ class Exposition:
     async def _answer(self, request: web.BaseRequest) -> web.Response:
         try:
             response = self._respond(request)
-        except Exception:  # noqa: BLE001 - whatever it is, it must not end more than this request
+        except Exception:  # noqa: BLE001 - a defect must fail this request only
             self._throttled.exception(
                 "internal error", None, where="telemetry request", path=request.path
             )
-            response = web.Response(status=500, text="internal error; the agent's log says more\n")
+            response = web.Response(status=500, text="internal error; see the agent's log\n")
         response.force_close()
         return response
 
@@ -121,7 +129,7 @@ class Exposition:
             case "/ready":
                 return self._readiness()
             case _:
-                return web.Response(status=404, text="there are /metrics, /live and /ready\n")
+                return web.Response(status=404, text="paths: /metrics, /live and /ready\n")
 
     def _readiness(self) -> web.Response:
         if reasons := self._not_ready_because():
@@ -131,19 +139,19 @@ class Exposition:
 
 @asynccontextmanager
 async def expose(
-    exposition: Exposition, where: PurePath | LoopbackAddress, group: str | None
+    probes: Probes, where: PurePath | LoopbackAddress, group: str | None
 ) -> AsyncIterator[None]:
-    """Have it answer there for as long as the block lasts; a Unix socket for a group, too.
+    """Answer on an address during a block; `group` may open the Unix socket.
 
     Raises:
-        StartupError: it cannot listen there.
+        StartupError: the address cannot be bound.
     """
     with _port(where) if isinstance(where, LoopbackAddress) else _file(where, group) as listener:
-        await exposition.start(listener)
+        await probes.start(listener)
         try:
             yield
         finally:
-            await exposition.close()
+            await probes.close()
 
 
 @contextmanager
@@ -171,12 +179,16 @@ def _port(address: LoopbackAddress) -> Iterator[socket.socket]:
 
 
 class _Connection(web.RequestHandler):
-    """One whose time is limited."""
+    """A connection with a time limit."""
+
+    def __init__(self, server: web.Server, seconds: float, **options: Any) -> None:
+        super().__init__(server, **options)
+        self._seconds = seconds
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         abort = cast("asyncio.Transport", transport).abort
-        self._deadline = self._loop.call_later(CONNECTION_SECONDS, abort)
+        self._deadline = self._loop.call_later(self._seconds, abort)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._deadline.cancel()
@@ -184,7 +196,7 @@ class _Connection(web.RequestHandler):
 
 
 class _Refusal(asyncio.Protocol):
-    """One too many."""
+    """A connection over the rate limit: closed at once."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         cast("asyncio.Transport", transport).abort()

@@ -168,6 +168,8 @@ class Command:
 
     usage: str
     paragraphs: tuple[str, ...]
+    example: str
+    """Empty for a group."""
     options: tuple[tuple[str, str], ...]
     is_group: bool
 
@@ -184,6 +186,7 @@ def _commands(command: click.Command, context: click.Context) -> Iterator[Comman
     yield Command(
         usage=usage,
         paragraphs=tuple(map(_flat, paragraphs)),
+        example=(command.epilog or "").removeprefix("Example: "),
         options=tuple(_options(context)),
         is_group=is_group,
     )

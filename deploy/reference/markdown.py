@@ -102,6 +102,8 @@ def _command(command: Command) -> Iterator[str]:
     if command.options:
         rows = [(f"`{flags}`", meaning) for flags, meaning in command.options]
         yield from (*_table(("option", "meaning"), rows), "")
+    if command.example:
+        yield from (f"Example: `{command.example}`", "")
 
 
 def _selectors(attestor: str) -> Callable[[], Iterator[str]]:

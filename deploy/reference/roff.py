@@ -78,6 +78,7 @@ def _commands() -> Iterator[str]:
             yield from ([".PP"] if number else [])
             yield _escape(paragraph)
         yield from [] if command.is_group else _options(command.options)
+        yield from (".PP", "Example:", f".B {_escape(command.example)}") if command.example else ()
     yield _ENDING
 
 

@@ -40,7 +40,7 @@ def agent() -> Iterator[RunningAgent]:
 
 @pytest.fixture(scope="module")
 def closed_agent() -> Iterator[RunningAgent]:
-    """An agent that has nothing for us."""
+    """An agent without an entry for this process."""
     running = RunningAgent(NOBODYS)
     yield running
     running.close()
@@ -53,17 +53,17 @@ def ask(agent: RunningAgent, *arguments: object) -> Outcome:
 # --- fetch ---------------------------------------------------------------------------------------
 
 
-def test_fetch_x509_tells_people_what_they_have(agent: RunningAgent) -> None:
+def test_fetch_x509_prints_the_svids_as_text(agent: RunningAgent) -> None:
     outcome = ask(agent, "fetch", "x509")
     assert (outcome.code, outcome.stderr) == (0, "")
     assert outcome.stdout.index("spiffe://example.org/first") < outcome.stdout.index("/second")
     assert "internal" in outcome.stdout
     assert "a.example" in outcome.stdout
-    assert re.search(r"valid until .* UTC \(in (59 minutes|1 hour)\)", outcome.stdout)
+    assert re.search(r"expires at .* UTC \(in (59 minutes|1 hour)\)", outcome.stdout)
     assert "PRIVATE" not in outcome.stdout
 
 
-def test_fetch_x509_gives_programs_certificates_and_no_key(agent: RunningAgent) -> None:
+def test_fetch_x509_prints_certificates_and_no_key_as_json(agent: RunningAgent) -> None:
     outcome = ask(agent, "fetch", "x509", "--output", "json")
     assert "PRIVATE" not in outcome.stdout
     first, second = outcome.json["svids"]
@@ -76,7 +76,7 @@ def test_fetch_x509_gives_programs_certificates_and_no_key(agent: RunningAgent) 
     )
 
 
-def test_fetch_x509_writes_files_that_openssl_takes(agent: RunningAgent, tmp_path: Path) -> None:
+def test_fetch_x509_writes_files_that_openssl_verifies(agent: RunningAgent, tmp_path: Path) -> None:
     outcome = ask(agent, "fetch", "x509", "--write", tmp_path / "id", "--output", "json")
     names = ["svid.0.key", "svid.0.pem", "bundle.0.pem", "svid.1.key", "svid.1.pem", "bundle.1.pem"]
     assert outcome.json["written"] == [str(tmp_path / "id" / name) for name in names]
@@ -89,7 +89,7 @@ def test_fetch_x509_writes_files_that_openssl_takes(agent: RunningAgent, tmp_pat
     )
 
 
-def test_fetch_jwt_is_for_all_audiences_and_validates(agent: RunningAgent) -> None:
+def test_fetch_jwt_has_all_audiences_and_the_token_validates(agent: RunningAgent) -> None:
     arguments = ["fetch", "jwt", "-a", "one", "-a", "two", "--output", "json"]
     svids = ask(agent, *arguments).json["svids"]
     assert [svid["spiffe_id"].rpartition("/")[2] for svid in svids] == ["first", "second"]
@@ -106,34 +106,34 @@ def test_fetch_jwt_is_for_all_audiences_and_validates(agent: RunningAgent) -> No
     assert svids[0]["token"] not in refused.stderr
 
 
-def test_fetch_jwt_of_one_identity(agent: RunningAgent) -> None:
+def test_fetch_jwt_prints_the_svid_of_one_spiffe_id(agent: RunningAgent) -> None:
     wanted = "spiffe://example.org/second"
     outcome = ask(agent, "fetch", "jwt", "-a", "x", "--spiffe-id", wanted, "--output", "json")
     assert [svid["spiffe_id"] for svid in outcome.json["svids"]] == [wanted]
 
 
-def test_fetch_jwt_of_somebody_elses_identity(agent: RunningAgent) -> None:
+def test_fetch_jwt_refuses_a_spiffe_id_of_another_process(agent: RunningAgent) -> None:
     wanted = "spiffe://example.org/third"
     outcome = ask(agent, "fetch", "jwt", "-a", "x", "--spiffe-id", wanted)
     assert outcome == Outcome(
         1,
         "",
-        f"vouchd: no identity issued: {wanted} is none of this process's identities; leave out"
-        " --spiffe-id to see which ones it has\n",
+        f"vouchd: no identity issued: this process has no identity {wanted}; omit --spiffe-id to"
+        " see all of its identities\n",
     )
 
 
-def test_a_request_that_the_agent_refuses_is_told_in_its_words(agent: RunningAgent) -> None:
+def test_the_reason_of_a_refused_request_is_printed(agent: RunningAgent) -> None:
     outcome = ask(agent, "fetch", "jwt", "-a", " ")
     assert outcome.code == 1
     assert outcome.stderr.startswith("vouchd: the agent refused the request: audience must be")
 
 
-def test_fetch_bundles_shows_both_kinds(agent: RunningAgent) -> None:
+def test_fetch_bundles_prints_x509_and_jwt_authorities(agent: RunningAgent) -> None:
     (bundle,) = ask(agent, "fetch", "bundles", "--output", "json").json["bundles"]
     assert bundle["trust_domain"] == "example.org"
     assert "BEGIN CERTIFICATE" in bundle["x509_authorities"][0]["pem"]
-    assert bundle["jwt_authorities"][0]["key_id"]
+    assert bundle["jwt_authorities"][0]["kid"]
     assert bundle["jwt_authorities"][0]["key_type"] == "EC secp256r1"
 
 
@@ -147,7 +147,7 @@ def test_fetch_bundles_shows_both_kinds(agent: RunningAgent) -> None:
         ["validate", "jwt", "-a", "x", "a.b.c"],
     ],
 )
-def test_without_an_identity_one_sentence_says_what_to_do(
+def test_a_command_without_an_identity_prints_the_way_out(
     closed_agent: RunningAgent, arguments: list[str]
 ) -> None:
     outcome = ask(closed_agent, *arguments)
@@ -155,8 +155,8 @@ def test_without_an_identity_one_sentence_says_what_to_do(
         1,
         "",
         "vouchd: no identity issued: no registration entry matches this process"
-        f" (uid {os.geteuid()}, gid {os.getegid()}); add one, or ask the agent's operator, whose"
-        " log says what was found out about the process\n",
+        f" (uid {os.geteuid()}, gid {os.getegid()}); the agent's log has its selectors: add an"
+        " entry, or ask the agent's operator\n",
     )
 
 
@@ -164,10 +164,10 @@ def test_health_needs_no_identity(closed_agent: RunningAgent) -> None:
     assert ask(closed_agent, "health") == Outcome(0, "status  SERVING\n", "")
 
 
-# --- an agent that cannot be reached -------------------------------------------------------------
+# --- an agent that is not reachable -----------------------------------------------------------
 
 
-def test_no_socket() -> None:
+def test_a_missing_socket_is_an_error_with_the_way_out() -> None:
     outcome = vouchd("fetch", "x509", "--socket", "/nowhere/agent.sock")
     assert outcome == Outcome(
         1,
@@ -177,28 +177,28 @@ def test_no_socket() -> None:
     )
 
 
-def test_a_socket_that_nobody_listens_on(short_path: Path) -> None:
+def test_a_socket_without_a_listener_is_an_error_with_the_way_out(short_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(short_path))
     outcome = vouchd("health", "--socket", short_path)
     assert outcome.code == 1
-    assert outcome.stderr.startswith(f"vouchd: nobody listens on {short_path}: start the agent")
+    assert outcome.stderr.startswith(f"vouchd: no process listens on {short_path}: start the agent")
 
 
-def test_a_path_that_is_no_socket(short_path: Path) -> None:
+def test_a_path_that_is_no_socket_is_an_error_with_the_way_out(short_path: Path) -> None:
     short_path.write_text("")
     outcome = vouchd("health", "--socket", short_path)
     assert outcome.code == 1
-    assert outcome.stderr.startswith(f"vouchd: nobody listens on {short_path}: start the agent")
+    assert outcome.stderr.startswith(f"vouchd: no process listens on {short_path}: start the agent")
 
 
-def test_a_path_that_is_too_long() -> None:
+def test_a_socket_path_that_is_too_long_is_an_error() -> None:
     outcome = vouchd("health", "--socket", "/x" * 100)
     assert outcome.code == 1
     assert "AF_UNIX path too long; check --socket" in outcome.stderr
 
 
-def test_something_that_does_not_answer(short_path: Path) -> None:
+def test_an_agent_that_does_not_answer_is_an_error(short_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as silent:
         silent.bind(str(short_path))
         silent.listen()
@@ -206,12 +206,12 @@ def test_something_that_does_not_answer(short_path: Path) -> None:
     assert outcome == Outcome(
         1,
         "",
-        f"vouchd: the agent at {short_path} did not answer within 0.3 s; look at its log, or give"
-        " it longer with --timeout\n",
+        f"vouchd: the agent at {short_path} did not answer within 0.3 s; see its log, or raise"
+        " --timeout\n",
     )
 
 
-def test_something_that_speaks_another_language(short_path: Path) -> None:
+def test_a_server_of_another_protocol_is_an_error(short_path: Path) -> None:
     with chatting(short_path, b"SSH-2.0-OpenSSH\r\n"):
         outcome = vouchd("health", "--socket", short_path)
     assert outcome.code == 1
@@ -226,7 +226,7 @@ def short_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def chatting(path: Path, words: bytes) -> Iterator[None]:
-    """Says the same to everybody and hangs up."""
+    """A server that sends the same bytes on each connection and closes it."""
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(path))
     listener.listen()
@@ -267,11 +267,11 @@ class Watching:
         )
 
     def serial(self) -> str:
-        """Of the first SVID in the next update."""
+        """The serial of the first SVID in the next update."""
         assert self.process.stdout is not None
         return str(json.loads(self.process.stdout.readline())["svids"][0]["serial"])
 
-    def complaint(self) -> str:
+    def error_line(self) -> str:
         """The next line on stderr."""
         assert self.process.stderr is not None
         return self.process.stderr.readline()
@@ -283,28 +283,26 @@ class Watching:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_watch_ends_in_order_when_it_is_told_to(
-    agent: RunningAgent, number: signal.Signals
-) -> None:
+def test_watch_exits_with_0_after_a_signal(agent: RunningAgent, number: signal.Signals) -> None:
     watching = Watching(agent)
     assert watching.serial()
     assert watching.end(number) == (0, "")
 
 
-def test_watch_survives_a_restart_of_the_agent(agent_factory: AgentFactory) -> None:
+def test_watch_reconnects_after_a_restart_of_the_agent(agent_factory: AgentFactory) -> None:
     agent = agent_factory()
     watching = Watching(agent)
     before = watching.serial()
     agent.stop()
-    complaint = watching.complaint()
-    assert complaint.startswith("vouchd: ")
-    assert "; trying again in 0.2 s" in complaint
+    error_line = watching.error_line()
+    assert error_line.startswith("vouchd: ")
+    assert "; trying again in 0.2 s" in error_line
     agent.start()
-    assert watching.serial() == before, "the SVID outlasts the agent"
+    assert watching.serial() == before, "the restarted agent serves the same SVID"
     assert watching.end(signal.SIGTERM)[0] == 0
 
 
-def test_watch_shows_a_renewal(agent_factory: AgentFactory) -> None:
+def test_watch_prints_a_renewal(agent_factory: AgentFactory) -> None:
     agent = agent_factory(entry_for_me(x509_svid_ttl="2s"))
     watching = Watching(agent)
     assert watching.serial() != watching.serial()
@@ -314,21 +312,21 @@ def test_watch_shows_a_renewal(agent_factory: AgentFactory) -> None:
 # --- run -----------------------------------------------------------------------------------------
 
 
-def test_run_says_where_it_is_ready_and_ends_in_order(agent_factory: AgentFactory) -> None:
+def test_run_prints_its_socket_and_stops_on_sigterm(agent_factory: AgentFactory) -> None:
     agent = agent_factory()
     assert f"vouchd ready on unix://{agent.socket}\n" in agent.log
     assert agent.stop() == 0
     assert not agent.socket.exists()
 
 
-def test_a_second_agent_is_refused_in_one_sentence(agent: RunningAgent) -> None:
+def test_a_second_agent_does_not_start(agent: RunningAgent) -> None:
     outcome = vouchd("run", "-c", agent.config)
     assert (outcome.code, outcome.stdout) == (1, "")
     assert outcome.stderr.startswith("vouchd: another agent ")
     assert outcome.stderr.count("\n") == 1
 
 
-def test_an_agent_whose_entries_are_wrong_does_not_start(agent: RunningAgent) -> None:
+def test_an_agent_with_invalid_entries_does_not_start(agent: RunningAgent) -> None:
     wrong = agent.directory / "wrong.yaml"
     wrong.write_text("entries:\n  - {spiffe_id: /x}\n  - {spiffe_id: y}\n")
     config = agent.directory / "second.yaml"

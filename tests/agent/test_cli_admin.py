@@ -1,4 +1,4 @@
-"""The operator's commands, against a real agent."""
+"""The commands of the admin API, against a real agent."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def as_json(agent: RunningAgent, *arguments: object) -> Any:
 # --- status --------------------------------------------------------------------------------------
 
 
-def test_status_shows_authorities_entries_and_who_is_connected(agent: RunningAgent) -> None:
+def test_status_shows_authorities_entries_and_callers(agent: RunningAgent) -> None:
     with Stream(agent.socket) as stream:
         stream.next()
         found = as_json(agent, "status")
@@ -69,14 +69,14 @@ def test_status_shows_authorities_entries_and_who_is_connected(agent: RunningAge
     assert "PRIVATE" not in str(found)
 
 
-def test_status_reads_well(agent: RunningAgent) -> None:
+def test_status_prints_labels_and_values(agent: RunningAgent) -> None:
     outcome = vouchd("status", "-c", agent.config)
     assert outcome.code == 0
     assert "trust domain  example.org" in outcome.stdout
     assert "next step     prepare successor" in outcome.stdout
 
 
-def test_watching_survives_a_restart_and_ends_quietly(agent_factory: AgentFactory) -> None:
+def test_status_watch_continues_after_a_restart_of_the_agent(agent_factory: AgentFactory) -> None:
     agent = agent_factory(ENTRIES)
     watch = subprocess.Popen(
         command("status", "--watch", "--output", "json", "--admin-socket", agent.admin_socket),
@@ -99,20 +99,20 @@ def test_watching_survives_a_restart_and_ends_quietly(agent_factory: AgentFactor
         assert watch.stderr.read() == ""
 
 
-def test_metrics_are_text_for_prometheus(agent: RunningAgent) -> None:
+def test_status_metrics_prints_the_prometheus_format(agent: RunningAgent) -> None:
     outcome = ask(agent, "status", "--metrics")
     assert "vouchd_entries 3.0" in outcome.stdout
     assert "# TYPE vouchd_entries_valid gauge" in outcome.stdout
 
 
-def test_an_agent_that_is_not_there_says_what_to_look_at(tmp_path: Path) -> None:
+def test_the_error_about_a_missing_admin_socket_names_the_way_out(tmp_path: Path) -> None:
     outcome = vouchd("status", "--admin-socket", tmp_path / "none.sock")
     assert outcome.code == 1
     assert "there is no socket at" in outcome.stderr
     assert "admin_socket_path" in outcome.stderr
 
 
-def test_a_configuration_without_administration_is_told(tmp_path: Path) -> None:
+def test_a_configuration_without_an_admin_socket_is_an_error(tmp_path: Path) -> None:
     config = tmp_path / "agent.yaml"
     config.write_text("trust_domain: example.org\n")
     outcome = vouchd("status", "-c", config)
@@ -120,14 +120,14 @@ def test_a_configuration_without_administration_is_told(tmp_path: Path) -> None:
     assert "sets no admin_socket_path" in outcome.stderr
 
 
-def test_the_socket_is_for_its_owner_alone(agent: RunningAgent) -> None:
+def test_the_admin_socket_has_mode_0600(agent: RunningAgent) -> None:
     assert stat.S_IMODE(agent.admin_socket.stat().st_mode) == 0o600
 
 
 # --- explain -------------------------------------------------------------------------------------
 
 
-def test_explain_says_what_is_matched_and_what_the_nearest_lack(agent: RunningAgent) -> None:
+def test_explain_shows_matched_entries_and_the_nearest_others(agent: RunningAgent) -> None:
     found = as_json(agent, "explain", os.getpid())
     assert found["process"]["pid"] == os.getpid()
     assert found["process"]["proof"] == "not connected"
@@ -143,7 +143,7 @@ def test_explain_says_what_is_matched_and_what_the_nearest_lack(agent: RunningAg
     assert lacking["found"] == [f"unix:path:{Path('/proc/self/exe').readlink()}"]
 
 
-def test_explain_of_one_who_is_connected_tells_what_it_was_served(agent: RunningAgent) -> None:
+def test_explain_of_a_connected_process_shows_its_served_svids(agent: RunningAgent) -> None:
     with Stream(agent.socket) as stream:
         stream.next()
         found = as_json(agent, "explain", os.getpid())
@@ -153,14 +153,14 @@ def test_explain_of_one_who_is_connected_tells_what_it_was_served(agent: Running
     assert served["spiffe_ids"] == ["spiffe://example.org/mine"]
 
 
-def test_explain_of_one_who_gets_nothing_fails_and_knows_its_refusals(
+def test_explain_of_a_refused_process_fails_and_shows_its_refusals(
     agent_factory: AgentFactory,
 ) -> None:
     agent = agent_factory(NOBODYS, config="log: {format: json}")
     assert vouchd("fetch", "x509", "--socket", agent.socket).code == 1
     outcome = ask(agent, "explain", os.getpid())
     assert outcome.code == 1
-    assert "gets no identity; see why above" in outcome.stderr
+    assert "gets no identity; the reasons are above" in outcome.stderr
     assert "wanted  unix:uid:4294967294" in outcome.stdout
     assert f"found   unix:uid:{UID}" in outcome.stdout
     assert "no registration entry matches" in outcome.stdout
@@ -168,24 +168,24 @@ def test_explain_of_one_who_gets_nothing_fails_and_knows_its_refusals(
     assert f'"wanted": "unix:uid:4294967294", "found": ["unix:uid:{UID}"]' in line
 
 
-def test_denials_are_not_all_explained_in_the_log(agent_factory: AgentFactory) -> None:
+def test_repeated_denials_are_suppressed_in_the_log(agent_factory: AgentFactory) -> None:
     agent = agent_factory(NOBODYS)
     for _ in range(8):
         assert vouchd("fetch", "x509", "--socket", agent.socket).code == 1
     assert agent.log.count("no identity issued") <= 6
 
 
-def test_explain_of_nobody(agent: RunningAgent) -> None:
+def test_explain_without_a_process_is_an_error(agent: RunningAgent) -> None:
     outcome = ask(agent, "explain", 2**22)
     assert outcome.code == 1
     assert "there is no process 4194304" in outcome.stderr
     for text in ("abc", "0", "99999999999", "1.5"):
         outcome = ask(agent, "explain", text)
         assert (outcome.code, outcome.stdout) == (2, "")
-        assert f"'{text}' is not the PID of a process" in outcome.stderr
+        assert f"'{text}' is not a PID, such as ps shows" in outcome.stderr
 
 
-def test_explain_of_a_program_whose_name_is_no_text(agent: RunningAgent, tmp_path: Path) -> None:
+def test_explain_escapes_an_executable_name(agent: RunningAgent, tmp_path: Path) -> None:
     program = os.fsencode(tmp_path) + b"/\xff\xfe\n\x1b[2J"
     shutil.copy(b"/bin/sleep", program)
     with subprocess.Popen([program, "60"]) as process:
@@ -199,7 +199,7 @@ def test_explain_of_a_program_whose_name_is_no_text(agent: RunningAgent, tmp_pat
     assert "\\udcff" in found["process"]["executable"]
 
 
-def test_explain_of_one_of_whom_little_is_readable(agent: RunningAgent) -> None:
+def test_explain_works_for_a_process_of_another_user(agent: RunningAgent) -> None:
     outcome = ask(agent, "explain", 1)
     assert outcome.code in {0, 1}
     assert "process" in outcome.stdout
@@ -207,10 +207,10 @@ def test_explain_of_one_of_whom_little_is_readable(agent: RunningAgent) -> None:
     assert "internal" not in outcome.stderr
 
 
-def test_another_socket_is_told_from_the_administration(agent: RunningAgent) -> None:
+def test_the_agent_socket_given_as_admin_socket_is_an_error(agent: RunningAgent) -> None:
     outcome = vouchd("status", "--admin-socket", agent.socket)
     assert outcome.code == 1
-    assert f"{agent.socket} is not the administration socket of an agent" in outcome.stderr
+    assert f"{agent.socket} is not the admin socket of an agent" in outcome.stderr
 
 
 # --- entries -------------------------------------------------------------------------------------
@@ -231,14 +231,14 @@ def test_match_by_pid_needs_no_agent(tmp_path: Path) -> None:
     assert f"unix:uid:{UID}" in found["selectors"]
 
 
-def test_match_wants_selectors_or_a_pid(agent: RunningAgent) -> None:
+def test_match_takes_either_selectors_or_a_pid(agent: RunningAgent) -> None:
     for arguments in ([], ["unix:uid:1", "--pid", "1"]):
         outcome = vouchd("entries", "match", "-c", agent.config, *arguments)
         assert outcome.code == 2
         assert "either selectors" in outcome.stderr
 
 
-def test_diff_shows_who_would_gain_and_lose_what(agent: RunningAgent, tmp_path: Path) -> None:
+def test_diff_shows_gained_and_lost_identities(agent: RunningAgent, tmp_path: Path) -> None:
     new = tmp_path / "new.yaml"
     new.write_text(
         f"trust_domain: example.org\nentries: [e.yaml]\nadmin_socket_path: {agent.admin_socket}\n"
@@ -253,10 +253,10 @@ def test_diff_shows_who_would_gain_and_lose_what(agent: RunningAgent, tmp_path: 
         assert changed["pid"] == os.getpid()
         same = vouchd("entries", "diff", "-c", agent.config, "--output", "json").json
         assert (same["changed"], same["unchanged"]) == ([], 1)
-        assert stream.is_silent(), "asking changes nothing"
+        assert stream.is_silent(), "diff changes nothing"
 
 
-def test_diff_of_files_with_mistakes_names_them(agent: RunningAgent, tmp_path: Path) -> None:
+def test_diff_prints_the_problems_of_the_files(agent: RunningAgent, tmp_path: Path) -> None:
     new = tmp_path / "new.yaml"
     new.write_text("trust_domain: example.org\nentries: [e.yaml]\n")
     (tmp_path / "e.yaml").write_text("entries: [{spiffe_id: x}]\n")
@@ -265,9 +265,7 @@ def test_diff_of_files_with_mistakes_names_them(agent: RunningAgent, tmp_path: P
     assert f"{tmp_path}/e.yaml:1:11: selectors is missing" in outcome.stderr
 
 
-def test_import_writes_entries_and_names_what_it_dropped(
-    agent: RunningAgent, tmp_path: Path
-) -> None:
+def test_import_prints_entries_and_the_dropped_parts(agent: RunningAgent, tmp_path: Path) -> None:
     old = tmp_path / "old.json"
     old.write_text(
         '{"entries": [{"id": "x", "spiffe_id": {"trust_domain": "example.org", "path": "/x"},'
@@ -292,10 +290,10 @@ def states(agent: RunningAgent, kind: str) -> list[str]:
     return [each["state"] for each in found if each["kind"] == kind]
 
 
-def test_a_stolen_key_is_replaced_while_streams_look_on(fresh: RunningAgent) -> None:
+def test_an_authority_is_replaced_while_a_stream_is_open(fresh: RunningAgent) -> None:
     with Stream(fresh.socket) as stream:
         first = stream.next()
-        [stolen] = [
+        [compromised] = [
             each["authority_id"]
             for each in as_json(fresh, "authority", "show")["authorities"]
             if each["kind"] == "x509"
@@ -304,15 +302,17 @@ def test_a_stolen_key_is_replaced_while_streams_look_on(fresh: RunningAgent) -> 
         assert prepared["state"] == "prepared"
         both = stream.next()
         assert [svid.chain_der for svid in both.svids] == [svid.chain_der for svid in first.svids]
-        assert len(x509_of(both.svids[0].bundle_der)) == 2, "known before it signs"
-        activated = as_json(fresh, "authority", "activate", "x509")
-        assert activated["authority_id"] == prepared["authority_id"]
+        assert len(x509_of(both.svids[0].bundle_der)) == 2, "in the bundle before it signs"
+        assert (
+            as_json(fresh, "authority", "activate", "x509")["authority_id"]
+            == prepared["authority_id"]
+        )
         assert states(fresh, "x509") == ["retired", "active"]
-        assert stream.is_silent(), "nothing that a workload has is other than before"
-        assert as_json(fresh, "authority", "taint", stolen)["state"] == "tainted"
+        assert stream.is_silent(), "activation changes no SVID and no bundle"
+        assert as_json(fresh, "authority", "taint", compromised)["state"] == "tainted"
         replaced = stream.next()
         assert issuer_of(replaced) != issuer_of(first)
-        assert as_json(fresh, "authority", "revoke", stolen)["bundle_sequence"] == 3
+        assert as_json(fresh, "authority", "revoke", compromised)["bundle_sequence"] == 3
         last = stream.next()
         assert len(x509_of(last.svids[0].bundle_der)) == 1
         assert issuer_of(last) == x509_of(last.svids[0].bundle_der)[0].subject
@@ -331,15 +331,15 @@ def x509_of(der: bytes) -> list[x509.Certificate]:
     return found
 
 
-def test_tokens_of_a_tainted_key_are_not_handed_out_again(fresh: RunningAgent) -> None:
+def test_tokens_of_a_tainted_key_are_not_issued_again(fresh: RunningAgent) -> None:
     def token() -> str:
         answer = vouchd("fetch", "jwt", "-a", "x", "--socket", fresh.socket, "--output", "json")
         found: str = answer.json["svids"][0]["token"]
         return found
 
     first = token()
-    assert token() == first, "kept while half of its life is left"
-    [stolen] = [
+    assert token() == first, "cached for half of its lifetime"
+    [compromised] = [
         each["authority_id"]
         for each in as_json(fresh, "authority", "show")["authorities"]
         if each["kind"] == "jwt"
@@ -347,17 +347,17 @@ def test_tokens_of_a_tainted_key_are_not_handed_out_again(fresh: RunningAgent) -
     as_json(fresh, "authority", "prepare", "jwt")
     as_json(fresh, "authority", "activate", "jwt")
     assert token() == first
-    as_json(fresh, "authority", "taint", stolen)
+    as_json(fresh, "authority", "taint", compromised)
     second = token()
     assert second != first
     valid = vouchd("validate", "jwt", "-a", "x", first, "--socket", fresh.socket)
     assert valid.code == 0, "in the bundle until it is revoked"
-    as_json(fresh, "authority", "revoke", stolen)
+    as_json(fresh, "authority", "revoke", compromised)
     assert vouchd("validate", "jwt", "-a", "x", first, "--socket", fresh.socket).code == 1
     assert vouchd("validate", "jwt", "-a", "x", second, "--socket", fresh.socket).code == 0
 
 
-def test_what_cannot_be_done_says_what_to_do(fresh: RunningAgent) -> None:
+def test_the_error_about_an_impossible_step_names_the_way_out(fresh: RunningAgent) -> None:
     outcome = ask(fresh, "authority", "activate", "jwt")
     assert (outcome.code, outcome.stdout) == (1, "")
     assert outcome.stderr == "vouchd: no jwt authority is prepared: prepare one first\n"
@@ -370,7 +370,7 @@ def test_what_cannot_be_done_says_what_to_do(fresh: RunningAgent) -> None:
         client.prepare_authority("pgp")
 
 
-def test_a_rotation_by_hand_survives_a_restart(fresh: RunningAgent) -> None:
+def test_a_manual_rotation_survives_a_restart(fresh: RunningAgent) -> None:
     as_json(fresh, "authority", "prepare", "x509")
     as_json(fresh, "authority", "activate", "x509")
     before = as_json(fresh, "authority", "show")

@@ -1,12 +1,11 @@
-"""The commands that need no agent, and what all commands have in common."""
+"""The commands that need no agent, and rules for all commands."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
+import shlex
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,8 +14,6 @@ import pytest
 
 from agent.cli import main as cli
 from agent.cli.output import Data, printable, relative, to_json, to_text
-from tests.support.agent import REPOSITORY
-from tests.support.cli import command, vouchd
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -45,7 +42,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
 # --- all commands --------------------------------------------------------------------------------
 
 
-def test_a_defect_is_one_sentence_and_no_traceback(
+def test_an_internal_error_is_one_sentence_and_no_traceback(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, config: Path
 ) -> None:
     def broken(*_: object) -> None:
@@ -54,23 +51,23 @@ def test_a_defect_is_one_sentence_and_no_traceback(
     monkeypatch.setattr("agent.cli.config_file.load_settings", broken)
     code, out, err = run(capsys, "check", "-c", config)
     assert (code, out) == (1, "")
-    assert err.startswith("vouchd: this is a defect of vouchd (ZeroDivisionError: of the test);")
+    assert err.startswith("vouchd: internal error (ZeroDivisionError: of the test);")
     assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         (MemoryError(), "Out of memory: allow the agent more memory (MemoryMax="),
         (OSError(24, "Too many open files"), "Too many open files: allow the agent more"),
     ],
 )
-def test_a_host_that_has_no_more_to_give_is_no_defect(
+def test_a_lack_of_memory_or_descriptors_is_not_reported_as_a_defect(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     config: Path,
     error: Exception,
-    told: str,
+    message: str,
 ) -> None:
     def fail(*_: object) -> None:
         raise error
@@ -78,11 +75,11 @@ def test_a_host_that_has_no_more_to_give_is_no_defect(
     monkeypatch.setattr("agent.cli.config_file.load_settings", fail)
     code, out, err = run(capsys, "check", "-c", config)
     assert (code, out) == (1, "")
-    assert err.startswith(f"vouchd: {told}")
+    assert err.startswith(f"vouchd: {message}")
     assert err.count("\n") == 1
 
 
-def test_ctrl_c_is_quiet_and_has_the_code_of_shells(
+def test_ctrl_c_prints_nothing_and_exits_with_130(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, config: Path
 ) -> None:
     def interrupted(*_: object) -> None:
@@ -118,7 +115,7 @@ def test_wrong_usage_is_one_sentence(
     assert re.fullmatch(rf"vouchd: {re.escape(sentence)} \(see vouchd[a-z ]* --help\)\n", err)
 
 
-def test_without_a_command_there_is_help(capsys: pytest.CaptureFixture[str]) -> None:
+def test_vouchd_without_a_command_prints_help(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(capsys)
     assert (code, out) == (2, "")
     assert all(
@@ -126,50 +123,75 @@ def test_without_a_command_there_is_help(capsys: pytest.CaptureFixture[str]) -> 
     )
 
 
-def test_a_reader_that_goes_away_causes_no_complaint(config: Path) -> None:
-    read_end, write_end = os.pipe()
-    os.close(read_end)
-    process = subprocess.run(
-        command("entries", "list", "-c", config),
-        cwd=REPOSITORY,
-        stdout=write_end,
-        stderr=subprocess.PIPE,
-        check=False,
+def all_commands(
+    group: click.Group = cli.commands, parent: click.Context | None = None
+) -> Iterator[tuple[str, click.Command]]:
+    """Every command that is no group, with its path such as `vouchd fetch x509`."""
+    context = click.Context(
+        group, info_name="vouchd" if parent is None else group.name, parent=parent
     )
-    os.close(write_end)
-    assert process.stderr == b""
-    assert process.returncode == 1
+    for name in group.list_commands(context):
+        command_ = group.get_command(context, name)
+        assert command_ is not None
+        if isinstance(command_, click.Group):
+            yield from all_commands(command_, context)
+        else:
+            yield f"{context.command_path} {name}", command_
 
 
-def test_importing_the_command_line_loads_neither_grpc_nor_pydantic() -> None:
-    script = "import agent.cli, sys; print({'grpc', 'pydantic'} & set(sys.modules))"
-    process = subprocess.run(
-        [sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=True
-    )
-    assert process.stdout == "set()\n"
+@pytest.mark.parametrize(("path", "command_"), list(all_commands()))
+def test_every_command_has_help_and_an_example_with_its_options(
+    path: str, command_: click.Command
+) -> None:
+    assert command_.help
+    assert re.match(r"[A-Z].*[.:]", command_.help)
+    example = (command_.epilog or "").removeprefix("Example: ")
+    assert example.startswith(f"{path} ") or example == path
+    words = shlex.split(example.removeprefix(path))
+    options = {o for p in command_.params if isinstance(p, click.Option) for o in p.opts}
+    assert {word for word in words if word.startswith("-")} <= options
+    assert all(p.help for p in command_.params if isinstance(p, click.Option))
 
 
-# --- where the socket is -------------------------------------------------------------------------
+# --- the socket -----------------------------------------------------------------------
 
 
-def test_a_wrong_variable_is_wrong_usage_that_names_the_variable() -> None:
-    outcome = vouchd("health", SPIFFE_ENDPOINT_SOCKET="/run/a.sock")
-    assert outcome.code == 2
-    assert outcome.stderr == (
+def test_the_error_about_a_wrong_endpoint_names_the_variable(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPIFFE_ENDPOINT_SOCKET", "/run/a.sock")
+    code, _out, err = run(capsys, "health")
+    assert code == 2
+    assert err == (
         "vouchd: SPIFFE_ENDPOINT_SOCKET: '/run/a.sock' is a path where a URI is wanted: write"
         " unix:///run/a.sock (see vouchd health --help)\n"
     )
 
 
-def test_the_option_wins_over_the_variable() -> None:
-    outcome = vouchd("health", "--socket", "/nowhere/x", SPIFFE_ENDPOINT_SOCKET="unix:///other")
-    assert "there is no socket at /nowhere/x" in outcome.stderr
+def test_the_socket_option_overrides_the_variable(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPIFFE_ENDPOINT_SOCKET", "unix:///other")
+    code, _out, err = run(capsys, "health", "--socket", "/nowhere/x")
+    assert code == 1
+    assert "there is no socket at /nowhere/x" in err
+
+
+@pytest.mark.parametrize("option", ["--socket", "--admin-socket"])
+def test_a_socket_option_takes_a_uri(capsys: pytest.CaptureFixture[str], option: str) -> None:
+    command_ = "health" if option == "--socket" else "status"
+    code, _out, err = run(capsys, command_, option, "unix:///nowhere/a%20b")
+    assert code == 1
+    assert "there is no socket at /nowhere/a b" in err
+    code, _out, err = run(capsys, command_, option, "unix://nowhere")
+    assert code == 2
+    assert f"{option}: 'unix://nowhere' has no absolute path" in err
 
 
 # --- check ---------------------------------------------------------------------------------------
 
 
-def test_check_counts_what_is_valid_and_passes_with_warnings(
+def test_check_counts_entries_and_succeeds_with_warnings(
     capsys: pytest.CaptureFixture[str], config: Path
 ) -> None:
     code, out, err = run(capsys, "check", "-c", config)
@@ -192,7 +214,7 @@ def test_check_reports_every_problem_with_its_place(
     assert places == [f"{entries}:2:17", f"{entries}:2:31", f"{entries}:3:5"]
 
 
-def test_check_gives_programs_a_list(capsys: pytest.CaptureFixture[str], config: Path) -> None:
+def test_check_prints_json(capsys: pytest.CaptureFixture[str], config: Path) -> None:
     config.write_text("trust_domain: Example.org\nlogg: {}\n")
     code, out, _err = run(capsys, "check", "-c", config, "--output", "json")
     assert code == 2
@@ -204,11 +226,13 @@ def test_check_gives_programs_a_list(capsys: pytest.CaptureFixture[str], config:
     assert all(each["file"] == str(config) and each["message"] for each in problems)
 
 
-def test_run_refuses_wrong_files_with_every_problem_on_stderr(config: Path) -> None:
+def test_run_prints_every_problem_of_its_files(
+    capsys: pytest.CaptureFixture[str], config: Path
+) -> None:
     config.write_text("trust_domain: Example.org\nlogg: {}\n")
-    outcome = vouchd("run", "-c", config)
-    assert (outcome.code, outcome.stdout) == (2, "")
-    assert [line.rpartition(": ")[0].split(": ")[0] for line in outcome.stderr.splitlines()] == [
+    code, out, err = run(capsys, "run", "-c", config)
+    assert (code, out) == (2, "")
+    assert [line.rpartition(": ")[0].split(": ")[0] for line in err.splitlines()] == [
         f"{config}:1:15",
         f"{config}:2:1",
     ]
@@ -217,9 +241,7 @@ def test_run_refuses_wrong_files_with_every_problem_on_stderr(config: Path) -> N
 # --- entries -------------------------------------------------------------------------------------
 
 
-def test_entries_are_listed_in_their_order(
-    capsys: pytest.CaptureFixture[str], config: Path
-) -> None:
+def test_entries_list_keeps_the_order(capsys: pytest.CaptureFixture[str], config: Path) -> None:
     code, out, _err = run(capsys, "entries", "list", "-c", config, "--output", "json")
     assert code == 0
     listed = json.loads(out)["entries"]
@@ -230,7 +252,9 @@ def test_entries_are_listed_in_their_order(
     assert listed[2]["expires_at"] == "2020-01-01T00:00:00Z"
 
 
-def test_match_shows_what_would_match(capsys: pytest.CaptureFixture[str], config: Path) -> None:
+def test_match_prints_matching_and_nearest_entries(
+    capsys: pytest.CaptureFixture[str], config: Path
+) -> None:
     selectors = ["unix:uid:1000", "unix:path:/usr/bin/web", "unix:user:web"]
     code, out, _err = run(capsys, "entries", "match", "-c", config, *selectors, "--output", "json")
     assert code == 0
@@ -239,18 +263,18 @@ def test_match_shows_what_would_match(capsys: pytest.CaptureFixture[str], config
     assert answer["nearest"][0]["missing_selectors"] == ["unix:gid:7", "unix:path:/usr/bin/job"]
 
 
-def test_match_says_what_the_nearest_entries_lack(
+def test_match_prints_the_missing_selectors_of_the_nearest_entries(
     capsys: pytest.CaptureFixture[str], config: Path
 ) -> None:
     code, out, err = run(capsys, "entries", "match", "-c", config, "unix:uid:1000", "unix:gid:7")
     assert code == 1
-    assert err == "vouchd: no entry matches these selectors; see what is missing above\n"
+    assert err == "vouchd: no entry matches these selectors; the missing ones are above\n"
     assert "missing selectors  unix:path:/usr/bin/web" in out
     assert "missing selectors  unix:path:/usr/bin/job" in out
-    assert "/old" not in out  # nothing of it holds
+    assert "/old" not in out  # none of its selectors is there
 
 
-def test_match_says_that_an_entry_has_expired(
+def test_match_prints_that_an_entry_has_expired(
     capsys: pytest.CaptureFixture[str], config: Path
 ) -> None:
     code, out, _err = run(capsys, "entries", "match", "-c", config, "unix:uid:2000")
@@ -258,7 +282,7 @@ def test_match_says_that_an_entry_has_expired(
     assert "expired at  2020-01-01 00:00:00 UTC" in out
 
 
-def test_match_refuses_what_is_no_selector(
+def test_match_refuses_text_that_is_no_selector(
     capsys: pytest.CaptureFixture[str], config: Path
 ) -> None:
     code, _out, err = run(capsys, "entries", "match", "-c", config, "1000")
@@ -269,7 +293,7 @@ def test_match_refuses_what_is_no_selector(
 # --- output --------------------------------------------------------------------------------------
 
 
-def test_text_has_the_members_with_blanks_and_leaves_out_what_is_empty() -> None:
+def test_text_has_labels_with_blanks_and_no_empty_members() -> None:
     data: Data = {
         "spiffe_id": "spiffe://td/x",
         "hint": "",
@@ -289,13 +313,13 @@ def test_text_has_the_members_with_blanks_and_leaves_out_what_is_empty() -> None
     ]
 
 
-def test_short_lists_share_a_line_and_long_ones_do_not() -> None:
+def test_a_short_list_is_on_one_line_and_a_long_one_is_not() -> None:
     assert to_text({"x": [1, 2]}, NOW).plain == "x  1, 2"
     long = ["a" * 60, "b" * 60]
     assert to_text({"x": long}, NOW).plain.splitlines() == [f"x  {long[0]}", f"   {long[1]}"]
 
 
-def test_a_name_cannot_send_commands_to_the_terminal() -> None:
+def test_text_of_a_process_cannot_control_the_terminal() -> None:
     assert printable("a\x1b[2J\nb\udcff") == "a\\x1b[2J\\nb\\udcff"
     assert "\x1b" not in to_text({"x": "\x1b[2J"}, NOW).plain
 
@@ -311,10 +335,10 @@ def test_a_name_cannot_send_commands_to_the_terminal() -> None:
         (86400 * 3, "in 3 days"),
     ],
 )
-def test_instants_are_told_by_their_distance(seconds: int, words: str) -> None:
+def test_a_time_has_its_distance_in_the_largest_unit(seconds: int, words: str) -> None:
     assert relative(NOW + timedelta(seconds=seconds), NOW) == words
 
 
-def test_json_is_one_line_with_instants_in_utc() -> None:
+def test_json_is_one_line_with_times_in_utc() -> None:
     east = NOW.astimezone(tz=None)
     assert to_json({"at": east, "x": "a\nb"}) == '{"at": "2026-01-02T03:04:05Z", "x": "a\\nb"}'

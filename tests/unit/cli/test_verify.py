@@ -1,4 +1,4 @@
-"""What the agent sent is judged before it is shown: every way in which it may not hold."""
+"""Verification of the agent's answers, and the files that --write makes."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ GOOD = ReceivedX509Svid(
 UPDATE = X509Update(svids=(GOOD,), federated_bundles={"spiffe://partner.example": der(OTHER_CA)})
 
 
-def test_what_holds_is_passed_on() -> None:
+def test_a_valid_update_is_returned() -> None:
     verified = verify_update(UPDATE, NOW)
     (svid,) = verified.svids
     assert (str(svid.spiffe_id), svid.hint, svid.chain) == (ID, "h", (LEAF,))
@@ -117,18 +117,16 @@ def test_what_holds_is_passed_on() -> None:
         ({"spiffe_id": "spiffe://other.org/me"}, "not of trust domain other.org"),
         ({"spiffe_id": "me"}, "does not begin with spiffe://"),
         ({"bundle_der": der(OTHER_CA)}, "no valid path"),
-        ({"bundle_der": b""}, "no certificate in it"),
-        ({"chain_der": b""}, "no certificate in it"),
-        ({"chain_der": der(LEAF)[:-1]}, "not a certificate in DER"),
-        ({"chain_der": der(LEAF) + b"0"}, "not a certificate in DER"),
+        ({"bundle_der": b""}, "contains no certificate"),
+        ({"chain_der": b""}, "contains no certificate"),
+        ({"chain_der": der(LEAF)[:-1]}, "no DER certificate"),
+        ({"chain_der": der(LEAF) + b"0"}, "no DER certificate"),
         ({"chain_der": der(CA)}, "the leaf is a CA"),
-        ({"key_der": keys.to_pkcs8_der(CA_KEY)}, "not that of its certificate"),
+        ({"key_der": keys.to_pkcs8_der(CA_KEY)}, "does not belong to its certificate"),
         ({"key_der": b"x"}, "private key is not PKCS#8"),
     ],
 )
-def test_what_does_not_hold_is_refused_with_the_reason(
-    change: dict[str, bytes], reason: str
-) -> None:
+def test_an_invalid_svid_is_refused_with_the_reason(change: dict[str, bytes], reason: str) -> None:
     svid = dataclasses.replace(GOOD, **change)  # type: ignore[arg-type]
     with pytest.raises(UntrustedAnswerError, match=reason) as caught:
         verify_update(X509Update(svids=(GOOD, svid), federated_bundles={}), NOW)
@@ -141,27 +139,27 @@ def test_an_expired_svid_is_refused() -> None:
 
 
 def test_an_answer_without_svids_is_refused() -> None:
-    with pytest.raises(UntrustedAnswerError, match="no SVID in it"):
+    with pytest.raises(UntrustedAnswerError, match="contains no SVID"):
         verify_update(X509Update(svids=(), federated_bundles={}), NOW)
 
 
-def test_the_key_is_not_in_the_text_of_values() -> None:
+def test_repr_does_not_show_the_key() -> None:
     assert "key_der" not in repr(GOOD)
     assert "key=" not in repr(verify_update(UPDATE, NOW).svids[0])
 
 
 @pytest.mark.parametrize("name", ["Partner", "spiffe://partner.example/path", ""])
-def test_a_bundle_of_no_trust_domain_is_refused(name: str) -> None:
+def test_a_bundle_with_an_invalid_trust_domain_is_refused(name: str) -> None:
     with pytest.raises(UntrustedAnswerError, match="bundle of"):
         parse_x509_bundles({name: der(CA)})
     with pytest.raises(UntrustedAnswerError, match="bundle of"):
         parse_jwt_bundles({name: b'{"keys": []}'})
 
 
-def test_certificates_of_every_length_are_cut_apart() -> None:
+def test_certificates_of_any_length_are_split() -> None:
     assert parse_certificates(der(CA, LEAF, OTHER_CA)) == (CA, LEAF, OTHER_CA)
     for junk in (b"0", b"0\x03abc", b"0\x80", b"0\x84\xff\xff\xff\xff", b"\x00" * 9):
-        with pytest.raises(ValueError, match="not a certificate in DER"):
+        with pytest.raises(ValueError, match="no DER certificate"):
             parse_certificates(der(CA) + junk)
 
 
@@ -184,7 +182,7 @@ BUNDLE = TrustBundle(
 BUNDLES = parse_jwt_bundles({DOMAIN.id: BUNDLE.jwks()})
 
 
-def test_a_token_that_holds_for_every_audience_is_passed_on() -> None:
+def test_a_token_valid_for_every_audience_is_returned() -> None:
     received = ReceivedJwtSvid(spiffe_id=ID, token=token(), hint="")
     valid = verify_jwt(received, ["a", "b"], BUNDLES, NOW)
     assert valid.expires_at == NOW + timedelta(minutes=5)
@@ -194,14 +192,14 @@ def test_a_token_that_holds_for_every_audience_is_passed_on() -> None:
 @pytest.mark.parametrize(
     ("sent", "audiences", "reason"),
     [
-        (token(audience=("a",)), ["a", "b"], "not meant for this audience"),
-        (token(audience=("b",)), ["a", "b"], "not meant for this audience"),
+        (token(audience=("a",)), ["a", "b"], "for another audience"),
+        (token(audience=("b",)), ["a", "b"], "for another audience"),
         (token("spiffe://example.org/other"), ["a"], "for another SPIFFE ID"),
         (token("spiffe://other.org/me"), ["a"], "no trust bundle for trust domain other.org"),
         (token()[:-8] + "AAAAAAAA", ["a"], "signature is not valid"),
     ],
 )
-def test_a_token_that_somebody_would_refuse_is_refused(
+def test_a_token_invalid_for_one_audience_is_refused(
     sent: str, audiences: list[str], reason: str
 ) -> None:
     received = ReceivedJwtSvid(spiffe_id=ID, token=sent, hint="")
@@ -213,7 +211,7 @@ def test_a_token_that_somebody_would_refuse_is_refused(
 # --- files ---------------------------------------------------------------------------------------
 
 
-def test_files_are_written_with_their_modes_and_nothing_is_left_beside(tmp_path: Path) -> None:
+def test_files_have_their_modes_and_no_temporary_file_remains(tmp_path: Path) -> None:
     directory = tmp_path / "deep" / "down"
     written = write_update(verify_update(UPDATE, NOW), directory)
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in directory.iterdir()}
@@ -229,7 +227,7 @@ def test_files_are_written_with_their_modes_and_nothing_is_left_beside(tmp_path:
     assert bundle == [CA, OTHER_CA]
 
 
-def test_a_loose_file_or_link_in_the_place_of_the_key_is_replaced_not_written_to(
+def test_a_link_in_the_place_of_the_key_is_replaced(
     tmp_path: Path,
 ) -> None:
     elsewhere = tmp_path / "elsewhere"
@@ -240,7 +238,7 @@ def test_a_loose_file_or_link_in_the_place_of_the_key_is_replaced_not_written_to
     assert not (tmp_path / "svid.0.key").is_symlink()
 
 
-def test_the_key_is_private_while_it_is_being_written(
+def test_the_key_has_mode_0600_while_it_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     modes: list[int] = []
@@ -253,15 +251,13 @@ def test_the_key_is_private_while_it_is_being_written(
     assert set(modes) == {0o600}
 
 
-def test_a_place_that_cannot_be_written_to_is_told(tmp_path: Path) -> None:
+def test_the_error_about_an_unusable_directory_names_the_way_out(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match=r"cannot write to .*/file/x: Not a directory; choose"):
         write_update(verify_update(UPDATE, NOW), tmp_path / "file" / "x")
 
 
-def test_a_failed_write_leaves_nothing_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 

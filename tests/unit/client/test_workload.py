@@ -1,17 +1,15 @@
-"""Failures of the Workload API as sentences for people. The rest is in test_cli_agent.py."""
+"""gRPC errors of the Workload API become sentences with the way out."""
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 import pytest
 
 from agent.cli import main as cli
-from agent.client.workload import WorkloadClient, why_unreachable
+from agent.client.workload import WorkloadClient
 from agent.errors import NoIdentityError, RequestError, UnavailableError, VouchdError
-from tests.support.pids import become, fork, reap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,7 +29,7 @@ class _Failure(grpc.RpcError):
 
 
 class _Stream:
-    """Gives its messages, then fails or ends."""
+    """A stream that fails or ends at once."""
 
     def __init__(self, failure: _Failure | None) -> None:
         self.failure = failure
@@ -48,7 +46,7 @@ class _Stream:
 
 
 class _Channel:
-    """Answers every call with one failure."""
+    """A channel on which every call fails alike."""
 
     def __init__(self, failure: _Failure | None = None) -> None:
         self.stream = _Stream(failure)
@@ -64,7 +62,7 @@ class _Channel:
         return lambda *_, **__: self.stream
 
     def close(self) -> None:
-        """Nothing was opened."""
+        """Close nothing."""
 
 
 def client_of(channel: _Channel, path: Path, monkeypatch: pytest.MonkeyPatch) -> WorkloadClient:
@@ -73,7 +71,7 @@ def client_of(channel: _Channel, path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize(
-    ("code", "kind", "words"),
+    ("code", "kind", "message"),
     [
         (grpc.StatusCode.PERMISSION_DENIED, NoIdentityError, "no identity issued: no registration"),
         (grpc.StatusCode.INVALID_ARGUMENT, RequestError, "the agent refused the request: why"),
@@ -83,20 +81,20 @@ def client_of(channel: _Channel, path: Path, monkeypatch: pytest.MonkeyPatch) ->
         (grpc.StatusCode.INTERNAL, UnavailableError, "there is no socket at"),
     ],
 )
-def test_each_status_has_its_sentence(
+def test_each_status_code_has_its_message(
     code: grpc.StatusCode,
     kind: type[VouchdError],
-    words: str,
+    message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     client = client_of(_Channel(_Failure(code, "why")), tmp_path / "s", monkeypatch)
     for call in (client.fetch_x509_svids, lambda: client.fetch_jwt_svids(["a"]), client.health):
-        with pytest.raises(kind, match=words):
+        with pytest.raises(kind, match=message):
             call()
 
 
-def test_a_stream_that_ends_without_an_answer_is_a_failure(
+def test_a_stream_that_ends_without_a_message_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     channel = _Channel()
@@ -106,36 +104,17 @@ def test_a_stream_that_ends_without_an_answer_is_a_failure(
     assert channel.stream.cancelled
 
 
-def test_the_path_is_a_path_whatever_characters_it_has(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_target_encodes_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     targets: list[str] = []
     monkeypatch.setattr("grpc.insecure_channel", targets.append)
     WorkloadClient(tmp_path / "a%b?c#d", 5)
     assert targets == [f"unix:{tmp_path}/a%25b%3Fc%23d"]
 
 
-def test_an_agent_that_does_not_serve_fails_the_health_check(
+def test_health_fails_while_the_agent_does_not_serve(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(WorkloadClient, "health", lambda _self: "NOT_SERVING")
     assert cli.execute(["health", "--socket", "/s"]) == 1
-    assert capsys.readouterr().err == (
-        "vouchd: the agent at /s says NOT_SERVING; look at its log\n"
-    )
-
-
-@pytest.mark.system
-def test_a_socket_in_a_closed_directory_is_told_from_one_that_is_missing(tmp_path: Path) -> None:
-    tmp_path.chmod(0o700)
-    read_end, write_end = os.pipe()
-
-    def behave() -> None:
-        become(54321)
-        os.write(write_end, str(why_unreachable(tmp_path / "s")).encode())
-
-    child = fork(behave)
-    os.close(write_end)
-    with os.fdopen(read_end) as output:
-        assert output.read().startswith(f"no permission to connect to {tmp_path}/s: ask the")
-    assert reap(child) == 0
+    error = capsys.readouterr().err
+    assert error == "vouchd: the agent at /s reports NOT_SERVING; see its log, or vouchd status\n"

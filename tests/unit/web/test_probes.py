@@ -1,4 +1,4 @@
-"""The HTTP server: three answers, and no stranger can have it do more than a little."""
+"""The HTTP server for monitoring: three paths, and a bound for the cost of any client."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 
 from agent.config.settings import LoopbackAddress
 from agent.errors import StartupError
-from agent.web import probes as module
-from agent.web.probes import AT_ONCE, Exposition, expose
+from agent.rate_limit import RateLimit
+from agent.web.probes import Probes, expose
 from tests.support import scrape
 from tests.support.agent import PATIENCE_SECONDS
 from tests.support.fakes import Lines
@@ -29,8 +29,18 @@ async def served(
     text: Callable[[], str] = lambda: "vouchd_entries 1\n",
     not_ready_because: Callable[[], Sequence[str]] = tuple,
     lines: Lines | None = None,
+    connection_seconds: float = PATIENCE_SECONDS,
+    connection_limit: RateLimit | None = None,
 ) -> AsyncIterator[None]:
-    async with expose(Exposition(text, not_ready_because, (lines or Lines()).log), where, None):
+    log = (lines or Lines()).log
+    probes = Probes(
+        text,
+        not_ready_because,
+        log,
+        connection_seconds=connection_seconds,
+        connection_limit=connection_limit,
+    )
+    async with expose(probes, where, None):
         yield
 
 
@@ -42,7 +52,7 @@ async def get(where: scrape.Where, path: str) -> tuple[int, str]:
     return await asyncio.to_thread(scrape.get, where, path)
 
 
-async def test_a_unix_socket_answers_and_is_gone_afterwards(tmp_path: Path) -> None:
+async def test_the_unix_socket_answers_and_is_removed_afterwards(tmp_path: Path) -> None:
     path = tmp_path / "t"
     async with served(path):
         assert await get(path, "/metrics") == (200, "vouchd_entries 1\n")
@@ -53,13 +63,13 @@ async def test_a_unix_socket_answers_and_is_gone_afterwards(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-async def test_a_loopback_port_answers(host: str) -> None:
+async def test_the_loopback_port_answers(host: str) -> None:
     port = scrape.free_port()
     async with served(LoopbackAddress(host=host, port=port)):
         assert await get((host, port), "/metrics") == (200, "vouchd_entries 1\n")
 
 
-async def test_what_keeps_it_from_serving_is_said(tmp_path: Path) -> None:
+async def test_ready_names_the_reason_while_the_agent_is_not_ready(tmp_path: Path) -> None:
     async with served(tmp_path / "t", not_ready_because=lambda: ("the authority cannot sign",)):
         assert await get(tmp_path / "t", "/ready") == (
             503,
@@ -81,7 +91,7 @@ async def test_what_keeps_it_from_serving_is_said(tmp_path: Path) -> None:
     ],
     ids=["root", "dots", "post", "long-line", "long-header", "many-headers", "tls"],
 )
-async def test_anything_else_is_refused_without_a_word_in_the_log(
+async def test_other_requests_are_refused_and_log_nothing(
     tmp_path: Path, request_: bytes, status: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     lines = Lines()
@@ -93,24 +103,20 @@ async def test_anything_else_is_refused_without_a_word_in_the_log(
     assert not lines.lines
 
 
-async def test_a_connection_has_one_request(tmp_path: Path) -> None:
+async def test_a_connection_serves_one_request(tmp_path: Path) -> None:
     async with served(tmp_path / "t"):
         status, body = await ask(tmp_path / "t", GET * 50)
     assert (status, body) == (200, b"live\n")
 
 
-async def test_one_who_dawdles_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CONNECTION_SECONDS", 0.05)
-    async with served(tmp_path / "t"):
+async def test_a_client_that_sends_no_whole_request_is_disconnected(tmp_path: Path) -> None:
+    async with served(tmp_path / "t", connection_seconds=0.05):
         assert await ask(tmp_path / "t", b"") == (0, b"")
         assert await ask(tmp_path / "t", GET[:-2]) == (0, b"")
 
 
-async def test_one_who_does_not_read_is_cut(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "CONNECTION_SECONDS", 0.05)
-    async with served(tmp_path / "t", text=lambda: "x" * 10_000_000):
+async def test_a_client_that_does_not_read_is_disconnected(tmp_path: Path) -> None:
+    async with served(tmp_path / "t", text=lambda: "x" * 10_000_000, connection_seconds=0.05):
         with scrape.connect(tmp_path / "t") as sock:
             sock.sendall(GET.replace(b"live", b"metrics"))
             await asyncio.to_thread(_wait_for_the_end, sock)
@@ -118,15 +124,13 @@ async def test_one_who_does_not_read_is_cut(
     assert 0 < received < 10_000_000
 
 
-async def test_a_flood_is_cut_and_passes(tmp_path: Path) -> None:
-    async with served(tmp_path / "t"):
-        answers = [await get(tmp_path / "t", "/live") for _ in range(AT_ONCE + 20)]
-        served_ = answers.count((200, "live\n"))
-        assert AT_ONCE <= served_ < len(answers)
-        assert set(answers) == {(200, "live\n"), (0, "")}
+async def test_connections_over_the_rate_limit_are_closed_at_once(tmp_path: Path) -> None:
+    async with served(tmp_path / "t", connection_limit=RateLimit(3, 1e6)):
+        answers = [await get(tmp_path / "t", "/live") for _ in range(5)]
+    assert answers == [(200, "live\n")] * 3 + [(0, "")] * 2
 
 
-async def test_what_breaks_is_told_in_the_log_and_to_nobody_else(tmp_path: Path) -> None:
+async def test_an_internal_error_is_logged_and_not_sent_to_the_client(tmp_path: Path) -> None:
     def broken() -> str:
         raise ZeroDivisionError("secret")
 
@@ -138,7 +142,7 @@ async def test_what_breaks_is_told_in_the_log_and_to_nobody_else(tmp_path: Path)
     assert lines.of("internal error")
 
 
-async def test_open_connections_end_with_it(tmp_path: Path) -> None:
+async def test_open_connections_end_with_the_server(tmp_path: Path) -> None:
     async with served(tmp_path / "t"):
         sock = scrape.connect(tmp_path / "t")
         assert (await get(tmp_path / "t", "/live"))[0] == 200
@@ -146,7 +150,7 @@ async def test_open_connections_end_with_it(tmp_path: Path) -> None:
         assert _read(sock) == b""
 
 
-async def test_a_port_that_is_taken_is_an_error_with_the_way_out() -> None:
+async def test_the_error_about_a_port_in_use_names_the_way_out() -> None:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port = sock.getsockname()[1]
         with pytest.raises(StartupError, match=rf"127.0.0.1:{port}: .* a free port, or the path"):
@@ -154,7 +158,7 @@ async def test_a_port_that_is_taken_is_an_error_with_the_way_out() -> None:
                 pass
 
 
-async def test_a_socket_that_is_served_is_not_stolen(tmp_path: Path) -> None:
+async def test_a_socket_in_use_is_not_replaced(tmp_path: Path) -> None:
     async with served(tmp_path / "t"):
         with pytest.raises(StartupError, match="another agent is serving"):
             async with served(tmp_path / "t"):
