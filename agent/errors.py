@@ -1,7 +1,7 @@
-"""The error tree, split by whose fault it is.
+"""The exceptions of vouchd, by cause: the operator's files, the caller, the agent.
 
-Each message is one sentence for the person who has to act on it. `agent.api.status` holds the only
-table from these classes to gRPC status codes; nothing here knows of gRPC.
+Each message is one sentence: the problem, its place, the way out. The table from these classes to
+gRPC status codes is in `agent.api.status`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 class VouchdError(Exception):
-    """Root of everything vouchd raises on purpose."""
+    """Base class of all exceptions that vouchd raises on purpose."""
 
 
 class Severity(StrEnum):
-    """Whether a problem stops what was read from being used."""
+    """An error refuses a file; a warning does not."""
 
     ERROR = "error"
     WARNING = "warning"
@@ -28,7 +28,7 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Problem:
-    """One mistake in a file. Lines and columns count from 1, as editors do."""
+    """A problem in a file. Lines and columns count from 1."""
 
     file: str
     line: int
@@ -37,13 +37,13 @@ class Problem:
     severity: Severity = Severity.ERROR
 
     def __str__(self) -> str:
-        """`file:line:column: message`, the form that editors and CI systems can jump to."""
+        """Return `file:line:column: message`, which editors and CI systems parse."""
         mark = "warning: " if self.severity is Severity.WARNING else ""
         return f"{self.file}:{self.line}:{self.column}: {mark}{self.message}"
 
 
 class ConfigError(VouchdError):
-    """The operator's files are wrong. Carries every mistake found, not only the first."""
+    """The configuration or the entry files have errors; `problems` has all of them."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(sorted(problems))
@@ -51,73 +51,73 @@ class ConfigError(VouchdError):
 
 
 class RequestError(VouchdError):
-    """The caller's request is malformed or its token is not valid: retrying cannot help it."""
+    """The request is malformed, or its token is not valid: a retry fails too."""
 
 
 class NotFoundError(VouchdError):
-    """What the request names does not exist."""
+    """The object that the request names does not exist."""
 
 
 class UnsupportedError(VouchdError):
-    """The method does not exist, or the standard has it and this agent does not serve it."""
+    """The method does not exist, or is an optional one that this agent does not serve."""
 
 
 class PeerError(VouchdError):
-    """The caller cannot be vouched for: gone, changed, or not nameable by this kernel."""
+    """The evidence of the caller does not hold: it exited, changed, or cannot be identified."""
 
 
 class PeerGoneError(PeerError):
-    """The caller's process has exited, so nobody is left to answer."""
+    """The caller's process has exited."""
 
 
 class NoIdentityError(VouchdError):
-    """The caller is who it is, and no registration entry gives it an identity."""
+    """The caller is attested, and no registration entry matches."""
 
 
 class UnavailableError(VouchdError):
-    """Our side cannot answer now; the same call may succeed later."""
+    """The agent cannot answer now; the same call may succeed later."""
 
 
 class StoppingError(UnavailableError):
-    """The agent ends now; whoever calls again reaches its successor."""
+    """The agent is stopping; a retry reaches the next agent."""
 
 
 class AttestationError(UnavailableError):
-    """An attestor failed and nothing else matched, so that "no identity" would be a guess."""
+    """An attestor failed and no entry matched: "no identity" could be wrong."""
 
 
 class UnansweredError(UnavailableError):
-    """The caller did not prove in time that it is at the other end of its connection."""
+    """The caller's process did not answer a PING on its connection in time."""
 
 
 class AuthorityError(UnavailableError):
-    """The authority cannot sign, or refused to sign something that breaks the SVID rules."""
+    """The authority cannot sign, or refused an SVID that violates the standard."""
 
 
 class StartupError(VouchdError):
-    """The daemon cannot start here: a live socket, a locked or damaged data directory."""
+    """The agent cannot start: a socket in use, a locked or damaged data directory."""
 
 
 class DefectError(VouchdError):
-    """A part of the agent ended with an exception that is a defect; the log has the traceback."""
+    """A task of the agent raised an unexpected exception; the log has the traceback."""
 
 
-_REMEDIES = {
+_ADVICE = {
     errno.ENOSPC: "make room on its disk",
     errno.EDQUOT: "make room in the quota of the agent's user",
     errno.EROFS: (
-        "have its disk mounted writable, and see in the kernel's log why it is not; a unit with "
-        "ProtectSystem=strict has to name the directory in ReadWritePaths="
+        "mount its disk writable (the kernel's log may say why it is read-only); a unit with "
+        "ProtectSystem=strict must have the directory in ReadWritePaths="
     ),
-    errno.EIO: "look after its disk; the kernel's log says more",
+    errno.EIO: "check its disk; the kernel's log says more",
     errno.EMFILE: "allow the agent more open files (LimitNOFILE= in its unit, or ulimit -n)",
-    errno.ENFILE: "have fewer files open on this host, or raise fs.file-max",
+    errno.ENFILE: "close files of other processes on this host, or raise fs.file-max",
     errno.ENOMEM: "allow the agent more memory (MemoryMax= in its unit), or free some on this host",
 }
 
 
 def with_remedy(error: OSError) -> str:
-    """What the system says is wrong, and what to do about it where that is known."""
+    """Return the text of an operating system error, with the way out if one is known."""
     reason = error.strerror or str(error)
-    remedy = _REMEDIES.get(error.errno or 0)
-    return reason if remedy is None else f"{reason}: {remedy}"
+    advice = _ADVICE.get(error.errno or 0)
+    return reason if advice is None else f"{reason}: {advice}"

@@ -166,7 +166,7 @@ class Entitlements:
             proof=str(caller.proof),
             weaknesses=list(caller.weaknesses),
             selectors=sorted(each.redacted() for each in attestation.selectors),
-            entries=[identity.entry_id for identity in matches.identities],
+            entry_ids=[identity.entry_id for identity in matches.identities],
             notes=list(attestation.notes),
         )
 

@@ -1,4 +1,4 @@
-"""What the system refuses is told with what to do about it."""
+"""Errors of the operating system, with the way out."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from agent.errors import with_remedy
 
 
 @pytest.mark.parametrize(
-    ("number", "told"),
+    ("number", "message"),
     [
         (errno.ENOSPC, "No space left on device: make room on its disk"),
         (errno.EMFILE, r"Too many open files: allow the agent more open files \(LimitNOFILE="),
         (errno.EPIPE, "Broken pipe$"),
     ],
 )
-def test_a_refusal_of_the_system_says_what_to_do(number: int, told: str) -> None:
-    with pytest.raises(OSError, match=told):
+def test_a_known_errno_has_the_way_out(number: int, message: str) -> None:
+    with pytest.raises(OSError, match=message):
         raise OSError(with_remedy(OSError(number, os.strerror(number))))
 
 
-def test_one_without_a_number_says_what_it_says() -> None:
+def test_an_error_without_an_errno_keeps_its_text() -> None:
     assert with_remedy(OSError("the moon is full")) == "the moon is full"

@@ -142,7 +142,7 @@ def test_a_read_only_disk_is_an_error_with_advice(
 
     monkeypatch.setattr(os, "unlink", fail)
     with pytest.raises(
-        KeystoreError, match=r"Read-only file system: have its disk .*; nothing was changed"
+        KeystoreError, match=r"Read-only file system: mount its disk .*; nothing was changed"
     ):
         keystore.write("f", b"new")
     keystore.close()
