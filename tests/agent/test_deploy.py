@@ -1,4 +1,4 @@
-"""The examples under deploy/ are what the agent takes."""
+"""The agent accepts the examples under deploy/."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def objects() -> dict[str, Any]:
 def test_the_configuration_in_the_manifest_is_valid(tmp_path: Path) -> None:
     files = objects()["ConfigMap"]["data"]
     for name, text in files.items():
-        # Where the manifest mounts them.
+        # The manifest mounts them there.
         (tmp_path / name).write_text(text.replace("/etc/vouchd/", f"{tmp_path}/"))
     command = [sys.executable, "-m", "agent", "check", "-c", str(tmp_path / "agent.yaml")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -28,7 +28,7 @@ def test_the_configuration_in_the_manifest_is_valid(tmp_path: Path) -> None:
     assert set(files) == {"agent.yaml", "entries.yaml"}
 
 
-def test_the_manifest_gives_no_more_than_the_agent_needs() -> None:
+def test_the_manifest_grants_only_the_required_privileges() -> None:
     pod = objects()["DaemonSet"]["spec"]["template"]["spec"]
     [container] = pod["containers"]
     security = container["securityContext"]

@@ -21,7 +21,7 @@ from tests.support import promql, scrape
 ROOT = Path(__file__).parents[2]
 DASHBOARD = ROOT / "deploy/grafana/vouchd.json"
 ALERTS = ROOT / "deploy/prometheus/alerts.yaml"
-# What Prometheus itself adds.
+# Labels and metrics that Prometheus adds.
 OF_THE_TARGET = {"instance", "job"}
 OF_PROMETHEUS = "up"
 
@@ -41,7 +41,7 @@ LEVELS = Levels(
 
 @pytest.fixture
 def exported(agent_factory: AgentFactory) -> dict[str, Labels]:
-    """By metric, the labels and the values that each has."""
+    """The exported metrics with their labels and label values."""
     agent = agent_factory(config="telemetry: {listen: t.sock}")
     return read(scrape.get(agent.directory / "t.sock", "/metrics")[1])
 
@@ -68,7 +68,7 @@ def rules() -> list[dict[str, Any]]:
 
 
 def queries() -> Iterator[tuple[str, str]]:
-    """Each expression with what is written with it, where labels may be named too."""
+    """Each expression with the text beside it, which may name labels."""
     for panel in panels():
         for target in panel.get("targets", ()):
             yield target["expr"], target["legendFormat"]
@@ -102,7 +102,7 @@ def _matches(operator: str, value: str, values: AbstractSet[str]) -> bool:
     return any(re.fullmatch(pattern, each) for each in values)
 
 
-def test_every_query_asks_for_what_is_exported(exported: dict[str, Labels]) -> None:
+def test_every_query_uses_exported_metrics_and_labels(exported: dict[str, Labels]) -> None:
     found = {expression: mistakes(expression, text, exported) for expression, text in queries()}
     assert len(found) > 30
     assert {expression: each for expression, each in found.items() if each} == {}
@@ -111,7 +111,7 @@ def test_every_query_asks_for_what_is_exported(exported: dict[str, Labels]) -> N
     ours = {
         re.sub(r"_(bucket|sum|count)$", "", name) for name in exported if name.startswith("vouchd")
     }
-    assert ours <= stems, "what nobody looks at need not be exported"
+    assert ours <= stems, "every exported metric is in the dashboard or in an alert"
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_every_query_asks_for_what_is_exported(exported: dict[str, Labels]) -> N
         ("vouchd_ready == 0", "{{ $labels.kind }}", "the text has no kind"),
     ],
 )
-def test_a_query_that_asks_for_anything_else_is_found(
+def test_a_query_of_an_unknown_metric_or_label_is_reported(
     expression: str, text: str, mistake: str
 ) -> None:
     metrics = Metrics(Words(methods=["FetchX509SVID"]))
@@ -135,21 +135,21 @@ def test_a_query_that_asks_for_anything_else_is_found(
     assert found.endswith(mistake)
 
 
-def test_the_reference_names_what_is_exported(exported: dict[str, Labels]) -> None:
+def test_the_reference_names_exported_metrics(exported: dict[str, Labels]) -> None:
     text = (ROOT / "docs/reference/metrics.md").read_text()
     named = re.findall(r"`((?:vouchd|process)_[a-z0-9_]+)", text)
     assert len(named) > 10
     assert set(named) <= {*exported, *(name.removesuffix("_bucket") for name in exported)}
 
 
-def test_the_alerts_say_what_is_wrong_and_what_to_do() -> None:
+def test_every_alert_has_a_summary_and_a_description() -> None:
     for rule in rules():
         assert re.fullmatch(r"Vouchd[A-Za-z]+", rule["alert"])
         assert rule["labels"]["severity"] in {"critical", "warning"}
         assert {"summary", "description"} <= rule["annotations"].keys()
 
 
-def test_the_dashboard_fits_together() -> None:
+def test_the_panels_of_the_dashboard_do_not_overlap() -> None:
     made = panels()
     assert len({panel["id"] for panel in made}) == len(made)
     places = [tuple(panel["gridPos"][each] for each in "xywh") for panel in made]

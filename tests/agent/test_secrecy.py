@@ -1,4 +1,4 @@
-"""What looks after all logs of all tests: it finds what it should."""
+"""The search for secrets in the logs of all tests: it finds them in any form."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ def test_a_secret_is_found_in_any_form(text: str) -> None:
 
 
 @pytest.mark.parametrize("before", range(32))
-def test_it_is_found_wherever_it_begins(before: int) -> None:
+def test_a_secret_is_found_at_any_offset(before: int) -> None:
     secrecy.know(KEY)
     assert secrecy.secrets_in("#" * before + f"{NUMBER:064x}")
     assert not secrecy.secrets_in("#" * before + f"{NUMBER:064x}"[:-1])
 
 
-def test_what_is_no_secret_is_not_found() -> None:
+def test_other_text_is_not_reported() -> None:
     secrecy.know(KEY)
     assert not secrecy.secrets_in("2026-01-01 svid issued serial=5815c0f692cf2c393fbcd5412eaa1107")
 
 
-def test_what_a_real_agent_says_is_heard_and_its_keys_are_known() -> None:
+def test_the_log_of_an_agent_is_searched_for_its_keys() -> None:
     agent = RunningAgent(entry_for_me(), config="log: {level: debug}")
     assert vouchd("fetch", "x509", "--socket", agent.socket).code == 0
     agent.stop()

@@ -1,4 +1,4 @@
-"""A running agent that is scraped: what happens is seen, and the number of series never grows."""
+"""The metrics of a running agent: they count, and the number of series never grows."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_calls_are_counted_with_their_stages(agent_factory: AgentFactory) -> Non
         assert during['vouchd_svids{kind="jwt"}'] == 1
         client.http.reset_stream(stream)
         client.flush()
-        # The next call on this connection is answered after that.
+        # The next call on this connection is answered after it.
         assert client.status(client.call("FetchJWTSVID", AUDIENCE)).status == 0
         found = scrape.changes(before, scrape.scrape(where))
     assert found['vouchd_calls_total{code="CANCELLED",method="FetchX509SVID"}'] == 1
@@ -64,7 +64,7 @@ def test_calls_are_counted_with_their_stages(agent_factory: AgentFactory) -> Non
     assert found['vouchd_stage_duration_seconds_count{stage="attestor:unix"}'] >= 1
 
 
-def test_a_program_that_answers_for_itself_is_timed(agent_factory: AgentFactory) -> None:
+def test_the_challenge_of_a_program_is_timed(agent_factory: AgentFactory) -> None:
     mine = f"unix:path:{os.path.realpath('/proc/self/exe')}"
     agent = agent_factory(
         f"entries:\n  - {{spiffe_id: /me, selectors: ['{mine}']}}\n", config=LISTEN
@@ -75,7 +75,7 @@ def test_a_program_that_answers_for_itself_is_timed(agent_factory: AgentFactory)
     assert found['vouchd_stage_duration_seconds_count{stage="challenge"}'] == 1
 
 
-def test_refusals_are_counted_by_their_reason(agent_factory: AgentFactory) -> None:
+def test_refusals_are_counted_by_reason(agent_factory: AgentFactory) -> None:
     agent = agent_factory("entries: []\n", config=LISTEN)
     where = agent.directory / "t.sock"
     before = scrape.scrape(where)
@@ -99,7 +99,7 @@ def test_refusals_are_counted_by_their_reason(agent_factory: AgentFactory) -> No
     assert found['vouchd_calls_total{code="UNIMPLEMENTED",method="other"}'] == 1
 
 
-def test_a_stranger_on_a_connection_is_counted(agent_factory: AgentFactory) -> None:
+def test_a_foreign_sender_is_counted(agent_factory: AgentFactory) -> None:
     agent = agent_factory(config=LISTEN)
     where = agent.directory / "t.sock"
     with connected(agent) as client:
@@ -113,7 +113,9 @@ def test_a_stranger_on_a_connection_is_counted(agent_factory: AgentFactory) -> N
     assert found['vouchd_refusals_total{reason="foreign_sender"}'] == 1
 
 
-def test_reloads_are_counted_and_mistakes_are_seen(agent_factory: AgentFactory) -> None:
+def test_reloads_are_counted_and_errors_change_a_gauge(
+    agent_factory: AgentFactory,
+) -> None:
     agent = agent_factory(config=LISTEN)
     where = agent.directory / "t.sock"
     good = agent.config.read_text()
@@ -137,7 +139,7 @@ def test_reloads_are_counted_and_mistakes_are_seen(agent_factory: AgentFactory) 
     assert scrape.scrape(where)["vouchd_settings_valid{}"] == 1
 
 
-def test_expiry_is_a_time_to_come(agent_factory: AgentFactory) -> None:
+def test_expiry_metrics_are_in_the_future(agent_factory: AgentFactory) -> None:
     agent = agent_factory(config=LISTEN)
     with Stream(agent.socket) as stream:
         [svid] = stream.next().svids
@@ -151,7 +153,7 @@ def test_expiry_is_a_time_to_come(agent_factory: AgentFactory) -> None:
         assert 0 < expiry - now < lifetime < 86400 + 60
 
 
-def test_nothing_that_callers_choose_makes_a_series(agent_factory: AgentFactory) -> None:
+def test_text_that_callers_choose_creates_no_series(agent_factory: AgentFactory) -> None:
     names = "\n".join(
         f"  - {{spiffe_id: /me/{number}, selectors: ['unix:uid:{os.getuid()}']}}"
         for number in range(100)
@@ -184,14 +186,14 @@ def test_nothing_that_callers_choose_makes_a_series(agent_factory: AgentFactory)
     assert f'"{agent.pid}"' not in words
 
 
-def test_the_administration_shows_the_same(agent_factory: AgentFactory) -> None:
+def test_status_metrics_prints_the_same_metrics(agent_factory: AgentFactory) -> None:
     agent = agent_factory(config=LISTEN)
     shown = vouchd("status", "--metrics", "--admin-socket", agent.admin_socket)
     scraped = scrape.scrape(agent.directory / "t.sock")
     assert scrape.series(shown.stdout).keys() == scraped.keys()
 
 
-def test_the_agent_says_that_it_is_live_and_ready(agent_factory: AgentFactory) -> None:
+def test_live_and_ready_answer(agent_factory: AgentFactory) -> None:
     agent = agent_factory(config=LISTEN)
     where = agent.directory / "t.sock"
     assert scrape.get(where, "/live") == (200, "live\n")
@@ -201,19 +203,19 @@ def test_the_agent_says_that_it_is_live_and_ready(agent_factory: AgentFactory) -
     assert not where.exists()
 
 
-def test_telemetry_is_off_unless_it_is_configured(agent_factory: AgentFactory) -> None:
+def test_no_http_server_runs_unless_it_is_configured(agent_factory: AgentFactory) -> None:
     agent = agent_factory()
     assert not list(agent.directory.glob("t.sock*"))
     shown = vouchd("status", "--metrics", "--admin-socket", agent.admin_socket)
     assert scrape.series(shown.stdout)["vouchd_ready{}"] == 1
 
 
-def test_a_group_may_be_let_in(agent_factory: AgentFactory) -> None:
+def test_the_unix_socket_is_open_to_the_configured_group(agent_factory: AgentFactory) -> None:
     agent = agent_factory(config=f"telemetry: {{listen: t.sock, group: {os.getgid()}}}")
     assert stat.S_IMODE((agent.directory / "t.sock").stat().st_mode) == 0o660
 
 
-def test_a_loopback_port_may_be_used_and_must_be_free(agent_factory: AgentFactory) -> None:
+def test_a_loopback_port_in_use_is_an_error(agent_factory: AgentFactory) -> None:
     port = scrape.free_port()
     config = f"telemetry: {{listen: '127.0.0.1:{port}'}}"
     agent = agent_factory(config=config)
@@ -228,7 +230,9 @@ def test_a_loopback_port_may_be_used_and_must_be_free(agent_factory: AgentFactor
     assert "Traceback" not in outcome.stderr
 
 
-def test_a_flood_of_garbage_does_not_disturb_the_agent(agent_factory: AgentFactory) -> None:
+def test_a_flood_of_invalid_requests_harms_nothing(
+    agent_factory: AgentFactory,
+) -> None:
     agent = agent_factory(config=LISTEN)
     where = agent.directory / "t.sock"
     held = [scrape.connect(where) for _ in range(100)]

@@ -1,4 +1,4 @@
-"""Our events in the journal of a real systemd. As root: `make test-system`."""
+"""Events in the journal of a real systemd. As root: `make test-system`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def machine() -> Iterator[Machine]:
 
 
 def logged(machine: Machine, unit: str, *options: str) -> list[dict[str, Any]]:
-    """What the journal has of a unit that logs as the agent does."""
+    """The entries in the journal of a unit that logs like the agent."""
     begin = ["systemd-run", "--quiet", "--wait", f"--unit={unit}"]
     where = f"--working-directory={REPOSITORY}"
     machine.run(*begin, where, *options, sys.executable, "-m", "tests.support.journal_unit")
@@ -32,7 +32,7 @@ def logged(machine: Machine, unit: str, *options: str) -> list[dict[str, Any]]:
     return [event for event in events if event["_SYSTEMD_UNIT"] == f"{unit}.service"]
 
 
-def test_events_have_their_fields_and_are_found_by_them(machine: Machine) -> None:
+def test_events_are_found_by_their_fields(machine: Machine) -> None:
     lines, issued, large = logged(machine, "fields")
     assert {event["_TRANSPORT"] for event in (lines, issued, large)} == {"journal"}
     assert {event["SYSLOG_IDENTIFIER"] for event in (lines, issued, large)} == {"vouchd"}
@@ -47,7 +47,7 @@ def test_events_have_their_fields_and_are_found_by_them(machine: Machine) -> Non
     assert found.splitlines() == [issued["MESSAGE"]]
 
 
-def test_without_the_socket_they_come_with_their_priority(machine: Machine) -> None:
+def test_events_keep_their_priority_without_the_journal_socket(machine: Machine) -> None:
     hidden = "--property=InaccessiblePaths=/run/systemd/journal/socket"
     events = logged(machine, "hidden", hidden)
     assert {event["_TRANSPORT"] for event in events} == {"stdout"}

@@ -1,4 +1,4 @@
-"""The metrics as a real Prometheus takes them: scraped, linted, asked for by all our queries."""
+"""The metrics in a real Prometheus: scraped, linted, and used by every query."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def promtool(*arguments: object, given: str = "") -> subprocess.CompletedProcess
     )
 
 
-def test_the_alerts_are_valid_and_ring_when_they_should() -> None:
+def test_the_alerts_are_valid_and_fire_for_a_failing_agent() -> None:
     checked = promtool("check", "rules", ALERTS)
     assert checked.returncode == 0, checked.stderr
     tested = promtool("test", "rules", ROOT / "tests/vectors/alerts_test.yaml")
     assert tested.returncode == 0, tested.stdout + tested.stderr
 
 
-def test_names_and_units_follow_the_convention(agent_factory: AgentFactory) -> None:
+def test_metric_names_and_units_follow_the_convention(agent_factory: AgentFactory) -> None:
     agent = agent_factory(config="telemetry: {listen: t.sock}")
     status, text = scrape.get(agent.directory / "t.sock", "/metrics")
     assert status == 200
@@ -51,7 +51,7 @@ def test_names_and_units_follow_the_convention(agent_factory: AgentFactory) -> N
     assert (linted.returncode, linted.stdout, linted.stderr) == (0, "", "")
 
 
-def test_many_users_make_no_series(agent_factory: AgentFactory) -> None:
+def test_calls_of_many_users_create_no_series(agent_factory: AgentFactory) -> None:
     uids = range(FIRST_UID, FIRST_UID + USERS)
     entries = "".join(
         f"  - {{spiffe_id: /user/{uid}, selectors: ['unix:uid:{uid}']}}\n" for uid in uids[::2]
@@ -67,7 +67,7 @@ def test_many_users_make_no_series(agent_factory: AgentFactory) -> None:
     assert after.keys() == before.keys()
 
 
-def test_others_cannot_read_the_unix_socket(agent_factory: AgentFactory) -> None:
+def test_other_users_cannot_connect_to_the_unix_socket(agent_factory: AgentFactory) -> None:
     group = 7002
     agent = agent_factory(config=f"telemetry: {{listen: t.sock, group: {group}}}")
 
@@ -84,7 +84,7 @@ def test_others_cannot_read_the_unix_socket(agent_factory: AgentFactory) -> None
     assert pids.reap(pids.fork(is_kept_out)) == 0
 
 
-def test_prometheus_scrapes_it_and_understands_every_query(
+def test_prometheus_scrapes_the_agent_and_evaluates_every_query(
     agent_factory: AgentFactory, tmp_path: Path
 ) -> None:
     port = scrape.free_port()
@@ -92,7 +92,7 @@ def test_prometheus_scrapes_it_and_understands_every_query(
     client = raw.connect(str(agent.socket))
     with closing(client.sock), prometheus(tmp_path, port) as api:
         client.fetch_x509()
-        # Between two scrapes something must have happened, so that there are rates.
+        # A rate needs a change between two scrapes.
         for _ in range(ENOUGH):
             call = client.call("FetchJWTSVID", AUDIENCE)
             assert client.status(call).status == 0
@@ -109,7 +109,7 @@ def test_prometheus_scrapes_it_and_understands_every_query(
 
 
 def expressions() -> list[str]:
-    """All that the dashboard and the alerts ask, filled in as Grafana does."""
+    """All expressions of the dashboard and the alerts, with Grafana's variables replaced."""
     panels = json.loads(DASHBOARD.read_text())["panels"]
     asked = [target["expr"] for panel in panels for target in panel.get("targets", ())]
     [group] = yaml.safe_load(ALERTS.read_text())["groups"]
@@ -119,7 +119,7 @@ def expressions() -> list[str]:
 
 @contextmanager
 def prometheus(directory: Path, target: int) -> Iterator[tuple[str, int]]:
-    """A Prometheus that scrapes that port every second, and where it answers."""
+    """A Prometheus that scrapes a port every second; its own address."""
     port = scrape.free_port()
     config = {
         "global": {"scrape_interval": "1s"},
@@ -147,7 +147,7 @@ def prometheus(directory: Path, target: int) -> Iterator[tuple[str, int]]:
 
 
 def query(api: tuple[str, int], expression: str) -> list[dict[str, Any]]:
-    """What an expression comes to now."""
+    """The current result of an expression."""
     asked = urllib.parse.urlencode({"query": expression})
     request = f"GET /api/v1/query?{asked} HTTP/1.0\r\nHost: x\r\n\r\n"
     _, body = scrape.ask(api, request.encode())
@@ -158,7 +158,7 @@ def query(api: tuple[str, int], expression: str) -> list[dict[str, Any]]:
 
 
 def _fetch_as(agent: RunningAgent, uid: int) -> int:
-    """The status of a call of a process of that user."""
+    """The exit code of a process of that user that makes a call."""
 
     def child() -> None:
         pids.become(uid)

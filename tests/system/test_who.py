@@ -1,4 +1,4 @@
-"""`vouchd who` says of a raw connection what the kernel says, checked against /proc."""
+"""`vouchd who` prints the kernel's evidence of a connection, compared with /proc."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Who:
         return client
 
     def report(self) -> dict[str, Any]:
-        """The next one that it prints."""
+        """The next report on stdout."""
         assert self.process.stdout is not None
         report: dict[str, Any] = json.loads(self.process.stdout.readline())
         return report
@@ -61,7 +61,7 @@ class Who:
 
 @pytest.fixture
 def socket_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    # pytest's directories are closed to other users, and these are about other users.
+    # Other users cannot enter pytest's directories.
     directory = tmp_path_factory.mktemp("w")
     for each in (directory, *directory.parents[:2]):
         each.chmod(0o755)
@@ -81,7 +81,7 @@ def read_all(client: socket.socket) -> str:
         return file.read()
 
 
-def test_it_says_what_the_kernel_says_of_us(who: Who) -> None:
+def test_who_prints_the_evidence_of_the_connected_process(who: Who) -> None:
     answer = json.loads(read_all(who.connect()))
     program = Path("/proc/self/exe").stat()
     device = f"{os.major(program.st_dev)}:{os.minor(program.st_dev)}"
@@ -106,7 +106,7 @@ def test_the_pidfd_inode_names_the_process_and_not_the_connection(who: Who) -> N
     assert len(inodes) == 1
 
 
-def test_one_who_was_gone_before_it_looked_is_refused_with_the_reason(who: Who) -> None:
+def test_a_process_that_exited_before_accept_is_refused_with_the_reason(who: Who) -> None:
     who.process.send_signal(signal.SIGSTOP)
     os.waitid(os.P_PID, who.process.pid, os.WSTOPPED)
     reap(fork(who.connect))
@@ -114,18 +114,18 @@ def test_one_who_was_gone_before_it_looked_is_refused_with_the_reason(who: Who) 
     assert who.report() == {"refused": "the process exited before its connection was accepted"}
 
 
-def test_one_who_never_reads_nor_closes_holds_up_nobody(who: Who) -> None:
+def test_a_client_that_does_not_read_delays_no_other(who: Who) -> None:
     with who.connect(), who.connect():
         assert json.loads(read_all(who.connect()))["pid"] == os.getpid()
 
 
-def test_what_a_client_sends_does_not_cost_it_its_answer(who: Who) -> None:
+def test_a_client_that_sends_data_gets_its_answer(who: Who) -> None:
     client = who.connect()
     client.sendall(b"GET / HTTP/1.1\r\n\r\n")
     assert json.loads(read_all(client))["pid"] == os.getpid()
 
 
-def test_a_process_cannot_send_commands_to_the_terminal_by_its_name(socket_path: Path) -> None:
+def test_the_name_of_a_process_cannot_control_the_terminal(socket_path: Path) -> None:
     running = Who(socket_path)
 
     def connect_under_a_bad_name() -> None:
@@ -139,7 +139,7 @@ def test_a_process_cannot_send_commands_to_the_terminal_by_its_name(socket_path:
     assert "\x1b" not in out
 
 
-def test_once_ends_after_one_connection(socket_path: Path) -> None:
+def test_once_exits_after_one_connection(socket_path: Path) -> None:
     running = Who(socket_path, "--once", "--output", "json")
     read_all(running.connect())
     out, err = running.process.communicate(timeout=PATIENCE_SECONDS)
@@ -147,7 +147,7 @@ def test_once_ends_after_one_connection(socket_path: Path) -> None:
     assert not socket_path.exists()
 
 
-def test_a_live_socket_is_never_taken_over(who: Who) -> None:
+def test_a_socket_in_use_is_not_replaced(who: Who) -> None:
     outcome = vouchd("who", "--listen", who.path)
     assert (outcome.code, outcome.stdout) == (1, "")
     assert f"is serving on {who.path}; stop it first" in outcome.stderr
@@ -155,7 +155,7 @@ def test_a_live_socket_is_never_taken_over(who: Who) -> None:
 
 
 @pytest.mark.system
-def test_another_user_is_told_apart_and_its_groups_are_told(who: Who) -> None:
+def test_the_evidence_of_another_user_has_its_groups(who: Who) -> None:
     def behave() -> None:
         become(NOBODYS_UID, NOBODYS_GID, groups=(7, 8))
         client = who.connect()
@@ -170,7 +170,7 @@ def test_another_user_is_told_apart_and_its_groups_are_told(who: Who) -> None:
     assert report["executable"] == str(Path("/proc/self/exe").readlink())
 
 
-def test_what_was_read_of_one_who_died_meanwhile_is_not_told(
+def test_evidence_of_a_process_that_died_meanwhile_is_discarded(
     socket_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def behave() -> None:
@@ -193,8 +193,8 @@ def test_what_was_read_of_one_who_died_meanwhile_is_not_told(
 
 
 @pytest.mark.system
-def test_without_root_the_unreadable_is_named_and_the_rest_is_told(socket_path: Path) -> None:
-    """Here somebody else looks, who may not see root's executable."""
+def test_without_root_unreadable_evidence_is_named(socket_path: Path) -> None:
+    """An ordinary user runs the command, and may not read the executable of root."""
     read_end, write_end = os.pipe()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(socket_path))
