@@ -48,7 +48,7 @@ def watch_option(command: _F) -> _F:
 def status(
     admin_socket: Path, timeout: float, output: Format, *, watch: bool, metrics: bool
 ) -> None:
-    """Show the state of the agent: authorities, entries, and the connected callers."""
+    """Show authorities, entries and connected callers."""
     with AdminClient(admin_socket, timeout) as client:
         if metrics:
             click.echo(client.metrics(), nl=False)
@@ -85,7 +85,7 @@ def explain(
 
 @click.group()
 def authority() -> None:
-    """Show the signing authorities, or rotate them before they are due.
+    """Show or rotate the signing authorities.
 
     To replace an authority with a compromised key, for each kind: prepare a successor, activate it,
     taint the retired authority, which renews everything it signed, and revoke it when all verifiers

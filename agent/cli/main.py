@@ -61,7 +61,7 @@ def commands() -> None:
     """SPIFFE workload attestation agent for Linux.
 
     `vouchd run` is the agent. fetch, watch, validate and health act as a workload. status, explain
-    and authority ask a running agent. check, entries and who need no agent.
+    and authority ask a running agent. check, who and most of entries need no agent.
     """
 
 

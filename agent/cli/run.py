@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.command(epilog="Example: vouchd run -c /etc/vouchd/agent.yaml")
 @config_option
 def run(config: Path) -> None:
-    """Run the agent: serve the Workload API until SIGTERM or Ctrl-C.
+    """Run the agent until SIGTERM or Ctrl-C.
 
     The agent logs to stderr. The line "vouchd ready on unix://..." names the socket once the agent
     accepts calls. SIGHUP reloads the configuration and the entries.

@@ -45,7 +45,7 @@ _CLOCK = SystemClock()
 @click.option("--once", is_flag=True, help="Exit after one connection.")
 @output_option
 def who(listen: Path, output: Format, *, once: bool) -> None:
-    """Print the kernel's evidence of each process that connects to a socket.
+    """Print the kernel's evidence of connecting processes.
 
     Connect with `nc -U PATH`, which prints the same. Root also sees the executables of other users'
     processes. Ctrl-C or SIGTERM ends the command (exit code 0).

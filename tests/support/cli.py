@@ -1,4 +1,4 @@
-"""Runs `vouchd` in a process of its own, as people and scripts do."""
+"""Run `vouchd` in a process of its own, or in this process."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
+
+from agent.cli import main as cli
 from tests.support.agent import PATIENCE_SECONDS, REPOSITORY
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a command left behind."""
+    """Exit code and output of a command."""
 
     code: int
     stdout: str
@@ -43,5 +46,12 @@ def vouchd(*arguments: object, **env: str) -> Outcome:
 
 
 def command(*arguments: object) -> list[str]:
-    """The command line, for those who start it themselves."""
+    """Return the arguments to start a command with."""
     return [sys.executable, "-m", "agent", *map(str, arguments)]
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Run a command line in this process; return its exit code, stdout and stderr."""
+    code = cli.execute([*map(str, arguments)])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err

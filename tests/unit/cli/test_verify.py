@@ -1,21 +1,15 @@
-"""Verification of the agent's answers, and the files that --write makes."""
+"""Verification of the agent's answers."""
 
 from __future__ import annotations
 
 import dataclasses
-import stat
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import jwt
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from agent.cli.store import StoreError, write_update
 from agent.cli.verify import (
     UntrustedAnswerError,
     parse_certificates,
@@ -24,82 +18,26 @@ from agent.cli.verify import (
     verify_jwt,
     verify_update,
 )
-from agent.client.workload import ReceivedJwtSvid, ReceivedX509Svid, X509Update
+from agent.client.workload import ReceivedJwtSvid, X509Update
 from agent.spiffe import keys
 from agent.spiffe.bundle import DEFAULT_REFRESH_HINT, TrustBundle
 from agent.spiffe.ids import TrustDomain
+from tests.support.fetched import (
+    CA,
+    CA_KEY,
+    DOMAIN,
+    GOOD,
+    ID,
+    KEY,
+    LEAF,
+    NOW,
+    OTHER_CA,
+    UPDATE,
+    der,
+)
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-ID = "spiffe://example.org/me"
-DOMAIN = TrustDomain("example.org")
-
-
-def certificate(
-    uri: str, key: keys.PrivateKey, issuer: x509.Certificate | None, issuer_key: keys.PrivateKey
-) -> x509.Certificate:
-    ca = issuer is None
-    name = x509.Name.from_rfc4514_string("O=test")
-    usages = dict.fromkeys(
-        (
-            "content_commitment",
-            "key_encipherment",
-            "data_encipherment",
-            "key_agreement",
-            "encipher_only",
-            "decipher_only",
-        ),
-        False,
-    )
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(NOW - timedelta(minutes=1))
-        .not_valid_after(NOW + timedelta(hours=1))
-        .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
-        .add_extension(
-            x509.KeyUsage(**usages, digital_signature=not ca, key_cert_sign=ca, crl_sign=ca),
-            critical=True,
-        )
-        .add_extension(
-            x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)]), critical=False
-        )
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()),
-            critical=False,
-        )
-    )
-    if not ca:
-        both = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
-        builder = builder.add_extension(x509.ExtendedKeyUsage(both), critical=False)
-    return builder.sign(issuer_key, hashes.SHA256())
-
-
-def der(*certificates: x509.Certificate) -> bytes:
-    return b"".join(each.public_bytes(Encoding.DER) for each in certificates)
-
-
-CA_KEY = keys.generate(keys.KeyType.EC_P256)
-CA = certificate("spiffe://example.org", CA_KEY, None, CA_KEY)
-OTHER_CA_KEY = keys.generate(keys.KeyType.EC_P256)
-OTHER_CA = certificate("spiffe://example.org", OTHER_CA_KEY, None, OTHER_CA_KEY)
-KEY = keys.generate(keys.KeyType.EC_P256)
-LEAF = certificate(ID, KEY, CA, CA_KEY)
-
-GOOD = ReceivedX509Svid(
-    spiffe_id=ID,
-    chain_der=der(LEAF),
-    key_der=keys.to_pkcs8_der(KEY),
-    bundle_der=der(CA, OTHER_CA),
-    hint="h",
-)
-UPDATE = X509Update(svids=(GOOD,), federated_bundles={"spiffe://partner.example": der(OTHER_CA)})
+    pass
 
 
 def test_a_valid_update_is_returned() -> None:
@@ -206,62 +144,3 @@ def test_a_token_invalid_for_one_audience_is_refused(
     with pytest.raises(UntrustedAnswerError, match=reason) as caught:
         verify_jwt(received, audiences, BUNDLES, NOW)
     assert sent not in str(caught.value)
-
-
-# --- files ---------------------------------------------------------------------------------------
-
-
-def test_files_have_their_modes_and_no_temporary_file_remains(tmp_path: Path) -> None:
-    directory = tmp_path / "deep" / "down"
-    written = write_update(verify_update(UPDATE, NOW), directory)
-    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in directory.iterdir()}
-    assert modes == {
-        "svid.0.key": 0o600,
-        "svid.0.pem": 0o644,
-        "bundle.0.pem": 0o644,
-        "federated_bundle.0.0.pem": 0o644,
-    }
-    assert {path.name for path in written} == set(modes)
-    assert (directory / "svid.0.key").read_bytes() == keys.to_pem(KEY)
-    bundle = x509.load_pem_x509_certificates((directory / "bundle.0.pem").read_bytes())
-    assert bundle == [CA, OTHER_CA]
-
-
-def test_a_link_in_the_place_of_the_key_is_replaced(
-    tmp_path: Path,
-) -> None:
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.write_text("untouched")
-    (tmp_path / "svid.0.key").symlink_to(elsewhere)
-    write_update(verify_update(UPDATE, NOW), tmp_path)
-    assert elsewhere.read_text() == "untouched"
-    assert not (tmp_path / "svid.0.key").is_symlink()
-
-
-def test_the_key_has_mode_0600_while_it_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    modes: list[int] = []
-
-    def watching_fsync(_descriptor: int) -> None:
-        modes.extend(stat.S_IMODE(path.stat().st_mode) for path in tmp_path.glob(".svid.0.key*"))
-
-    monkeypatch.setattr("os.fsync", watching_fsync)
-    write_update(verify_update(UPDATE, NOW), tmp_path)
-    assert set(modes) == {0o600}
-
-
-def test_the_error_about_an_unusable_directory_names_the_way_out(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match=r"cannot write to .*/file/x: Not a directory; choose"):
-        write_update(verify_update(UPDATE, NOW), tmp_path / "file" / "x")
-
-
-def test_a_failed_write_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(_descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(StoreError, match="No space left on device"):
-        write_update(verify_update(UPDATE, NOW), tmp_path)
-    assert list(tmp_path.iterdir()) == []
