@@ -1,7 +1,7 @@
-"""The agent is killed at every moment of every step of a rotation, and loses nothing by it.
+"""An agent that is killed at any moment of any step of a rotation loses no state.
 
-The kill is a real one, between the system calls that write the state. Whoever was served before has
-to be able to go on with what it has.
+The kill is real, between the system calls that write the state. SVIDs and tokens from before must
+stay valid.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.support.agent import PATIENCE_SECONDS, REPOSITORY, RunningAgent, entr
 
 
 class MortalAgent(RunningAgent):
-    """Dies at a moment of its life; 0 is never."""
+    """An agent that is killed at system call number `moment` of a write; 0 is never."""
 
     moment = 0
 
@@ -36,7 +36,7 @@ class MortalAgent(RunningAgent):
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What the world knows of the authorities: states by ID, and the bundle's sequence."""
+    """The authorities as the admin API shows them: states by ID, and the bundle's sequence."""
 
     states: dict[str, tuple[str, str]]
     sequence: int
@@ -54,7 +54,7 @@ def look(agent: RunningAgent) -> Seen:
 
 
 class World:
-    """Remembers everything that was ever handed out."""
+    """Remembers every SVID that was handed out."""
 
     def __init__(self) -> None:
         self.serials: list[int] = []
@@ -70,7 +70,7 @@ class World:
         self.tokens.append(token.token)
 
     def check_tokens(self, agent: RunningAgent) -> None:
-        """Nobody who holds a token is turned away."""
+        """Check that each token is still valid."""
         with WorkloadClient(agent.socket, PATIENCE_SECONDS) as client:
             for token in self.tokens:
                 client.validate_jwt_svid("world", token)
@@ -116,7 +116,7 @@ def test_a_rotation_survives_being_killed_at_any_moment(kind: str, moment: int) 
         world.fetch(agent)
         for name, step in STEPS.items():
             if name in {"taint", "revoke"}:
-                world.tokens.clear()  # what a tainted key signed is not to be relied on
+                world.tokens.clear()  # tokens of a tainted key may become invalid
             before = look(agent)
             die_in(agent, moment, lambda client: step(client, before, kind))  # noqa: B023
             after = look(agent)
@@ -128,14 +128,14 @@ def test_a_rotation_survives_being_killed_at_any_moment(kind: str, moment: int) 
                 with AdminClient(agent.admin_socket, PATIENCE_SECONDS) as client:
                     step(client, before, kind)
             assert look(agent).states != before.states
-        # The same SVID over all these deaths, but for the one that a tainted key had signed.
+        # The same SVID after each kill, except the one that a tainted key had signed.
         assert len(set(world.serials)) == (2 if kind == "x509" else 1)
     finally:
         agent.close()
 
 
 def die_in(agent: MortalAgent, moment: int, step: Callable[[AdminClient], Any]) -> None:
-    """Have the agent die in a step, and start it again."""
+    """Kill the agent in a step, and start it again."""
     agent.stop()
     agent.moment = moment
     agent.start()
@@ -150,7 +150,7 @@ def die_in(agent: MortalAgent, moment: int, step: Callable[[AdminClient], Any]) 
 
 
 def check(before: Seen, after: Seen) -> None:
-    """Nothing in use is lost, and every bundle has a sequence of its own."""
+    """Check that no authority in use is lost, and that each bundle has its own sequence."""
     lost = set(before.states) - set(after.states)
     assert all(before.states[each][1] == "tainted" for each in lost)
     is_same_bundle = set(after.states) == set(before.states)

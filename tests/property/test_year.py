@@ -1,8 +1,8 @@
-"""A year of an agent: edits, restarts, suspends, clocks that are set, rotations; and open streams.
+"""A year of an agent with open streams: edits, restarts, suspends, clock steps and rotations.
 
-The parts are the real ones, but for time, attestors, and the way of a message over the wire. After
-every step it is looked whether each stream shows exactly what its caller matches now. What arrives
-is verified at the moment when it arrives, with what the same message says of the authorities.
+All parts are real except time, attestors and the wire. After each step, each stream must show
+exactly the identities that its caller matches now. Each message is verified when it arrives, with
+the bundle in the same message.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ from tests.support.year import DAY, HOUR, LONGEST, TD, Agent, Client
 YEAR = 365 * DAY
 FACTS = [Selector("fake", f"fact:{n}") for n in range(12)]
 ENTRIES, CALLERS = 50, 4
-# How often the agent's loops come around here; they do so each second in a real one.
+# One turn of the agent's loops; a real agent takes one each second.
 TICK = timedelta(hours=1)
-# Every stream comes to rest in milliseconds, unless two push each other for ever. The authority
-# writes its keys in a thread of its own, and the disk may be slow.
+# Streams come to rest in milliseconds, unless two of them wake each other forever. The authority
+# writes its keys in a thread, and the disk may be slow.
 SETTLING_SECONDS = 30.0
 
 
@@ -51,7 +51,7 @@ class Year(RuleBasedStateMachine):
 
     @initialize(seed=st.integers(0, 2**32))
     def begin(self, seed: int) -> None:
-        self.luck = random.Random(seed)  # noqa: S311 - a test
+        self.random = random.Random(seed)  # noqa: S311 - a test
         self.loop = asyncio.new_event_loop()
         self.data = Path(tempfile.mkdtemp(prefix="vouchd-year-"))
         self.clock = FakeClock()
@@ -61,31 +61,33 @@ class Year(RuleBasedStateMachine):
         self.sockets = [socket.socketpair() for _ in range(CALLERS)]
         self.clients = [Client(identify(near), self.clock) for near, _ in self.sockets]
         for client in self.clients:
-            facts = frozenset(self.luck.sample(FACTS, self.luck.randint(1, 5)))
+            facts = frozenset(self.random.sample(FACTS, self.random.randint(1, 5)))
             mine = Selector("fake", f"name:c{client.caller.process.fileno()}")
             self.known[client.caller.process.fileno()] = facts | {mine}
         self.start()
 
     def start(self) -> None:
-        self.agent = Agent(self.data / "data", self.entry_set(), self.clock, self.known, self.luck)
+        self.agent = Agent(
+            self.data / "data", self.entry_set(), self.clock, self.known, self.random
+        )
         self.do(self.agent.tick())
 
     def entry_set(self) -> EntrySet:
         return EntrySet(tuple(self.entries.values()))
 
     def draw_entry(self, name: str) -> Entry:
-        luck = self.luck
-        is_template = luck.random() < 0.1
+        draw = self.random
+        is_template = draw.random() < 0.1
         path = "/t/{fake:name}" if is_template else f"/{name}"
-        hours = luck.randint(1, 2000)
-        ends = self.clock.now() + hours * HOUR if luck.random() < 0.3 else None
+        hours = draw.randint(1, 2000)
+        ends = self.clock.now() + hours * HOUR if draw.random() < 0.3 else None
         return Entry(
             id=EntryId(name),
             spiffe_id=SpiffeIdTemplate(TD, path) if is_template else SpiffeId(TD, path),
-            selectors=frozenset(luck.sample(FACTS, luck.randint(1, 2))),
-            x509_svid_ttl=luck.choice([None, None, 14 * HOUR, LONGEST]),
-            hint=luck.choice(["", "", "x"]),
-            share=luck.choice([Share.ENTRY, Share.ENTRY, Share.PROCESS]),
+            selectors=frozenset(draw.sample(FACTS, draw.randint(1, 2))),
+            x509_svid_ttl=draw.choice([None, None, 14 * HOUR, LONGEST]),
+            hint=draw.choice(["", "", "x"]),
+            share=draw.choice([Share.ENTRY, Share.ENTRY, Share.PROCESS]),
             expires_at=ends,
         )
 
@@ -97,7 +99,7 @@ class Year(RuleBasedStateMachine):
         return done
 
     async def settle(self) -> None:
-        """Let every stream come to rest; a client whose stream has ended opens it again."""
+        """Let each stream come to rest; clients open ended streams again."""
         for client in self.clients:
             if client.task is None:
                 client.task = asyncio.create_task(client.read(self.agent.api))  # noqa: TID251 - a test
@@ -122,13 +124,13 @@ class Year(RuleBasedStateMachine):
         )
 
     def reconnect(self) -> None:
-        """Clients whose streams have ended try again."""
+        """Let clients open ended streams again."""
         for client in self.clients:
             if client.task is not None and client.task.done():
                 client.task = None
         self.do(asyncio.sleep(0))
 
-    # --- what happens ----------------------------------------------------------------------------
+    # --- steps -----------------------------------------------------------------------------------
 
     @rule(hours=st.integers(1, 300))
     def time_passes(self, hours: int) -> None:
@@ -143,7 +145,7 @@ class Year(RuleBasedStateMachine):
     def the_host_is_suspended(self, hours: int) -> None:
         self.clock.set(self.clock.now() + hours * HOUR)
         self.elapsed += hours * HOUR
-        for client in self.clients[:2]:  # who happen to call before any loop has come around
+        for client in self.clients[:2]:  # these call before any loop has its turn
             self.hang_up(client)
         self.do(asyncio.sleep(0))
         self.do(self.agent.tick())
@@ -158,8 +160,8 @@ class Year(RuleBasedStateMachine):
     @rule(count=st.integers(1, 10))
     def entries_are_edited(self, count: int) -> None:
         before = [(client.messages, self.identities(client)) for client in self.clients]
-        for name in self.luck.sample([f"e{n}" for n in range(ENTRIES)], count):
-            if self.luck.random() < 0.4:
+        for name in self.random.sample([f"e{n}" for n in range(ENTRIES)], count):
+            if self.random.random() < 0.4:
                 self.entries.pop(name, None)
             else:
                 self.entries[name] = self.draw_entry(name)
@@ -195,7 +197,9 @@ class Year(RuleBasedStateMachine):
         before = self.agent.authority.bundle.document()
         self.stop()
         self.agent.close()
-        self.agent = Agent(self.data / "data", self.entry_set(), self.clock, self.known, self.luck)
+        self.agent = Agent(
+            self.data / "data", self.entry_set(), self.clock, self.known, self.random
+        )
         assert self.agent.authority.bundle.document() == before
         self.do(self.agent.tick())
 
@@ -216,7 +220,7 @@ class Year(RuleBasedStateMachine):
         for client in self.clients:
             self.hang_up(client)
 
-    # --- what holds ------------------------------------------------------------------------------
+    # --- invariants ------------------------------------------------------------------------------
 
     def identities(self, client: Client) -> tuple[Identity, ...]:
         caller = client.caller
@@ -227,14 +231,14 @@ class Year(RuleBasedStateMachine):
         return [str(identity.spiffe_id) for identity in self.identities(client)]
 
     @invariant()
-    def each_stream_shows_what_its_caller_matches(self) -> None:
+    def each_stream_shows_the_identities_of_its_caller(self) -> None:
         for client in self.clients:
             assert client.shown is not None
             assert [svid.spiffe_id for svid in client.shown] == self.expected(client)
             client.verify()
 
     @invariant()
-    def each_stream_shows_the_bundle_of_now(self) -> None:
+    def each_stream_shows_the_current_bundle(self) -> None:
         bundle = self.agent.authority.bundle.x509_der()
         for client in self.clients:
             assert all(svid.bundle == bundle for svid in client.shown or ())
@@ -264,10 +268,10 @@ class Year(RuleBasedStateMachine):
             return
         try:
             while self.elapsed < YEAR:
-                self.time_passes(self.luck.randint(24, 400))
+                self.time_passes(self.random.randint(24, 400))
                 self.entries_are_edited(5)
-                self.each_stream_shows_what_its_caller_matches()
-                self.each_stream_shows_the_bundle_of_now()
+                self.each_stream_shows_the_identities_of_its_caller()
+                self.each_stream_shows_the_current_bundle()
                 self.the_keys_on_disk_are_those_in_use()
         finally:
             self.stop()

@@ -1,4 +1,4 @@
-"""Disks that are small, full, read-only, or lose their power (needs root)."""
+"""Disks that are small, full, read-only, or lose power (needs root)."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# linux/fs.h, ext4(5): the file system stops at once and writes nothing more, not even its journal.
+# linux/fs.h, FS_IOC_SHUTDOWN: the file system stops at once and writes nothing, not its journal.
 _SHUTDOWN = 0x8004587D
 _NO_LOG_FLUSH = 2
-# The least that ext4 promises: data may come long after the name that it gets.
+# The weakest mode of ext4 (ext4(5)): data may reach the disk long after the name of its file.
 _LAX = "loop,data=writeback,noauto_da_alloc"
 
 
 @contextmanager
 def small_disk(size: str) -> Iterator[Path]:
-    """A file system of this size."""
+    """Mount a file system of this size."""
     with _mount_point() as where:
         _run("mount", "-t", "tmpfs", "-o", f"size={size},mode=700", "tmpfs", where)
         try:
@@ -34,7 +34,7 @@ def small_disk(size: str) -> Iterator[Path]:
 
 
 def fill(where: Path) -> Path:
-    """Take all the room that is left; remove the file to give it back."""
+    """Write a file that takes all free space, and return it."""
     filling = where / "filling"
     with filling.open("wb", buffering=0) as file:
         for size in (4096, 1):
@@ -47,12 +47,12 @@ def fill(where: Path) -> Path:
 
 
 def remount(where: Path, mode: str) -> None:
-    """Make it `ro` or `rw`."""
+    """Remount a file system `ro` or `rw`."""
     _run("mount", "-o", f"remount,{mode}", where)
 
 
 class Disk:
-    """A real ext4 in a file below `images`, mounted at `where`, whose power can be cut."""
+    """An ext4 file system in a file below `images`, mounted at `where`."""
 
     def __init__(self, images: Path, where: Path) -> None:
         self.where = where
@@ -64,9 +64,9 @@ class Disk:
         self._mount()
 
     def reboot(self) -> None:
-        """After a cut: what the journal has takes effect, and what was never synced is gone.
+        """Mount it again after a power cut: the journal is replayed, unsynced data is lost.
 
-        It goes on with a copy, because somebody's mount namespace may still hold the former one.
+        Mounts a copy, because another mount namespace may still hold the former file system.
         """
         former = self._image
         self._boots += 1
@@ -88,13 +88,13 @@ class Disk:
 
 @contextmanager
 def disk() -> Iterator[Disk]:
-    """A fresh disk, mounted."""
+    """A new disk, mounted."""
     with _mount_point() as images, _mount_point() as where, closing(Disk(images, where)) as made:
         yield made
 
 
 def cut_power(where: str) -> None:
-    """From now on nothing gets to the disk under this mount point."""
+    """Stop the file system at this mount point: no further write reaches the disk."""
     descriptor = os.open(where, os.O_RDONLY)
     try:
         fcntl.ioctl(descriptor, _SHUTDOWN, struct.pack("I", _NO_LOG_FLUSH))

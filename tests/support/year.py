@@ -1,4 +1,4 @@
-"""The parts of an agent that is run for a year in no time, and its clients."""
+"""An agent of real parts on a fake clock, and its clients, for a simulated year."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ LONGEST = POLICY.longest_svid
 SETTINGS = settings(authority={"x509_ca_ttl": "7d", "x509_svid_ttl": "28h", "jwt_svid_ttl": "2h"})
 
 
-class ByDescriptor:
-    """An attestor who was told what is true of each caller."""
+class AttestorByPidfd:
+    """An attestor with given selectors for each pidfd."""
 
     name: ClassVar[str] = "fake"
     Options: ClassVar[type[BaseModel]] = Options
@@ -60,7 +60,7 @@ class ByDescriptor:
 
 
 class Client:
-    """A workload with one stream, which it opens again whenever it ends."""
+    """A workload with one stream, which it opens again when the stream ends."""
 
     def __init__(self, caller: Caller, clock: FakeClock) -> None:
         self.caller = caller
@@ -81,7 +81,7 @@ class Client:
             self.shown = []
 
     def verify(self) -> None:
-        """What is shown is valid now, by what the same message says of the authorities."""
+        """Check that each SVID of the last message verifies now with the bundle beside it."""
         for svid in self.shown or ():
             begins, ends = verified(svid.x509_svid, svid.bundle, svid.spiffe_id, self._clock.now())
             assert begins <= self._clock.now() <= ends
@@ -89,7 +89,7 @@ class Client:
 
 @lru_cache(10_000)
 def _split(der: bytes) -> tuple[x509.Certificate, ...]:
-    """Concatenated certificates, as bundles are."""
+    """Parse concatenated certificates, the form of bundles."""
     if not der:
         return ()
     length = int.from_bytes(der[2:4], "big") + 4
@@ -102,7 +102,7 @@ _VERIFIED: dict[tuple[bytes, bytes, str], tuple[datetime, datetime]] = {}
 def verified(
     leaf: bytes, bundle: bytes, spiffe_id: str, now: datetime
 ) -> tuple[datetime, datetime]:
-    """From when until when a certificate, that was once verified in full, is valid."""
+    """Verify a certificate once, and return the begin and end of its lifetime."""
     key = leaf, bundle, spiffe_id
     if key not in _VERIFIED:
         certificate = x509.load_der_x509_certificate(leaf)
@@ -119,7 +119,7 @@ def verified(
 
 
 class Agent:
-    """The parts of a running agent, on one data directory."""
+    """The parts of a running agent on one data directory."""
 
     def __init__(
         self,
@@ -127,18 +127,18 @@ class Agent:
         entries: EntrySet,
         clock: FakeClock,
         known: dict[int, frozenset[Selector]],
-        luck: random.Random,
+        randomness: random.Random,
     ) -> None:
         self.lines = Lines()
         log = self.lines.log
         self.keystore = Keystore(data)
         self.authority = EmbeddedAuthority.open(POLICY, self.keystore, clock, log)
         issuing = make_issuing(
-            SETTINGS, self.authority, clock, log, spread=lambda: luck.uniform(-1, 1)
+            SETTINGS, self.authority, clock, log, spread=lambda: randomness.uniform(-1, 1)
         )
         self.svids, self.jwt_svids = issuing.x509_svids, issuing.jwt_svids
         self.streams = make_streams(self.authority, clock)
-        attestor = WorkloadAttestor([ByDescriptor(known)], log)
+        attestor = WorkloadAttestor([AttestorByPidfd(known)], log)
         self.entitlements = Entitlements(attestor, entries, _proved, clock, log)
         self.wanted = entries
         self.reloader = EntryReloader(

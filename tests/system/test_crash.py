@@ -1,7 +1,7 @@
-"""What a host does to an agent: it is killed, its disk fills up, descriptors and memory run out.
+"""Faults of the host: the agent is killed, its disk is full, descriptors or memory run out.
 
-It serves, or ends with a sentence that says why. What it keeps is in order whatever happened, and
-when the fault is gone it goes on by itself, or at its next start.
+The agent serves, or ends with a sentence that names the cause. Its state stays consistent. After
+the fault it continues, by itself or at its next start.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def active(agent: RunningAgent) -> set[str]:
 
 
 class Load:
-    """Clients that fetch all the time, and remember what they got."""
+    """Clients that fetch without pause, and remember each SVID and bundle."""
 
     def __init__(self, agent: RunningAgent) -> None:
         self.seen: defaultdict[str, set[int]] = defaultdict(set)
@@ -91,8 +91,8 @@ class Load:
             try:
                 update = fetch(self._agent)
             except UnavailableError:
-                continue  # it is dead just now
-            except Exception as error:  # noqa: BLE001 - whatever it is, the test shows it
+                continue  # the agent is not running
+            except Exception as error:  # noqa: BLE001 - the test reports every error
                 self.wrong.append(error)
                 return
             for spiffe_id, serial in serials(update).items():
@@ -101,7 +101,7 @@ class Load:
             self._rounds.release()
 
 
-def test_killed_again_and_again_under_load_it_gives_everybody_what_they_had() -> None:
+def test_an_agent_killed_under_load_serves_the_same_svids_after_each_start() -> None:
     moment = random.Random(6)  # noqa: S311 - the same moments each time
     agent = RunningAgent(ENTRIES)
     load = Load(agent)
@@ -123,7 +123,7 @@ def test_killed_again_and_again_under_load_it_gives_everybody_what_they_had() ->
 
 
 def wait_for_cache(agent: RunningAgent, svids: int) -> None:
-    """Until the second has passed after which SVIDs are saved."""
+    """Wait until so many SVIDs are saved."""
     path = agent.directory / "data" / CACHE_FILE
     pause = threading.Event()
     for _ in range(int(PATIENCE_SECONDS * 20)):
@@ -133,8 +133,8 @@ def wait_for_cache(agent: RunningAgent, svids: int) -> None:
     raise AssertionError(agent.log)
 
 
-def test_killed_while_svids_are_saved_it_starts_with_those_that_were() -> None:
-    """A moment in the middle of a save leaves half a record; that one is made anew."""
+def test_an_agent_killed_during_a_save_starts_with_the_saved_svids() -> None:
+    """A kill in the middle of a save leaves half a record; that SVID is issued anew."""
     pause, moment = threading.Event(), random.Random(6)  # noqa: S311 - the same moments each time
     agent = RunningAgent(ENTRIES)
     try:
@@ -174,10 +174,8 @@ Fault = Callable[[Path], AbstractContextManager[None]]
 FAULTS = [(full, "No space left on device: make room"), (read_only, "Read-only file system: have")]
 
 
-@pytest.mark.parametrize(("fault", "told"), FAULTS)
-def test_a_disk_that_takes_nothing_more_is_told_and_serving_goes_on(
-    fault: Fault, told: str
-) -> None:
+@pytest.mark.parametrize(("fault", "reason"), FAULTS)
+def test_an_agent_whose_disk_fails_says_so_and_serves(fault: Fault, reason: str) -> None:
     with faults.small_disk("256k") as where:
         agent = RunningAgent(ENTRIES, data_dir=str(where / "data"))
         try:
@@ -185,10 +183,10 @@ def test_a_disk_that_takes_nothing_more_is_told_and_serving_goes_on(
             before = stored.read_bytes(), active(agent)
             with AdminClient(agent.admin_socket, PATIENCE_SECONDS) as client:
                 with fault(where):
-                    with pytest.raises(VouchdError, match=told):
+                    with pytest.raises(VouchdError, match=reason):
                         client.prepare_authority("x509")
                     known = serials(fetch(agent))
-                    assert told in agent.wait_for_log("svid cache not saved")
+                    assert reason in agent.wait_for_log("svid cache not saved")
                     assert (stored.read_bytes(), active(agent)) == before
                 client.prepare_authority("x509")
                 client.activate_authority("x509")
@@ -196,15 +194,15 @@ def test_a_disk_that_takes_nothing_more_is_told_and_serving_goes_on(
             assert serials(fetch(agent)) == known
             assert agent.stop() == 0
             agent.start()
-            assert serials(fetch(agent)) == known, "saved in the end"
+            assert serials(fetch(agent)) == known, "saved after the fault"
         finally:
             agent.close()
 
 
-@pytest.mark.parametrize(("fault", "told"), FAULTS)
+@pytest.mark.parametrize(("fault", "reason"), FAULTS)
 @pytest.mark.parametrize("first_start", [True, False])
 def test_an_agent_that_cannot_write_at_its_start_serves_or_says_why(
-    fault: Fault, told: str, *, first_start: bool
+    fault: Fault, reason: str, *, first_start: bool
 ) -> None:
     with faults.small_disk("256k") as where:
         agent = RunningAgent(ENTRIES, data_dir=str(where / "data"))
@@ -220,9 +218,9 @@ def test_an_agent_that_cannot_write_at_its_start_serves_or_says_why(
                     assert serials(fetch(agent)) == known
                     agent.stop()
                 else:
-                    said = fails_to_start(agent)
-                    assert told in said
-                    assert str(where / "data") in said
+                    message = fails_to_start(agent)
+                    assert reason in message
+                    assert str(where / "data") in message
                 assert contents(where / "data") == kept
             agent.start()
             assert set(serials(fetch(agent))) == set(known)
@@ -236,7 +234,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 
 def fails_to_start(agent: RunningAgent, *prefix: str) -> str:
-    """The one sentence of an agent that does not start."""
+    """Start an agent that must fail, and return its one sentence."""
     done = subprocess.run(
         [*prefix, sys.executable, "-m", "agent", "run", "-c", agent.config],
         cwd=REPOSITORY,
@@ -255,24 +253,24 @@ def fails_to_start(agent: RunningAgent, *prefix: str) -> str:
 # --- descriptors ---------------------------------------------------------------------------------
 
 
-def test_without_descriptors_it_waits_for_some_and_keeps_its_state() -> None:
+def test_an_agent_without_free_descriptors_waits_and_keeps_its_state() -> None:
     agent = RunningAgent(ENTRIES)
     try:
         known = serials(fetch(agent))
         wait_for_cache(agent, IDENTITIES)
         before = active(agent)
         with AdminClient(agent.admin_socket, PATIENCE_SECONDS) as client:
-            while client.status()["connections"]:  # over a connection that is there to stay
-                pass  # those of the fetch may take a moment to end
+            while client.status()["connections"]:  # over a connection that stays open
+                pass  # the connections of the fetch may take a moment to end
             in_use = len(list(Path(f"/proc/{agent.pid}/fd").iterdir()))
             _soft, hard = resource.prlimit(agent.pid, resource.RLIMIT_NOFILE)
-            # It is about the numbers of new ones; the first few are taken for good.
+            # The limit applies to new descriptors; the first few are in use for good.
             resource.prlimit(agent.pid, resource.RLIMIT_NOFILE, (TAKEN, hard))
             with connected(agent):
                 assert "Too many open files" in agent.wait_for_log("cannot accept connections")
                 with pytest.raises(VouchdError, match="Too many open files: allow the agent more"):
                     client.prepare_authority("x509")
-            # Room for two connections; those that hold it go away again.
+            # Room for two connections; those that take it close again.
             resource.prlimit(agent.pid, resource.RLIMIT_NOFILE, (in_use + 14, hard))
             with ExitStack() as stack:
                 for _ in range(20):
@@ -298,8 +296,8 @@ def connected(agent: RunningAgent) -> Iterator[None]:
 # --- memory --------------------------------------------------------------------------------------
 
 
-def test_killed_by_the_kernel_for_its_memory_it_loses_nothing() -> None:
-    """As MemoryMax= does it; that the kernel killed it, and why, is in the kernel's log."""
+def test_an_agent_killed_for_its_memory_loses_no_state() -> None:
+    """As MemoryMax= does. The kernel's log has the cause."""
     agent = RunningAgent(ENTRIES)
     try:
         known = serials(fetch(agent))
@@ -351,23 +349,23 @@ def memory_limit(name: str, limit: int) -> Iterator[cgroups.Directory]:
 
 
 @pytest.mark.parametrize(
-    ("limit", "unit", "amounts", "complaint", "remedy"),
+    ("limit", "unit", "amounts", "problem", "remedy"),
     [
         ("nofile", 1, (12, 16, 63), "only {} open files are allowed", "LimitNOFILE="),
         ("as", 1 << 20, (200, 300, 1000), "limited to {} MiB", "MemoryMax="),
     ],
     ids=["descriptors", "address space"],
 )
-def test_with_too_little_it_does_not_start(
-    limit: str, unit: int, amounts: tuple[int, ...], complaint: str, remedy: str
+def test_an_agent_with_too_little_of_a_resource_does_not_start(
+    limit: str, unit: int, amounts: tuple[int, ...], problem: str, remedy: str
 ) -> None:
     agent = RunningAgent(ENTRIES)
     try:
         agent.stop()
         for amount in amounts:
-            said = fails_to_start(agent, "prlimit", f"--{limit}={amount * unit}")
-            assert complaint.format(amount) in said
-            assert remedy in said
+            message = fails_to_start(agent, "prlimit", f"--{limit}={amount * unit}")
+            assert problem.format(amount) in message
+            assert remedy in message
     finally:
         agent.start()
         agent.close()

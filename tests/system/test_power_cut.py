@@ -1,8 +1,8 @@
-"""The power is cut at every moment at which the agent writes its state, on a real file system.
+"""Power cuts at every moment at which the agent writes its state, on a real file system.
 
-ext4 is told to stop (FS_IOC_SHUTDOWN) without writing another block, mounted with the least that it
-can promise, and mounted again as after a boot: what was not synced is gone. What another file
-system might leave is in tests/unit/authority/embedded/test_power_cut.py.
+ext4, mounted in its weakest mode, stops without writing another block (FS_IOC_SHUTDOWN) and is
+mounted again as after a boot: unsynced data is lost. A model of weaker file systems is in
+tests/unit/authority/embedded/test_power_cut.py.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ FIRST_START = range(1, 15)
 
 
 class Agent(RunningAgent):
-    """Its disk loses its power at a moment of its life; 0 is never."""
+    """Its disk loses power at write number `moment` of the agent; 0 is never."""
 
     def __init__(self, disk: Disk) -> None:
         self.moment = 0
@@ -71,7 +71,7 @@ def fetch(agent: RunningAgent) -> bytes:
         return client.fetch_x509_svids().svids[0].bundle_der
 
 
-def test_no_moment_of_the_first_start_leaves_anything_that_hinders_the_next(disk: Disk) -> None:
+def test_a_cut_during_the_first_start_does_not_hinder_the_next_start(disk: Disk) -> None:
     agent = Agent(disk)
     try:
         agent.stop()
@@ -97,7 +97,7 @@ def test_no_moment_of_the_first_start_leaves_anything_that_hinders_the_next(disk
 
 
 def opens(directory: Path) -> None:
-    """As the agent does at its start, without the rest of it."""
+    """Open the authority and the cache secret, as the agent does at its start."""
     lines, clock = Lines(), SystemClock()
     with closing(Keystore(directory)) as keystore:
         policy = AuthorityPolicy(
@@ -110,7 +110,7 @@ def opens(directory: Path) -> None:
     assert not lines.lines
 
 
-def test_once_it_was_ready_its_authority_survives(disk: Disk) -> None:
+def test_the_authority_of_a_ready_agent_survives_a_cut(disk: Disk) -> None:
     agent = Agent(disk)
     try:
         known, bundle = states(agent), fetch(agent)
@@ -125,7 +125,9 @@ def test_once_it_was_ready_its_authority_survives(disk: Disk) -> None:
 
 
 @pytest.mark.parametrize("moment", range(1, 7))
-def test_a_step_of_a_rotation_is_taken_or_not(disk: Disk, moment: int) -> None:
+def test_after_a_cut_a_step_of_a_rotation_is_taken_as_a_whole_or_not_at_all(
+    disk: Disk, moment: int
+) -> None:
     agent = Agent(disk)
     try:
         before = states(agent)
@@ -142,7 +144,7 @@ def test_a_step_of_a_rotation_is_taken_or_not(disk: Disk, moment: int) -> None:
         agent.moment = 0
         agent.start()
         after = states(agent)
-        # Nobody was told of it before the directory was synced.
+        # The caller gets no answer before the directory is synced.
         assert (after == before) if moment <= 3 else (moment < 6 or after != before)
         assert before.items() <= after.items()
         assert fetch(agent)
@@ -153,8 +155,8 @@ def test_a_step_of_a_rotation_is_taken_or_not(disk: Disk, moment: int) -> None:
         agent.close()
 
 
-def test_svids_that_are_lost_are_made_anew(disk: Disk) -> None:
-    """They are not synced, so the file may be anything."""
+def test_lost_svids_are_issued_anew(disk: Disk) -> None:
+    """The cache is not synced, so that its file may have any content."""
     agent = Agent(disk)
     try:
         fetch(agent)
