@@ -37,7 +37,7 @@ CALLS_AT_ONCE = 32
 _EXCERPT_CHARS = 200
 _SYSTEMD = "org.freedesktop.systemd1"
 _MANAGER = "/org/freedesktop/systemd1"
-_MANAGERS_WORD = "systemd, and the cgroup"
+_BASIS = "systemd, and the cgroup"
 _NO_UNIT = frozenset({f"{_SYSTEMD}.NoUnitForPID", f"{_SYSTEMD}.NoSuchUnit"})
 # Older bus policies do not name the method: for users other than root the bus rejects the call
 # before systemd says that it has no such method.
@@ -81,17 +81,17 @@ class SystemdAttestor:
 
     name: ClassVar[str] = "systemd"
     selectors: ClassVar[tuple[SelectorKind, ...]] = (
-        SelectorKind("systemd:id:payments.service", "the process is in this unit", _MANAGERS_WORD),
+        SelectorKind("systemd:id:payments.service", "the process is in this unit", _BASIS),
         SelectorKind(
             "systemd:fragment_path:/etc/systemd/system/payments.service",
             "the unit is defined in this file",
-            _MANAGERS_WORD,
+            _BASIS,
         ),
-        SelectorKind("systemd:slice:system.slice", "the unit is in this slice", _MANAGERS_WORD),
+        SelectorKind("systemd:slice:system.slice", "the unit is in this slice", _BASIS),
         SelectorKind(
             "systemd:invocation_id:<32 hex digits>",
             "this is the present run of the unit; each start has another",
-            _MANAGERS_WORD,
+            _BASIS,
         ),
     )
     Options: ClassVar[type[BaseModel]] = SystemdOptions

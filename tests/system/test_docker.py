@@ -1,4 +1,4 @@
-"""Containers of a real Docker engine against a real agent. As root: `make test-system`."""
+"""Containers of a real Docker engine, and a real agent. As root: `make test-system`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def engine(running: DockerEngine) -> Iterator[DockerEngine]:
 
 
 def entries(*selectors: str) -> str:
-    """One entry a selector, whose path is the selector's value up to the first `:` or `=`."""
+    """One entry for each selector, whose path is the value with `/` for each `:` and `=`."""
     lines = [
         f"  - {{spiffe_id: /{name}, selectors: ['{selector}']}}"
         for selector in selectors
@@ -45,7 +45,7 @@ def ids(*paths: str) -> list[str]:
 
 
 def config(engine: DockerEngine) -> str:
-    # All that can be logged is, for secrets to be looked for.
+    # The level debug logs everything: a fixture looks for secrets in it.
     return f"attestors: {{unix: {{}}, docker: {{socket: {engine.socket}}}}}\nlog: {{level: debug}}"
 
 
@@ -53,7 +53,7 @@ def config(engine: DockerEngine) -> str:
 def start(
     agent_factory: Callable[..., RunningAgent], engine: DockerEngine
 ) -> Callable[..., RunningAgent]:
-    """Starts agents that ask the engine, with an entry for each of these selectors."""
+    """Start an agent that asks the engine, with an entry for each of these selectors."""
 
     def begin(*selectors: str, **options: object) -> RunningAgent:
         return agent_factory(entries(*selectors), config=config(engine), **options)
@@ -61,7 +61,7 @@ def start(
     return begin
 
 
-def test_run_exec_and_fork_have_everything_the_engine_says(
+def test_processes_of_run_exec_and_fork_have_all_selectors_of_the_container(
     engine: DockerEngine, start: Callable[..., RunningAgent]
 ) -> None:
     digest = engine.docker("image", "inspect", "--format={{.Id}}", IMAGE)
@@ -104,7 +104,7 @@ def test_run_exec_and_fork_have_everything_the_engine_says(
 
 
 @pytest.mark.parametrize("namespace", ["private", "host"])
-def test_neighbours_on_one_socket_have_their_own_identities(
+def test_two_containers_on_one_socket_have_their_own_identities(
     engine: DockerEngine, start: Callable[..., RunningAgent], namespace: str
 ) -> None:
     agent = start("docker:container_name:one", "docker:container_name:two")
@@ -116,7 +116,7 @@ def test_neighbours_on_one_socket_have_their_own_identities(
     assert ask(str(agent.socket)) == raw.PERMISSION_DENIED
 
 
-def test_an_agent_in_a_cgroup_namespace_sees_containers_outside(
+def test_agent_in_a_cgroup_namespace_attests_containers_outside(
     engine: DockerEngine, start: Callable[..., RunningAgent]
 ) -> None:
     with cgroups.directory("agent-own") as own:
@@ -130,7 +130,7 @@ def test_an_agent_in_a_cgroup_namespace_sees_containers_outside(
         agent.stop()
 
 
-def test_a_new_container_of_an_old_name_is_another(
+def test_new_container_with_an_old_name_has_its_own_identity(
     engine: DockerEngine, start: Callable[..., RunningAgent]
 ) -> None:
     agent = start("docker:label:v:1", "docker:label:v:2")
@@ -139,7 +139,7 @@ def test_a_new_container_of_an_old_name_is_another(
     assert engine.run("web", agent.directory, "--label=v=2").ask() == ids("label/v/2")
 
 
-def test_a_container_that_is_started_again_is_known_at_once(
+def test_restarted_container_has_its_identity_at_once(
     engine: DockerEngine, start: Callable[..., RunningAgent]
 ) -> None:
     agent = start("docker:container_name:web")
@@ -151,7 +151,7 @@ def test_a_container_that_is_started_again_is_known_at_once(
         engine.docker("restart", "--time=0", "web")
 
 
-def test_a_new_name_is_reported_by_the_engine(
+def test_renamed_container_has_the_identity_of_its_new_name(
     engine: DockerEngine, start: Callable[..., RunningAgent]
 ) -> None:
     agent = start("docker:container_name:before", "docker:container_name:after")
@@ -163,13 +163,13 @@ def test_a_new_name_is_reported_by_the_engine(
 
 @pytest.fixture
 def mortal() -> Iterator[DockerEngine]:
-    """An engine for one test alone, which may kill it."""
+    """An engine of one test, which may kill it."""
     engine = DockerEngine()
     yield engine
     engine.close()
 
 
-def test_a_killed_engine_leaves_known_containers_their_identity(
+def test_killed_engine_leaves_known_containers_their_identity(
     mortal: DockerEngine, agent_factory: Callable[..., RunningAgent]
 ) -> None:
     engine = mortal
@@ -182,13 +182,13 @@ def test_a_killed_engine_leaves_known_containers_their_identity(
     assert known.ask() == ids("container_name/known")
     assert unknown.ask() == raw.UNAVAILABLE
     assert f"{engine.socket} cannot be asked" in agent.wait_for_log("attestor failed")
-    assert other.ask() == ids("uid/1001"), "what matches without the engine is served"
+    assert other.ask() == ids("uid/1001"), "an entry without docker selectors is served"
     engine.start()
     assert unknown.ask() == ids("container_name/unknown")
     assert known.ask() == ids("container_name/known")
 
 
-def test_a_process_of_no_container_does_not_care_about_the_engine(
+def test_missing_engine_does_not_affect_a_process_in_no_container(
     agent_factory: Callable[..., RunningAgent],
 ) -> None:
     nowhere = "attestors: {unix: {}, docker: {socket: /nowhere/docker.sock}}"
@@ -211,7 +211,7 @@ FORGED = {
 
 
 @pytest.mark.parametrize("path", FORGED.values(), ids=FORGED.keys())
-def test_a_cgroup_with_the_victims_name_yields_nothing_of_it(
+def test_cgroup_with_the_name_of_a_container_yields_none_of_its_selectors(
     engine: DockerEngine, start: Callable[..., RunningAgent], path: str
 ) -> None:
     agent = start("docker:container_name:victim")
@@ -223,7 +223,7 @@ def test_a_cgroup_with_the_victims_name_yields_nothing_of_it(
     assert victim.ask() == ids("container_name/victim")
 
 
-def test_a_container_that_rules_its_cgroup_tree_cannot_become_its_neighbour(
+def test_container_that_creates_cgroups_does_not_become_another_container(
     engine: DockerEngine, start: Callable[..., RunningAgent]
 ) -> None:
     agent = start("docker:container_name:victim", "docker:container_name:attacker")
@@ -234,7 +234,7 @@ def test_a_container_that_rules_its_cgroup_tree_cannot_become_its_neighbour(
     )
     below = f"docker/{own_id}/docker/{victim_id}"
     with cgroups.directory(below) as forged:
-        # As it could itself with its cgroups mounted for writing.
+        # The container could do this itself if its cgroups were mounted writable.
         forged.take(engine.pid("attacker"))
         assert attacker.ask() == ids("container_name/attacker")
         engine.remove_all()

@@ -1,4 +1,4 @@
-"""Processes in cgroups as kubelet, containerd and CRI-O lay them out, against a real agent."""
+"""Processes in the cgroup layouts of kubelet, containerd and CRI-O, and a real agent."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def kubelet() -> Iterator[KubeletServer]:
 
 @contextmanager
 def asking(agent: RunningAgent, path: str) -> Iterator[Asker]:
-    """A process in this cgroup that asks when told to."""
+    """A process in this cgroup, which asks the agent when the test says so."""
     with ExitStack() as stack:
         place = stack.enter_context(cgroups.directory(path))
 
@@ -77,7 +77,7 @@ def with_kubelet(kubelet: KubeletServer, **more: object) -> str:
 
 
 @pytest.mark.parametrize("path", LAYOUTS.values(), ids=LAYOUTS.keys())
-def test_every_layout_with_and_without_the_kubelet(
+def test_layout_yields_its_selectors_with_and_without_the_kubelet(
     agent_factory: Callable[..., RunningAgent], kubelet: KubeletServer, path: str
 ) -> None:
     kubelet.pods = [pod("web", UID, app=ID), pod("other", None, app=OTHER)]
@@ -93,7 +93,7 @@ def test_every_layout_with_and_without_the_kubelet(
 
 
 @pytest.mark.parametrize("path", FORGED.values(), ids=FORGED.keys())
-def test_a_cgroup_with_the_victims_name_yields_nothing_of_it(
+def test_cgroup_with_the_name_of_a_pod_yields_none_of_its_selectors(
     agent_factory: Callable[..., RunningAgent], kubelet: KubeletServer, path: str
 ) -> None:
     kubelet.pods = [pod("web", UID, app=ID), pod("attacker", str(uuid.UUID(int=7)), app=OTHER)]
@@ -104,7 +104,7 @@ def test_a_cgroup_with_the_victims_name_yields_nothing_of_it(
             assert asker.ask() == raw.PERMISSION_DENIED
 
 
-def test_a_container_that_is_listed_late_is_waited_for(
+def test_caller_waits_for_a_container_that_is_listed_late(
     agent_factory: Callable[..., RunningAgent], kubelet: KubeletServer
 ) -> None:
     kubelet.pods = [pod("web", UID)]
@@ -120,7 +120,7 @@ def test_a_container_that_is_listed_late_is_waited_for(
     assert 3 <= kubelet.asked <= 4
 
 
-def test_a_kubelet_out_of_order_is_named_in_the_log_and_the_caller_comes_again(
+def test_failed_kubelet_is_in_the_log_and_the_caller_gets_its_identity_later(
     agent_factory: Callable[..., RunningAgent], kubelet: KubeletServer
 ) -> None:
     kubelet.pods = [pod("web", UID, app=ID)]
@@ -134,7 +134,7 @@ def test_a_kubelet_out_of_order_is_named_in_the_log_and_the_caller_comes_again(
     assert kubelet.token not in agent.log
 
 
-def test_the_rights_in_the_manifest_are_enough(
+def test_capabilities_of_the_manifest_suffice(
     agent_factory: Callable[..., RunningAgent], kubelet: KubeletServer
 ) -> None:
     """deploy/kubernetes/agent.yaml drops all capabilities but SYS_PTRACE."""
@@ -148,7 +148,7 @@ def test_the_rights_in_the_manifest_are_enough(
             assert ask_from(agent, place, uid) == ["spiffe://example.org/pod-name/web"]
 
 
-def test_a_process_of_no_pod_is_answered_without_the_kubelet(
+def test_kubelet_is_not_asked_about_a_process_in_no_pod(
     agent_factory: Callable[..., RunningAgent], kubelet: KubeletServer, tmp_path: Path
 ) -> None:
     agent = agent_factory(entries("k8s:pod-name:web"), config=with_kubelet(kubelet))

@@ -1,11 +1,10 @@
-"""A third party's attestor, installed by pip from a wheel, against a real agent."""
+"""A third-party attestor, installed by pip from a wheel, in a real agent."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 from agent.pb import workloadapi_pb2 as pb
 from tests.support import raw
 from tests.support.agent import RunningAgent
+from tests.support.plugin import install
 
 MODULE = """
 from attestors.api import AttestorError, Findings, Options, Selector
@@ -43,30 +43,13 @@ class DeskAttestor:
     async def close(self):
         pass
 """
-METADATA = "Metadata-Version: 2.1\nName: desk\nVersion: 1.0\n"
-WHEEL = "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-ENTRY_POINTS = "[vouchd.attestors]\ndesk = desk:DeskAttestor\nunix = desk:DeskAttestor\n"
+POINTS = {"desk": "desk:DeskAttestor", "unix": "desk:DeskAttestor"}
 
 
 @pytest.fixture(scope="session")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder into which the plug-in was installed, far from this checkout."""
-    wheel = tmp_path_factory.mktemp("wheel") / "desk-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr("desk.py", MODULE)
-        for name, content in [
-            ("METADATA", METADATA),
-            ("WHEEL", WHEEL),
-            ("entry_points.txt", ENTRY_POINTS),
-            ("RECORD", ""),
-        ]:
-            archive.writestr(f"desk-1.0.dist-info/{name}", content)
-    target = tmp_path_factory.mktemp("site")
-    quiet = ["-q", "--disable-pip-version-check", "--no-index", "--no-deps"]
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", *quiet, "--target", target, wheel], check=True
-    )
-    return target
+    """The folder of the installed package."""
+    return install(tmp_path_factory.mktemp("desk"), "desk", MODULE, POINTS)
 
 
 def entries() -> str:
@@ -96,7 +79,7 @@ def fetch(agent: RunningAgent) -> raw.RawCall:
         client.sock.close()
 
 
-def test_its_selectors_match_entries(
+def test_selectors_of_a_plugin_match_entries(
     agent_factory: Callable[..., RunningAgent], installed: Path
 ) -> None:
     agent = start(agent_factory, installed, entries())
@@ -107,15 +90,15 @@ def test_its_selectors_match_entries(
     assert "attestor=desk" in agent.log
 
 
-def test_a_built_in_name_cannot_be_taken_over(
+def test_plugin_cannot_replace_a_built_in_attestor(
     agent_factory: Callable[..., RunningAgent], installed: Path
 ) -> None:
-    """The plug-in also calls itself `unix`; the entry wants a uid that only the real one tells."""
+    """The package has an entry point `unix` too; the entry needs a uid of the built-in attestor."""
     agent = start(agent_factory, installed, entries())
     assert fetch(agent).messages
 
 
-def test_while_it_fails_nothing_is_not_mistaken_for_no_identity(
+def test_failed_plugin_makes_the_caller_try_again(
     agent_factory: Callable[..., RunningAgent], installed: Path
 ) -> None:
     agent = start(agent_factory, installed, entries(), floor=13)
@@ -123,7 +106,7 @@ def test_while_it_fails_nothing_is_not_mistaken_for_no_identity(
     assert "there is no floor 13" in agent.wait_for_log("attestor failed")
 
 
-def test_while_it_fails_what_matches_without_it_is_served(
+def test_failed_plugin_does_not_affect_entries_without_its_selectors(
     agent_factory: Callable[..., RunningAgent], installed: Path
 ) -> None:
     plain = f"  - {{spiffe_id: /plain, selectors: [unix:uid:{os.getuid()}]}}\n"
@@ -133,7 +116,7 @@ def test_while_it_fails_what_matches_without_it_is_served(
     assert svid.spiffe_id == "spiffe://example.org/plain"
 
 
-def test_one_that_cannot_be_loaded_is_named(
+def test_plugin_that_cannot_be_loaded_is_named(
     agent_factory: Callable[..., RunningAgent], tmp_path: Path
 ) -> None:
     package = tmp_path / "bad-1.0.dist-info"
@@ -154,7 +137,7 @@ def test_one_that_cannot_be_loaded_is_named(
     assert "repair its package, or leave it out" in checked.stderr
 
 
-def test_its_options_are_checked_with_line_and_column(
+def test_wrong_option_of_a_plugin_is_reported_with_line_and_column(
     agent_factory: Callable[..., RunningAgent], installed: Path
 ) -> None:
     agent = agent_factory()

@@ -1,4 +1,4 @@
-"""Containers of root's Podman against a real agent. As root: `make test-system`."""
+"""Containers of root's Podman, and a real agent. As root: `make test-system`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def podman() -> Iterator[Podman]:
     engine.close()
 
 
-def test_run_exec_fork_and_a_new_name(
+def test_run_exec_fork_and_rename_change_the_identity_as_they_should(
     podman: Podman, agent_factory: Callable[..., RunningAgent]
 ) -> None:
     config = f"attestors: {{docker: {{podman_socket: {podman.socket}}}}}"
@@ -44,7 +44,7 @@ def test_run_exec_fork_and_a_new_name(
     podman.podman("rm", "--force", "--time=0", "two")
     podman.podman("rename", "one", "two")
     podman.podman("rename", "two", "three")
-    # This engine reads its own events from a file, and reports them a moment later.
+    # Podman reads its own events from a file, and reports them a moment later.
     end = time.monotonic() + PATIENCE_SECONDS
     while one.ask() != raw.PERMISSION_DENIED:
         assert time.monotonic() < end, "the new name was not noticed"

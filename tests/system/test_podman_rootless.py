@@ -1,4 +1,4 @@
-"""Containers of a user's own Podman against a real agent. As root: `make test-system`."""
+"""Containers of a user's own Podman, and a real agent. As root: `make test-system`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def podman() -> Iterator[RootlessPodman]:
     engine.close()
 
 
-def test_containers_have_what_their_users_engine_says_and_nobody_else(
+def test_only_processes_in_a_users_container_have_its_selectors(
     podman: RootlessPodman, agent_factory: Callable[..., RunningAgent]
 ) -> None:
     socket = podman.socket.parent / "{uid}.sock"
@@ -56,4 +56,4 @@ def test_containers_have_what_their_users_engine_says_and_nobody_else(
         why = agent.wait_for_log("attestor failed", since=seen)
         assert f"the Podman of user {OTHER} has no socket" in why
     podman.podman("rename", "one", "three")
-    assert one.ask() == raw.PERMISSION_DENIED, "nothing that a user says is kept for long"
+    assert one.ask() == raw.PERMISSION_DENIED, "an answer of a user's engine is not kept"

@@ -23,13 +23,13 @@ def machine() -> Iterator[Machine]:
 
 
 def attested(machine: Machine, *options: str) -> dict[str, str]:
-    """What the attestor says of a process that systemd starts with these options."""
+    """The selectors of a process that systemd starts with these options."""
     begin = ["systemd-run", "--quiet", "--pipe", "--wait", f"--working-directory={REPOSITORY}"]
     found: list[str] = json.loads(machine.run(*begin, *options, *ATTEST))
     return dict(value.split(":", 1) for value in found)
 
 
-def test_a_service_has_its_unit_slice_and_invocation(machine: Machine) -> None:
+def test_service_has_its_unit_slice_and_invocation(machine: Machine) -> None:
     found = attested(machine, "--unit=payments", "--slice=shop.slice")
     assert found["id"] == "payments.service"
     assert found["fragment_path"] == "/run/systemd/transient/payments.service"
@@ -37,7 +37,7 @@ def test_a_service_has_its_unit_slice_and_invocation(machine: Machine) -> None:
     assert len(bytes.fromhex(found["invocation_id"])) == 16
 
 
-def test_a_unit_file_on_disk_is_named(machine: Machine) -> None:
+def test_service_has_the_path_of_its_unit_file(machine: Machine) -> None:
     unit = "/etc/systemd/system/web.service"
     start = f"{sys.executable} -m tests.support.attest_unit"
     text = (
@@ -51,10 +51,10 @@ def test_a_unit_file_on_disk_is_named(machine: Machine) -> None:
     )
     common = {f"fragment_path:{unit}", "id:web.service", "slice:system.slice"}
     assert set(first) & set(second) == common
-    assert len(first) == len(second) == len(common) + 1, "each start has an invocation of its own"
+    assert len(first) == len(second) == len(common) + 1, "each start has its own invocation ID"
 
 
-def test_a_cgroup_of_its_own_making_does_not_change_its_unit(machine: Machine) -> None:
+def test_cgroup_that_a_process_creates_does_not_change_its_unit(machine: Machine) -> None:
     forge = (
         "own=/sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup); mkdir -p $own/victim.service; "
         f"echo $$ > $own/victim.service/cgroup.procs; exec {' '.join(ATTEST)}"
@@ -66,6 +66,6 @@ def test_a_cgroup_of_its_own_making_does_not_change_its_unit(machine: Machine) -
     assert "id:victim.service" not in found
 
 
-def test_a_process_in_no_unit_has_no_selectors(machine: Machine) -> None:
+def test_process_in_no_unit_has_no_selectors(machine: Machine) -> None:
     found = machine.run("sh", "-c", f"cd {REPOSITORY}; {' '.join(ATTEST)}")
     assert json.loads(found) == []

@@ -1,4 +1,4 @@
-"""A systemd that takes pidfds, of a newer Debian. As root: `make test-system`."""
+"""A systemd that accepts pidfds, of a newer Debian. As root: `make test-system`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tests.support.workload import Workload
 pytestmark = pytest.mark.system
 
 
-async def test_a_new_systemd_is_asked_by_pidfd() -> None:
-    """From outside of its PID namespace, where a PID would mean another process."""
+async def test_new_systemd_is_asked_by_pidfd() -> None:
+    """The agent is outside of its PID namespace, where the PID names another process."""
     with Machine(debian("trixie")) as machine:
         machine.run("systemd-run", "--unit=warehouse", "--slice=shop.slice", "sleep", "infinity")
         [pid] = machine.processes_of("warehouse.service")
