@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 PERFORMANCE = REPOSITORY / "docs/performance.md"
+REFERENCES = REPOSITORY / "docs/reference"
 README_BYTES = 9000
 MOST_SKIPPED = 7
 """Blocks of commands that no test runs. Each has its reason beside it."""
@@ -79,7 +80,11 @@ def anchors(document: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-EXAMPLES = [block for block in all_blocks(documents()) if block.language == "yaml"]
+EXAMPLES = [
+    block
+    for block in all_blocks([*with_commands(), *sorted(REFERENCES.glob("*.md"))])
+    if block.language == "yaml"
+]
 
 
 @pytest.mark.parametrize("block", EXAMPLES, ids=lambda block: block.place)

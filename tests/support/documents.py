@@ -73,7 +73,7 @@ class Block:
     @property
     def place(self) -> str:
         """Where a reader finds it."""
-        return f"{self.document.relative_to(REPOSITORY)}:{self.line}"
+        return f"{os.path.relpath(self.document, REPOSITORY)}:{self.line}"
 
     @property
     def commands(self) -> tuple[Command, ...]:
@@ -283,7 +283,7 @@ class Reader:
             return 0
         for command in block.commands:
             self._run(block, terminal, command)
-        return len(block.commands)
+        return sum(bool(command.text) for command in block.commands)
 
     def _run(self, block: Block, terminal: Terminal, command: Command) -> None:
         is_last = command == block.commands[-1]
