@@ -1,4 +1,4 @@
-"""Prints the file debian/copyright: ours, and the licence of each package that is built in."""
+"""Print the file debian/copyright: our licence, and that of each package that is built in."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CLASSIFIER = "License :: OSI Approved :: "
 
 
 def licence(package: Distribution) -> str:
-    """In one line, as the package gives it: an expression, a name, or a classifier."""
+    """The licence of a package in one line: its expression, name, or classifier."""
     told = package.metadata.json
     lines = str(told.get("license_expression") or told.get("license") or "").splitlines()
     classes = [each for each in told.get("classifier", []) if each.startswith(CLASSIFIER)]
@@ -35,7 +35,7 @@ def licence(package: Distribution) -> str:
 
 
 def main() -> None:
-    """Print it, for the environment that this runs in."""
+    """Print the file for the environment that this runs in."""
     print(OURS, end="")
     for package in sorted(distributions(), key=lambda each: each.name.lower()):
         if package.name != "vouchd":
