@@ -41,8 +41,8 @@ def all_blocks(files: Iterable[Path]) -> Iterator[Block]:
 
 def with_commands() -> list[Path]:
     """The documents whose commands a reader types."""
-    how_tos = (REPOSITORY / "docs/how-to").glob("*.md")
-    return [*(REPOSITORY / name for name in AS_USER), *sorted(how_tos), PERFORMANCE]
+    walks = {REPOSITORY / name for name in AS_USER}
+    return sorted({*walks, *(REPOSITORY / "docs/how-to").glob("*.md"), PERFORMANCE})
 
 
 def test_every_block_of_commands_is_run_or_says_why_not() -> None:
