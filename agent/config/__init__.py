@@ -1,6 +1,6 @@
-"""Configuration files: reading, watching, and the settings in them.
+"""Configuration files: the settings model, reading and watching, and the place of each mistake.
 
-`settings` is the model of agent.yaml, `yaml_document` finds the line and column of a mistake,
-`files` reads from the disk and `watch` reports changes of entry files. This room imports no
-other but `agent.kernel` and `agent.spiffe`.
+`settings` is the model of agent.yaml, with `values` and `addresses` as its parts. `yaml_document`
+finds the line and column of a mistake. `files` reads from the disk, `watch` reports changes of
+entry files. This room imports no other but `agent.kernel` and `agent.spiffe`.
 """

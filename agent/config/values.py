@@ -1,6 +1,6 @@
-"""Values that every operator's file spells the same way: text and durations.
+"""Values that all configuration files share: text and durations.
 
-YAML takes some text for something else (`yes`, `12`); what is said then tells how to write it.
+YAML reads some text as another type (`yes`, `12`); the error message says how to write it as text.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from pydantic import BeforeValidator, WithJsonSchema
 
 from agent.spiffe.lifetimes import MIN_LIFETIME
 
-# Ten years: longer than any certificate should live, and far from overflowing a date.
+# Ten years: longer than any certificate should be valid, and far from overflowing a date.
 MAX_DURATION = timedelta(days=3650)
 
 
 def as_text(value: object) -> str:
-    """Insist on text, and say how to write it as text what YAML took for something else.
+    """Return the value if it is text and not empty.
 
     Raises:
-        ValueError: it is not text, or has no character in it.
+        ValueError: it is not; the message says how to write it.
     """
     if isinstance(value, str) and value:
         return value
@@ -29,7 +29,7 @@ def as_text(value: object) -> str:
 
 
 def why_not_text(value: object) -> str:
-    """What to do about a value that should have been text."""
+    """Return what is wrong with a value that should be text, and how to write it."""
     match value:
         case None:
             return "has no value: give it one, or remove the line"
@@ -51,10 +51,10 @@ _DURATION = re.compile(r"([0-9]{1,12})([smhd])")
 
 
 def parse_duration(value: object) -> timedelta:
-    """Read `90s`, `5m`, `24h` or `7d`. What is a duration already, as defaults are, stays one.
+    """Parse `90s`, `5m`, `24h` or `7d`. A timedelta, as a default is, is returned unchanged.
 
     Raises:
-        ValueError: it is none of these, not positive, or longer than ten years.
+        ValueError: it is not a duration, not positive, or longer than ten years.
     """
     if isinstance(value, timedelta):
         return value
@@ -65,14 +65,14 @@ def parse_duration(value: object) -> timedelta:
         raise ValueError(f"{text!r} is not a duration: write 90s, 5m, 24h or 7d")
     duration = int(found[1]) * _UNITS[found[2]]
     if not duration:
-        raise ValueError(f"{text!r} is no time at all: a duration must be positive")
+        raise ValueError(f"{text!r} is zero: a duration must be positive")
     if duration > MAX_DURATION.total_seconds():
         raise ValueError(f"{text!r} is longer than {format_duration(MAX_DURATION)}")
     return timedelta(seconds=duration)
 
 
 def format_duration(duration: timedelta) -> str:
-    """The shortest spelling that `parse_duration` reads back, cut to whole seconds."""
+    """Return the shortest text that `parse_duration` reads back, cut to whole seconds."""
     seconds = int(duration.total_seconds())
     unit, length = next(pair for pair in _UNITS.items() if seconds % pair[1] == 0)
     return f"{seconds // length}{unit}"
@@ -85,14 +85,14 @@ DURATION_SCHEMA = WithJsonSchema(
 
 
 def long_enough(ttl: timedelta) -> timedelta:
-    """Insist on a life in which an SVID can be renewed.
+    """Return the TTL if an SVID of that lifetime can be renewed in time.
 
     Raises:
         ValueError: it is shorter than MIN_LIFETIME.
     """
     if ttl < MIN_LIFETIME:
         raise ValueError(
-            f"{format_duration(ttl)} is too short to renew in: "
+            f"{format_duration(ttl)} is too short to renew an SVID in: "
             f"give {format_duration(MIN_LIFETIME)} or more"
         )
     return ttl
@@ -102,7 +102,7 @@ Duration = Annotated[timedelta, BeforeValidator(parse_duration), DURATION_SCHEMA
 
 
 def kind_of(value: object) -> str:
-    """What YAML took it for, in plain words."""
+    """Return the type that YAML gave the value, in plain words."""
     match value:
         case bool():
             return "true or false"

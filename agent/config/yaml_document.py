@@ -1,14 +1,12 @@
-"""Operators' files: YAML in, plain data out, and every mistake with its line and column.
+"""Parse YAML into plain data, with the line and column of every node and every mistake.
 
-`read` turns bytes into a `Document`: mappings, lists, text, numbers, truth values and null, beside
-the place in the file where each of them begins. `Document.validate` lets a pydantic model judge
-the data and says what is wrong in plain words at the right place.
+`read` turns bytes into a `Document`: mappings, lists, text, numbers, truth values and null, with
+the place in the file where each of them begins. `Document.validate` validates the data with a
+pydantic model and reports mistakes in plain words at their places.
 
-The dialect is YAML 1.1 without surprises: one document of UTF-8, keys are text and come once, no
-tags, no merge keys, and timestamps stay text for whoever wants one. Aliases work, but they cannot
-make a small file stand for more nodes than it has bytes, nor contain themselves.
-
-What any one key means is not known here.
+The dialect is a strict subset of YAML 1.1: one document in UTF-8, keys are text and unique, no
+tags, no merge keys, and timestamps stay text. Aliases work, but a file cannot stand for more nodes
+than it has bytes, and a node cannot contain itself.
 """
 
 from __future__ import annotations
@@ -32,11 +30,11 @@ if TYPE_CHECKING:
 
     from pydantic_core import ErrorDetails
 
-# Deeper than anything an operator writes, far shallower than Python's stack.
+# Deeper than any real configuration, far shallower than Python's stack.
 MAX_DEPTH = 32
 
 Loc: TypeAlias = tuple[str | int, ...]
-"""The way to a node: keys and list indices, as pydantic counts them."""
+"""The path to a node: keys and list indices, in the form that pydantic reports."""
 _Places: TypeAlias = dict[int, tuple[int, ...]]
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -47,14 +45,14 @@ _FORBIDDEN = re.compile(r"[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U0001000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """A file's content, and its name as the operator would type it."""
+    """A file's content, and its name for messages."""
 
     name: str
     content: bytes
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Advice to append to "unknown …": the likeliest of the known words, or all of them."""
+    """Return advice to append to "unknown ...": the most similar known word, or all of them."""
     words = sorted(known)
     if close := difflib.get_close_matches(word, words, n=1):
         return f"did you mean {close[0]!r}?"
@@ -64,32 +62,32 @@ def nearest(word: str, known: Iterable[str]) -> str:
 # --- documents ---------------------------------------------------------------------------------
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """What a file says, and where it says it.
+    """The data of a file, and the place of each node.
 
-    `problems` are mistakes in the writing that still left something to read, so that the caller
-    can report them together with its own.
+    `problems` are mistakes that left the rest of the file readable; the caller reports them
+    together with its own.
     """
 
     name: str
     text: str = field(repr=False)
     data: Any
     problems: tuple[Problem, ...]
-    # By id() of each list and mapping in `data`: the offsets of the items; of the keys and values
-    # in turn. Flat, because the garbage collector would spend seconds on a tree of 100,000 entries.
+    # By id() of each list and mapping in `data`: the offsets of the items, or of keys and values in
+    # turn. Flat: the garbage collector would traverse a tree of 100,000 entries for seconds.
     _places: _Places = field(repr=False)
     _start: int = 0
 
     def problem(
         self, loc: Loc, message: str, *, severity: Severity = Severity.ERROR, at_key: bool = False
     ) -> Problem:
-        """A problem with the value at `loc`, or with the key that leads to it.
+        """Return a problem at the value at `loc`, or at the key of that value.
 
-        A part of `loc` that the file does not have is ignored: the place is then what surrounds it.
+        A part of `loc` that the file does not have is ignored: the place is then the node around.
         """
         return self._locator.problem(self._offset(loc, at_key=at_key), message, severity)
 
     def lines(self, loc: Loc) -> list[int]:
-        """The lines on which the items of the list at `loc` begin."""
+        """Return the lines on which the items of the list at `loc` begin."""
         node = self.data
         for part in loc:
             node = node[part]
@@ -98,10 +96,10 @@ class Document:
     def validate(
         self, model: type[_Model], data: object, *, loc: Loc = (), context: object = None
     ) -> _Model:
-        """Let `model` judge `data`, which stands at `loc`.
+        """Validate `data`, which stands at `loc`, with `model`.
 
         Raises:
-            ConfigError: with everything the model found.
+            ConfigError: with every mistake.
         """
         try:
             return model.model_validate(data, context=context)
@@ -154,7 +152,7 @@ _EXPECTED = {
 
 
 def _plain_words(kind: str, message: str, value: object) -> str:
-    """What pydantic means, for people who have never heard of it."""
+    """Return pydantic's message in words that need no knowledge of pydantic."""
     if kind == "missing":
         return "is missing"
     if kind == "string_type" or value is None:
@@ -168,7 +166,7 @@ def _plain_words(kind: str, message: str, value: object) -> str:
 
 
 def _known_keys(model: type[BaseModel], loc: Loc) -> list[str]:
-    """The keys that `model` knows at `loc`, found by following its annotations; [] if it cannot."""
+    """Return the keys of the model at `loc`, found through annotations; [] if there is none."""
     for part in loc:
         if part in model.model_fields:
             inner = next(_models_in(model.model_fields[str(part)].annotation), None)
@@ -186,7 +184,7 @@ def _models_in(annotation: object) -> Iterator[type[BaseModel]]:
 
 
 class _Locator:
-    """From offsets to lines and columns, both from 1. Lines end where editors end them."""
+    """Converts offsets to lines and columns, both from 1. Only a line feed ends a line."""
 
     def __init__(self, name: str, text: str) -> None:
         self._name = name
@@ -202,10 +200,10 @@ class _Locator:
 
 # --- from bytes to documents -------------------------------------------------------------------
 def read(source: Source) -> Document:
-    """Read one file. An empty one has the data None.
+    """Parse one file. The data of an empty one is None.
 
     Raises:
-        ConfigError: nothing useful can be read: the file is not UTF-8 or not the YAML we take.
+        ConfigError: the file is not UTF-8, or not YAML of this dialect.
     """
     text = _decode(source)
     composer = _Composer(source.name, text)
@@ -224,7 +222,7 @@ def read(source: Source) -> Document:
 
 
 def _decode(source: Source) -> str:
-    # A byte order mark, as some editors write, carries no meaning in UTF-8.
+    # Some editors write a byte order mark, which has no meaning in UTF-8.
     content = source.content.removeprefix(codecs.BOM_UTF8)
     try:
         text = content.decode()
@@ -241,7 +239,7 @@ def _refuse(name: str, text: str, offset: int, message: str) -> NoReturn:
     raise ConfigError([_Locator(name, text).problem(offset, message)])
 
 
-# libyaml's words on the left: what it says, or what it was doing when it said it.
+# On the left libyaml's message. For the first table, the place is where the construct began.
 _SYNTAX = {
     "found unexpected end of stream": "the text in quotes that begins here is never closed",
     "did not find expected ',' or ']'": "the list that begins here is not closed with ']'",
@@ -277,7 +275,7 @@ def _syntax_error(error: yaml.MarkedYAMLError) -> tuple[int, str]:
 
 
 class _Composer:
-    """One pass over the parser's events, which is twice as fast as PyYAML's tree of nodes."""
+    """Builds data in one pass over the parser's events: twice as fast as PyYAML's node tree."""
 
     def __init__(self, name: str, text: str) -> None:
         self.problems: list[Problem] = []
@@ -286,7 +284,7 @@ class _Composer:
         self._name = name
         self._text = text
         self._loader: Any = _Loader(text)
-        # Each anchor's node and the nodes it stands for; None while that is still open.
+        # The data and the number of nodes of each anchor; None while its node is still open.
         self._anchors: dict[str, tuple[Any, int] | None] = {}
         self._nodes = 0
         self._depth = 0
@@ -331,7 +329,10 @@ class _Composer:
         data, nodes = anchored
         self._nodes += nodes
         if self._nodes > len(self._text):
-            self.refuse(offset, "the aliases blow this file up beyond its own size: write it out")
+            self.refuse(
+                offset,
+                "the aliases stand for more nodes than the file may have: write them out",
+            )
         return data
 
     def _content(self, event: Any) -> Any:
@@ -346,7 +347,8 @@ class _Composer:
         return data
 
     def _scalar(self, event: Any) -> Any:
-        # Only what is not quoted can be anything but text, and its first character tells most.
+        # Only an unquoted value can be another type than text, and mostly its first character
+        # already excludes that.
         value, is_plain = event.value, event.implicit[0]
         if not is_plain or value[:1] not in _Loader.yaml_implicit_resolvers:
             return value

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from agent.config.settings import LoopbackAddress
+from agent.config.addresses import LoopbackAddress
 from agent.errors import StartupError
 from agent.gate.listener import Listener, SocketFile
 from agent.rate_limit import RateLimit

@@ -1,6 +1,6 @@
-"""agent.yaml: every mistake has its place, every default is what the documentation says.
+"""agent.yaml: every mistake has its place, and every default is the documented one.
 
-The files in tests/vectors/config/bad say themselves what is wrong with them, as those of the
+The files in tests/vectors/config/bad list their problems in comments at the top, as those of the
 entries do. tests/documents has a test that the schemas are those of the models.
 """
 
@@ -14,13 +14,13 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from agent.attestation.plugins import known_options
+from agent.config.addresses import LoopbackAddress
 from agent.config.files import load_settings
 from agent.config.settings import (
     AuthoritySettings,
     LogFormat,
     LogLevel,
     LogSettings,
-    LoopbackAddress,
     Settings,
     TelemetrySettings,
     parse_settings,
@@ -68,7 +68,7 @@ def test_there_are_many_bad_files() -> None:
 
 
 @pytest.mark.parametrize("path", BAD, ids=lambda path: path.stem)
-def test_a_bad_file_is_refused_for_its_mistakes_where_they_are(path: Path) -> None:
+def test_bad_file_is_refused_with_each_mistake_at_its_place(path: Path) -> None:
     content = path.read_bytes()
     expected = re.findall(r"# expect: (\d+):(\d+): (.*)", content.decode(errors="replace"))
     with pytest.raises(ConfigError) as refusal:
@@ -80,7 +80,7 @@ def test_a_bad_file_is_refused_for_its_mistakes_where_they_are(path: Path) -> No
         assert not re.search(r"pydantic|https?://errors|[Ii]nput|dictionary|instance", str(problem))
 
 
-def test_all_but_the_trust_domain_has_a_default() -> None:
+def test_every_setting_but_the_trust_domain_has_a_default() -> None:
     assert _parse("trust_domain: example.org") == Settings.model_construct(
         trust_domain=TrustDomain("example.org"),
         data_dir=PurePath("/var/lib/vouchd"),
@@ -102,7 +102,7 @@ def test_all_but_the_trust_domain_has_a_default() -> None:
     )
 
 
-def test_every_option_arrives_and_every_path_is_absolute() -> None:
+def test_every_option_is_parsed_and_every_path_made_absolute() -> None:
     assert _parse((VECTORS / "good/every_option.yaml").read_bytes()) == Settings.model_construct(
         trust_domain=TrustDomain("example.org"),
         data_dir=PurePath("/etc/data"),
@@ -127,25 +127,25 @@ def test_every_option_arrives_and_every_path_is_absolute() -> None:
     )
 
 
-def test_one_user_may_not_have_more_than_all_together() -> None:
+def test_quota_of_one_user_cannot_exceed_the_quota_of_all() -> None:
     with pytest.raises(ConfigError) as refused:
         _parse("trust_domain: example.org\nlimits: {streams: 10, streams_per_user: 11}\n")
     [problem] = refused.value.problems
     assert (
         problem.message
-        == "streams_per_user: 11 for one user are more than streams, 10, allows all together"
+        == "streams_per_user: 11 for one user is more than streams, 10, for all users"
     )
-    with pytest.raises(ConfigError, match="3000 for one user are more than connections, 10"):
+    with pytest.raises(ConfigError, match="3000 for one user is more than connections, 10"):
         _parse("trust_domain: example.org\nlimits: {connections: 10}\n")
 
 
-def test_an_svid_may_live_a_sixth_of_the_authority_s_life() -> None:
+def test_svid_ttl_may_be_a_sixth_of_the_authority_s() -> None:
     settings = _parse("trust_domain: example.org\nauthority: {x509_svid_ttl: 4h}")
     assert settings.authority.max_svid_ttl == timedelta(hours=4)
     assert settings.authority.x509_svid_ttl == timedelta(hours=4)
 
 
-def test_a_socket_path_may_be_as_long_as_linux_allows() -> None:
+def test_socket_path_may_be_as_long_as_linux_allows() -> None:
     path = "/" + "x" * 106
     assert str(_parse(f"trust_domain: example.org\nsocket_path: {path}").socket_path) == path
 
@@ -165,17 +165,17 @@ def test_telemetry_listens_on_a_path_or_a_loopback_address(written: str, found: 
     assert settings.telemetry.listen == found
 
 
-def test_a_loopback_address_reads_as_it_is_written() -> None:
+def test_loopback_address_prints_as_it_is_written() -> None:
     assert str(LoopbackAddress(host="127.0.0.1", port=9464)) == "127.0.0.1:9464"
     assert str(LoopbackAddress(host="::1", port=9464)) == "[::1]:9464"
 
 
-def test_settings_cannot_be_changed() -> None:
+def test_settings_are_immutable() -> None:
     with pytest.raises(ValueError, match="frozen"):
         _parse("trust_domain: example.org").socket_mode = 0o777  # type: ignore[misc]
 
 
-def test_settings_are_judged_only_where_relative_paths_mean_something() -> None:
+def test_settings_model_refuses_to_validate_outside_parse_settings() -> None:
     with pytest.raises(TypeError, match="parse_settings"):
         Settings.model_validate({"trust_domain": "example.org", "data_dir": "here"})
 
@@ -184,14 +184,14 @@ def test_settings_are_judged_only_where_relative_paths_mean_something() -> None:
 SHIPPED_MODELS = known_options()
 
 
-def test_the_configuration_for_make_run_stays_inside_the_checkout() -> None:
+def test_configuration_for_make_run_stays_inside_the_checkout() -> None:
     settings = load_settings(ROOT / "config/agent.yaml", SHIPPED_MODELS)
     assert settings.data_dir == ROOT / ".run/data"
     assert settings.socket_path == ROOT / ".run/agent.sock"
     assert settings.entries == (ROOT / ".run/entries.d",)
 
 
-def test_the_annotated_example_shows_every_option_with_its_default() -> None:
+def test_annotated_example_has_every_option_with_its_default() -> None:
     path = ROOT / "config/agent.example.yaml"
     settings = load_settings(path, SHIPPED_MODELS)
     defaults = parse_settings(
@@ -206,7 +206,7 @@ def test_the_annotated_example_shows_every_option_with_its_default() -> None:
             assert re.search(rf"^ *(# *)?{key}:", text, re.MULTILINE), key
 
 
-def test_the_attestors_that_the_example_has_as_comments_are_valid_and_complete() -> None:
+def test_commented_out_attestors_of_the_example_are_valid_and_complete() -> None:
     text = (ROOT / "config/agent.example.yaml").read_text(encoding="utf-8")
     switched_on = re.sub(r"^  # ( *[a-z0-9_-]+:.*)$", r"  \1", text, flags=re.MULTILINE)
     source = Source(name="agent.example.yaml", content=switched_on.encode())
@@ -238,7 +238,7 @@ def test_the_attestors_that_the_example_has_as_comments_are_valid_and_complete()
         ("k8s: {kubelet: {node_name_env: A, prot: 1}}", 47, "did you mean 'port'?"),
     ],
 )
-def test_a_mistake_in_an_attestors_options_is_told_once(
+def test_mistake_in_attestor_options_is_reported_once(
     written: str, column: int, message: str
 ) -> None:
     text = f"trust_domain: example.org\nattestors: {{{written}}}\n"
@@ -250,7 +250,7 @@ def test_a_mistake_in_an_attestors_options_is_told_once(
     assert "function-" not in problem.message
 
 
-def test_the_example_entries_load_without_a_warning() -> None:
+def test_example_entries_load_without_a_warning() -> None:
     loaded = load_entries(
         [ROOT / "config/entries.d"],
         TrustDomain("example.org"),
@@ -311,7 +311,7 @@ def _against_schema(name: str, path: Path) -> list[str]:
     ],
     ids=lambda value: getattr(value, "name", value),
 )
-def test_what_we_accept_the_schema_accepts(name: str, path: Path) -> None:
+def test_schema_accepts_every_valid_file(name: str, path: Path) -> None:
     assert _against_schema(name, path) == []
 
 
@@ -329,7 +329,7 @@ def test_what_we_accept_the_schema_accepts(name: str, path: Path) -> None:
         ("entries.schema.json", "entries/bad/ttl-null.yaml", "None is not"),
     ],
 )
-def test_the_schema_finds_common_mistakes_too(name: str, vector: str, complaint: str) -> None:
+def test_schema_finds_common_mistakes(name: str, vector: str, complaint: str) -> None:
     (found,) = _against_schema(name, ROOT / "tests/vectors" / vector)
     assert found.startswith(complaint)
 

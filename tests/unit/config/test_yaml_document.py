@@ -1,4 +1,4 @@
-"""Documents: where things are, and what a mistake is called."""
+"""A document knows the place of every node, and names mistakes in plain words."""
 
 import pytest
 import yaml
@@ -23,7 +23,7 @@ def _problems(content: str | bytes) -> list[str]:
     return [str(each) for each in refusal.value.problems]
 
 
-def test_plain_words_keep_their_type_and_all_else_is_text() -> None:
+def test_numbers_truth_values_and_null_have_types_and_the_rest_is_text() -> None:
     assert _document().data == {
         "a": 1,
         "list": ["x", {"k": "v"}],
@@ -42,15 +42,15 @@ def test_plain_words_keep_their_type_and_all_else_is_text() -> None:
         (("list", 1, "k"), True, (4, 6)),
         (("list", 1, "k"), False, (4, 9)),
         (("ünï", 2), False, (5, 15)),
-        # What is not there is at what surrounds it.
+        # A missing node has the place of the node around it.
         (("list", 7), False, (2 + 1, 3)),
         (("nothing",), False, (1, 1)),
         (("a", "deeper"), False, (1, 4)),
-        # pydantic puts names of union members into the way.
+        # pydantic adds names of union members to the path.
         (("list", "SomeModel", 1, "k"), False, (4, 9)),
     ],
 )
-def test_every_node_has_a_place(
+def test_node_has_a_place(
     loc: yaml_document.Loc,
     at_key: bool,  # noqa: FBT001
     place: tuple[int, int],
@@ -59,27 +59,27 @@ def test_every_node_has_a_place(
     assert problem == Problem("f.yaml", *place, "m", Severity.WARNING)
 
 
-def test_the_first_node_may_begin_anywhere() -> None:
+def test_first_node_may_begin_on_any_line() -> None:
     assert _document("# remark\n\n  b: 1").problem((), "m") == Problem("f.yaml", 3, 3, "m")
 
 
-def test_the_items_of_a_list_have_lines() -> None:
+def test_items_of_a_list_have_lines() -> None:
     assert _document("a:\n- x\n\n- y: 1\n  z: 2\n").lines(("a",)) == [2, 4]
     assert _document("a: []").lines(("a",)) == []
 
 
-def test_a_byte_order_mark_moves_nothing() -> None:
+def test_byte_order_mark_moves_no_place() -> None:
     document = _document(b"\xef\xbb\xbfa: 1\r\nb: 2\r\n")
     assert document.data == {"a": 1, "b": 2}
     assert document.problem(("b",), "m") == Problem("f.yaml", 2, 4, "m")
 
 
 @pytest.mark.parametrize("content", ["", "\n\n", "# only this\n", "---\n", "~"])
-def test_a_file_without_content_is_none(content: str) -> None:
+def test_data_of_an_empty_file_is_none(content: str) -> None:
     assert _document(content).data is None
 
 
-def test_an_alias_gives_the_same_data_and_its_mistakes_are_at_the_anchor() -> None:
+def test_alias_gives_the_same_data_and_places_inside_the_anchor() -> None:
     document = _document("base: &b [x, y]\nuse: *b\nagain: *b\n")
     assert document.data["use"] == ["x", "y"]
     assert document.problem(("use",), "m") == Problem("f.yaml", 2, 6, "m")
@@ -87,13 +87,13 @@ def test_an_alias_gives_the_same_data_and_its_mistakes_are_at_the_anchor() -> No
     assert document.problem(("use", 1), "m") == Problem("f.yaml", 1, 14, "m")
 
 
-def test_an_alias_may_stand_for_one_word() -> None:
+def test_alias_may_stand_for_one_word() -> None:
     document = _document("name: &n joe\nuser: *n\n")
     assert document.data == {"name": "joe", "user": "joe"}
     assert document.problem(("user",), "m") == Problem("f.yaml", 2, 7, "m")
 
 
-def test_a_key_given_twice_is_a_problem_and_the_first_one_counts() -> None:
+def test_duplicate_key_is_a_problem_and_the_first_value_counts() -> None:
     document = _document("a: 1\nb: 2\nb: 3\nb: 4\n")
     assert document.data == {"a": 1, "b": 2}
     assert [str(each) for each in document.problems] == [
@@ -118,23 +118,23 @@ def test_a_key_given_twice_is_a_problem_and_the_first_one_counts() -> None:
         (f"a: {'9' * 5000}", "f.yaml:1:4: this number cannot be read"),
     ],
 )
-def test_what_cannot_be_read_has_a_place(content: str | bytes, problem: str) -> None:
+def test_unreadable_file_is_refused_with_the_place(content: str | bytes, problem: str) -> None:
     (found,) = _problems(content)
     assert found.startswith(problem)
 
 
-def test_siblings_are_not_depth() -> None:
+def test_siblings_do_not_count_as_depth() -> None:
     assert len(_document("[" + "[x], {y: z}, " * 40 + "]").data) == 80
 
 
-def test_a_small_file_cannot_stand_for_a_large_one() -> None:
+def test_aliases_cannot_blow_up_a_small_file() -> None:
     lines = ["a0: &a0 [" + ",".join("x" * 9) + "]"]
     lines += [f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
     (found,) = _problems("\n".join(lines))
-    assert "blow this file up" in found
+    assert "stand for more nodes" in found
 
 
-def test_without_libyaml_the_same_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_result_is_the_same_without_libyaml(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = _document().data
     monkeypatch.setattr(yaml_document, "_Loader", yaml.SafeLoader)
     document = _document()
@@ -198,15 +198,15 @@ def _judged(content: str) -> list[str]:
         ("number: 1.5", "9: number must be a valid integer, got a number with a fractional part"),
     ],
 )
-def test_a_model_s_complaint_is_told_in_plain_words(content: str, problem: str) -> None:
+def test_mistake_found_by_a_model_is_reported_in_plain_words(content: str, problem: str) -> None:
     assert _judged(content) == [problem]
 
 
-def test_a_union_s_complaints_are_all_at_the_value() -> None:
+def test_mistakes_of_a_union_are_at_the_value() -> None:
     assert [each.partition(":")[0] for each in _judged("either: x")] == ["9", "9"]
 
 
-def test_advice_names_the_nearest_word_or_else_all() -> None:
+def test_advice_names_the_nearest_word_or_else_all_words() -> None:
     assert nearest("unxi", {"unix", "docker"}) == "did you mean 'unix'?"
     assert nearest("zzz", {"unix", "docker"}) == "known: docker, unix"
     assert nearest("zzz", ()) == "known: none"

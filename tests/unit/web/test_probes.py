@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 
 import pytest
 
-from agent.config.settings import LoopbackAddress
+from agent.config.addresses import LoopbackAddress
 from agent.errors import StartupError
 from agent.rate_limit import RateLimit
 from agent.web.probes import Probes, expose
