@@ -1,7 +1,8 @@
-"""Where operators' entry files are, and what is to be seen there at one moment.
+"""Find the directories in which a change may affect the entry files, and the files' present state.
 
-What may change them lies in several directories: the files, every symbolic link on the way to them,
-and whatever exists of a way that ends early.
+A change may happen beside the files, beside each symbolic link on the way to them, and in the last
+existing directory of a path whose end does not exist. Everything here may block as long as a file
+system does.
 """
 
 from __future__ import annotations
@@ -17,75 +18,68 @@ from agent.config.files import is_entry_file_name
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-Found: TypeAlias = "Path | os.DirEntry[str]"
+_Place: TypeAlias = "Path | os.DirEntry[str]"
 
-# As many as the kernel follows (path_resolution(7)).
+# The kernel follows no more (path_resolution(7)).
 MAX_LINKS = 40
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What was to be seen at one moment."""
+    """The state of the entry files at one moment."""
 
     directories: frozenset[Path]
-    """Those in which a change may be one of the files."""
+    """The directories in which a change may affect the files."""
     listed: frozenset[Path]
-    """Those of them all of whose YAML files are read."""
+    """Those of them whose YAML files are all read."""
     names: frozenset[str]
-    """Links, places where they lead, and all directories above: whatever may move the files."""
+    """Links, their targets, and all directories above: their change may move the files."""
     files: Mapping[str, tuple[int, ...]]
-    """Of each file and directory what differs if its content does."""
+    """Of each file and directory: numbers that differ if its content does; none if it is absent."""
 
     def concerns(self, directory: Path, name: str) -> bool:
-        """Whether what happens to this name may be a change; no name is the directory itself."""
+        """Return whether an event of this name may affect the files; no name is the directory."""
         return (
             not name
-            or os.path.join(directory, name) in self.names  # noqa: PTH118 - for very many
+            or os.path.join(directory, name) in self.names  # noqa: PTH118 - for very many events
             or (is_entry_file_name(name) and directory in self.listed)
         )
 
+    def has_lost(self, before: View) -> bool:
+        """Return whether a file of the view before is absent in this one."""
+        return any(numbers and not self.files.get(path) for path, numbers in before.files.items())
+
 
 def look(paths: Iterable[Path]) -> View:
-    """What is to be seen now. What cannot be looked at is as if it were not there."""
+    """Return the present state of these paths. A path that cannot be examined counts as absent."""
     directories: set[Path] = set()
     listed: set[Path] = set()
     names: set[Path] = set()
     files: dict[str, tuple[int, ...]] = {}
     for path in paths:
-        found = inside(path)
-        for way in ways(path, found):
-            *links, end = places(way)
-            if is_directory(end):
+        found = _entry_files(path)
+        for way in (path, *(Path(each) for each in found if each.is_symlink())):
+            *links, end = _resolved(way)
+            if _is_directory(end):
                 listed.add(end)
             directories |= {link.parent for link in links} | {_nearest_directory(end)}
             names |= {above for place in (*links, end) for above in (place, *place.parents)}
-        files |= {each.path: _identity(each) for each in found}
-        files[str(path)] = _identity(path)
+        files |= {each.path: _numbers(each) for each in found}
+        files[str(path)] = _numbers(path)
     return View(frozenset(directories), frozenset(listed), frozenset(map(str, names)), files)
 
 
-def watched_directories(paths: Iterable[Path]) -> frozenset[Path]:
-    """The existing directories in which a change may be one of what `paths` mean."""
-    return look(path.absolute() for path in paths).directories
-
-
-def inside(path: Path) -> list[os.DirEntry[str]]:
-    """The files that are read if this is a directory, as `agent.config.files` chooses them."""
+def _entry_files(path: Path) -> list[os.DirEntry[str]]:
+    """Return the files that are read if this is a directory."""
     try:
-        with os.scandir(path) as every:
-            return [each for each in every if is_entry_file_name(each.name)]
+        with os.scandir(path) as found:
+            return [each for each in found if is_entry_file_name(each.name)]
     except OSError:
         return []
 
 
-def ways(path: Path, found: Iterable[os.DirEntry[str]]) -> Iterator[Path]:
-    """The path, and the files inside it that lie somewhere else."""
-    yield path
-    yield from (Path(each) for each in found if each.is_symlink())
-
-
-def places(path: Path) -> Iterator[Path]:
-    """Where each symbolic link on the way lies; then where the way ends, whether that exists."""
+def _resolved(path: Path) -> Iterator[Path]:
+    """Yield where each symbolic link on the way lies, then the end of the way, even if absent."""
     ahead = [*reversed(path.parts)]
     here = Path("/")
     links = 0
@@ -108,17 +102,16 @@ def _target(path: Path) -> Path | None:
 
 
 def _nearest_directory(path: Path) -> Path:
-    return next(each for each in (path, *path.parents) if is_directory(each))
+    return next(each for each in (path, *path.parents) if _is_directory(each))
 
 
-def is_directory(path: Path) -> bool:
-    """Whether it is there and is one."""
-    found = status(path)
+def _is_directory(path: Path) -> bool:
+    found = _stat(path)
     return found is not None and stat.S_ISDIR(found.st_mode)
 
 
-def _identity(path: Found) -> tuple[int, ...]:
-    found = status(path)
+def _numbers(path: _Place) -> tuple[int, ...]:
+    found = _stat(path)
     if found is None:
         return ()
     if stat.S_ISDIR(found.st_mode):
@@ -126,9 +119,8 @@ def _identity(path: Found) -> tuple[int, ...]:
     return (found.st_dev, found.st_ino, found.st_size, found.st_ctime_ns)
 
 
-def status(path: Found) -> os.stat_result | None:
-    """What stat(2) says, if it says something."""
+def _stat(path: _Place) -> os.stat_result | None:
     try:
         return path.stat()
-    except (OSError, ValueError):  # a name that cannot be
+    except (OSError, ValueError):  # ValueError: the name of a link's target has a NUL byte
         return None

@@ -11,7 +11,7 @@ from contextlib import aclosing, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from agent.config.watch import RETRY_SECONDS
+from agent.config.daemon_thread import run_in_daemon_thread
 from agent.errors import ConfigError, VouchdError
 from agent.telemetry.throttled_log import ThrottledLog
 
@@ -37,6 +37,13 @@ CHANGEABLE = frozenset(
         "log",
     }
 )
+
+
+# After a defect of a watch.
+RETRY_SECONDS = 5.0
+# A reload by SIGHUP that takes longer ends without the entries: a hung file system must not keep
+# the next SIGHUP from being handled.
+RELOAD_SECONDS = 30.0
 
 
 @dataclass(slots=True)
@@ -80,7 +87,7 @@ class SettingsReloader:
         """
         self.failure = ""
         try:
-            await self._apply_changes(await asyncio.to_thread(self._reread))
+            await self._apply_changes(await run_in_daemon_thread(self._reread))
         except VouchdError as error:
             self.failure = str(error).partition("\n")[0]
             self._log_failure(error)
@@ -116,12 +123,13 @@ class ReloadLoop:
     """Reloads the entries when their files change, and settings and entries at each SIGHUP.
 
     Args:
-        make_watch: watches the entry files of the settings in force, from the call on.
+        make_watch: makes a watch of the entry files of the settings in force.
         reload_settings: never raises.
         reload_entries: never raises.
         reloading: entered for the time of a reload by SIGHUP.
         log: says why a watch broke.
-        retry_seconds: how long after a watch broke the next one starts.
+        retry_seconds: how long after a watch broke it starts again.
+        reload_seconds: how long a reload by SIGHUP waits for the entry files.
     """
 
     def __init__(
@@ -132,6 +140,7 @@ class ReloadLoop:
         log: FilteringBoundLogger,
         reloading: Callable[[], AbstractContextManager[None]] = nullcontext,
         retry_seconds: float = RETRY_SECONDS,
+        reload_seconds: float = RELOAD_SECONDS,
     ) -> None:
         self._make_watch = make_watch
         self._reload_settings = reload_settings
@@ -139,9 +148,10 @@ class ReloadLoop:
         self._throttled = ThrottledLog(log)
         self._reloading = reloading
         self._retry_seconds = retry_seconds
+        self._reload_seconds = reload_seconds
 
     async def run(self, hang_up: asyncio.Event, watch: FileWatch) -> NoReturn:
-        """Follow `watch`, which was made before the entries were first loaded, until cancelled.
+        """Follow `watch`, which was started before the entries were first loaded, until cancelled.
 
         After each `hang_up` another watch is followed: the entries may be in other files then.
         """
@@ -156,6 +166,7 @@ class ReloadLoop:
                 watch = await self._reload_watched()
 
     async def _follow(self, watch: FileWatch) -> NoReturn:
+        """Reload at each change. A watch that starts again reports at once."""
         while True:
             try:
                 async with aclosing(watch.changes()) as changes:
@@ -164,10 +175,20 @@ class ReloadLoop:
             except Exception:  # noqa: BLE001 - a defect of the watch must not end the agent
                 self._throttled.exception("internal error", None, where="entry watch")
             await asyncio.sleep(self._retry_seconds)
-            watch = await self._reload_watched()
 
     async def _reload_watched(self) -> FileWatch:
-        """Watch the files, then load them: the watch reports an edit during the load."""
+        """Watch the files, then load them: the watch reports an edit during the load.
+
+        Files that do not answer in time are loaded when the watch reports that they do.
+        """
         watch = self._make_watch()
-        await self._reload_entries()
+        try:
+            async with asyncio.timeout(self._reload_seconds):
+                await watch.start()
+                await self._reload_entries()
+        except Exception as error:  # noqa: BLE001 - a defect of the watch must not end the agent
+            if not isinstance(error, TimeoutError):
+                self._throttled.exception("internal error", None, where="entry watch")
+            watch.close()
+            return self._make_watch()
         return watch

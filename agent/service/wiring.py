@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ from agent.attestation.plugins import make_attestors
 from agent.authority.embedded import EmbeddedAuthority
 from agent.authority.keystore import Keystore, KeystoreError
 from agent.clock import SystemClock
+from agent.config.daemon_thread import run_in_daemon_thread
 from agent.config.settings import LogLevel
 from agent.config.watch import FileWatch
 from agent.entries.load import load_configured_entries, parse_configured_entries
@@ -168,7 +170,9 @@ async def build(settings: Settings, host: Host, stack: AsyncExitStack) -> Parts:
     issuing = await _open_issuing(settings, clock, log, metrics, stack)
     # Before the entries are read: no change is missed.
     first_watch = watch_entries(current, log)
-    entries = load_configured_entries(settings, clock)
+    stack.callback(first_watch.close)
+    await first_watch.start()
+    entries = await run_in_daemon_thread(partial(load_configured_entries, settings, clock))
     for warning in entries.warnings:
         log.warning("entry has a warning", problem=str(warning))
     attestor = WorkloadAttestor(await make_attestors(settings.attestors, log), log, metrics)

@@ -10,6 +10,7 @@ import asyncio
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from agent.config.daemon_thread import run_in_daemon_thread
 from agent.errors import ConfigError
 from agent.telemetry.throttled_log import ThrottledLog
 
@@ -68,7 +69,7 @@ class EntryReloader:
         """Load the files as they are now, and replace the entries unless there is a mistake."""
         async with self._reloading:
             try:
-                loaded = await asyncio.to_thread(self._load)
+                loaded = await run_in_daemon_thread(self._load, warn=self._warn)
             except ConfigError as error:
                 self._refuse(error.problems)
             except Exception:  # noqa: BLE001 - a defect of the loader must not end the watch
@@ -77,6 +78,9 @@ class EntryReloader:
             else:
                 self._replace(loaded)
             self._show_in_metrics()
+
+    def _warn(self) -> None:
+        self._log.warning("entries not reloaded yet", reason="loading the files takes long")
 
     def _refuse(self, problems: tuple[Problem, ...]) -> None:
         self.status = replace(self.status, tried_at=self._clock.now(), problems=problems)

@@ -21,11 +21,14 @@ from tests.support.settings import settings
 class Files:
     """Entry files: a version on disk, the one in force, and watches that compare them."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, reload_seconds: float = 60.0) -> None:
+        self.reload_seconds = reload_seconds
         self.lines = Lines()
         self.version = self.in_force = 0
         self.while_loading: Callable[[], None] = lambda: None
         self.broken_watches = 0
+        self.answers = asyncio.Event()
+        self.answers.set()
         self.watches = 0
         self.events: list[str] = []
         self.changed = asyncio.Event()
@@ -42,6 +45,7 @@ class Files:
 
     async def load(self) -> None:
         """Read the files, as a thread does that takes a while."""
+        await self.answers.wait()
         self.events.append("load")
         version = self.version
         await asyncio.sleep(0)
@@ -54,20 +58,32 @@ class Files:
 
     def loop(self) -> ReloadLoop:
         return ReloadLoop(
-            self.watch, self.load_settings, self.load, self.lines.log, retry_seconds=0.0
+            self.watch,
+            self.load_settings,
+            self.load,
+            self.lines.log,
+            retry_seconds=0.0,
+            reload_seconds=self.reload_seconds,
         )
 
 
 class Watch:
-    """Reports a version that differs from the one at its creation, as FileWatch does."""
+    """Reports a version that differs from the one at its start, as FileWatch does."""
 
     def __init__(self, files: Files, *, broken: bool) -> None:
         self._files = files
-        self._seen = files.version
+        self._seen = -1
         self._broken = broken
+
+    async def start(self) -> None:
+        self._seen = self._files.version
+
+    def close(self) -> None:
+        self._files.events.append("close")
 
     async def changes(self) -> AsyncGenerator[None, None]:
         if self._broken:
+            self._broken, self._seen = False, -1
             raise ZeroDivisionError
         while True:
             if self._files.version != self._seen:
@@ -79,7 +95,9 @@ class Watch:
 
 async def while_running(files: Files, scenario: Callable[[], Awaitable[None]]) -> None:
     async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
-        running = tasks.create_task(files.loop().run(files.hang_up, files.watch()))
+        watch = files.watch()
+        await watch.start()
+        running = tasks.create_task(files.loop().run(files.hang_up, watch))
         await settle()
         await scenario()
         await settle()
@@ -120,6 +138,35 @@ async def test_sighup_reads_the_settings_before_it_watches_and_loads_their_entri
 
     await while_running(files, scenario)
     assert files.events == ["watch", "settings", "watch", "load"]
+
+
+async def test_entries_that_hang_during_a_reload_by_sighup_are_loaded_when_they_answer() -> None:
+    files = Files(reload_seconds=0.01)
+
+    async def scenario() -> None:
+        files.answers.clear()
+        files.hang_up.set()
+        while "close" not in files.events:
+            await asyncio.sleep(0.01)
+        files.version = 7
+        files.answers.set()
+
+    await while_running(files, scenario)
+    assert files.in_force == 7
+
+
+async def test_hung_entry_files_do_not_keep_the_next_sighup_from_being_handled() -> None:
+    files = Files(reload_seconds=0.01)
+
+    async def scenario() -> None:
+        files.answers.clear()
+        for number in (1, 2):
+            files.hang_up.set()
+            while files.events.count("close") < number:
+                await asyncio.sleep(0.01)
+
+    await while_running(files, scenario)
+    assert files.events.count("settings") == 2
 
 
 async def test_a_second_sighup_during_a_reload_reloads_again() -> None:

@@ -1,28 +1,41 @@
-"""Files on a real disk, and who reads them whenever a watch says so."""
+"""Entry files on a real disk, and a reader that counts the reports of a watch."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import pytest
 import structlog
 
-from agent.config import watch
 from agent.config.watch import FileWatch
+from agent.config.watch_thread import WatchTimes
+from agent.config.watched_paths import View, look
 
-LONG = 2.0
+NEVER = 1e6
+# Reports come from inotify alone: the watch never looks by itself.
+INOTIFY_ONLY = WatchTimes(look=NEVER)
+SAFETY_SECONDS = 20.0
 
 
 class Reports:
-    """Counts what a watch reports, as somebody would who reads the files each time."""
+    """Counts the reports of a watch, as a reader that reads the files each time."""
 
-    def __init__(self, *paths: Path) -> None:
-        self._watch = FileWatch(paths, structlog.get_logger())
+    def __init__(
+        self,
+        *paths: Path,
+        times: WatchTimes = INOTIFY_ONLY,
+        look: Callable[[Sequence[Path]], View] = look,
+    ) -> None:
+        self._watch = FileWatch(paths, structlog.get_logger(), times, look)
         self.count = 0
         self._more = asyncio.Event()
+
+    async def start(self) -> None:
+        await self._watch.start()
 
     async def run(self) -> None:
         async for _ in self._watch.changes():
@@ -31,38 +44,49 @@ class Reports:
 
     async def after(self, count: int) -> None:
         """Wait until there are more than `count`."""
-        while self.count <= count:
-            self._more.clear()
-            async with asyncio.timeout(LONG):
+        async with asyncio.timeout(SAFETY_SECONDS):
+            while self.count <= count:
+                self._more.clear()
                 await self._more.wait()
 
 
+@pytest.fixture(autouse=True)
+def _no_thread_left() -> Iterator[None]:
+    yield
+    for thread in threading.enumerate():
+        if thread.name == "entry watch":
+            thread.join(SAFETY_SECONDS)
+            assert not thread.is_alive()
+
+
 @asynccontextmanager
-async def following(*paths: Path) -> AsyncIterator[Reports]:
-    reports = Reports(*paths)
+async def following(
+    *paths: Path,
+    times: WatchTimes = INOTIFY_ONLY,
+    look: Callable[[Sequence[Path]], View] = look,
+) -> AsyncIterator[Reports]:
+    reports = Reports(*paths, times=times, look=look)
+    await reports.start()
     async with asyncio.TaskGroup() as tasks:
         task = tasks.create_task(reports.run())
-        await asyncio.sleep(0)
         yield reports
         task.cancel()
 
 
-async def assert_noticed(path: Path, *changes: Callable[[], Any]) -> None:
-    """Each change is reported soon, which no glance would do."""
-    async with following(path) as reports:
+async def assert_noticed(path: Path, *changes: Callable[[], Any], **times: float) -> None:
+    """Each change is reported once, by inotify."""
+    async with following(path, times=replace(INOTIFY_ONLY, **times)) as reports:
         for change in changes:
             before = reports.count
             await rest()
             assert reports.count == before, "reported without a change"
-            started = perf_counter()
             change()
             await reports.after(before)
-            assert perf_counter() - started < watch.GLANCE_SECONDS / 2
 
 
 async def rest() -> None:
-    """Let what belongs to the last change pass."""
-    await asyncio.sleep(5 * watch.STEP_SECONDS)
+    """Let events and reports of the last change pass."""
+    await asyncio.sleep(6 * INOTIFY_ONLY.debounce)
 
 
 def replace_file(path: Path, text: str) -> None:
@@ -72,7 +96,7 @@ def replace_file(path: Path, text: str) -> None:
 
 
 def point(place: Path, target: str | Path) -> None:
-    """Make or re-point a symbolic link at one stroke."""
+    """Make or re-point a symbolic link atomically."""
     new = place.with_name(f"{place.name}_tmp")
     new.symlink_to(target)
     new.replace(place)

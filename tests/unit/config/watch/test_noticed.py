@@ -1,19 +1,21 @@
-"""Changes on a real disk: which are noticed, how soon, and what is watched for it."""
+"""Changes on a real disk are reported, once each, wherever the path leads."""
 
 import asyncio
 import shutil
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import structlog
 
-from agent.config import watch
 from agent.config.watch import FileWatch
-from agent.config.watched_paths import watched_directories
+from agent.config.watch_thread import WatchTimes
+from agent.config.watched_paths import look
 from tests.unit.config.watch.conftest import (
-    LONG,
+    INOTIFY_ONLY,
+    SAFETY_SECONDS,
     assert_noticed,
     following,
     point,
@@ -22,7 +24,7 @@ from tests.unit.config.watch.conftest import (
 )
 
 
-async def test_every_way_to_save_make_and_remove_a_file_is_noticed(entries: Path) -> None:
+async def test_every_way_to_save_create_and_remove_a_file_is_reported(entries: Path) -> None:
     a, b = entries / "a.yaml", entries / "b.yml"
     await assert_noticed(
         entries,
@@ -36,7 +38,7 @@ async def test_every_way_to_save_make_and_remove_a_file_is_noticed(entries: Path
     )
 
 
-async def test_a_single_file_is_noticed_whatever_it_is_called(entries: Path) -> None:
+async def test_single_file_of_any_name_is_watched(entries: Path) -> None:
     file = entries / "workloads.conf"
     await assert_noticed(
         file,
@@ -46,7 +48,7 @@ async def test_a_single_file_is_noticed_whatever_it_is_called(entries: Path) -> 
     )
 
 
-async def test_a_quick_save_is_reported_once(entries: Path) -> None:
+async def test_atomic_save_is_one_report(entries: Path) -> None:
     async with following(entries) as reports:
         await rest()
         replace_file(entries / "a.yaml", "2")
@@ -55,7 +57,7 @@ async def test_a_quick_save_is_reported_once(entries: Path) -> None:
         assert reports.count == 1
 
 
-async def test_many_files_written_at_once_are_one_report(entries: Path) -> None:
+async def test_many_files_written_together_are_one_report(entries: Path) -> None:
     async with following(entries) as reports:
         await rest()
         for number in range(50):
@@ -65,7 +67,7 @@ async def test_many_files_written_at_once_are_one_report(entries: Path) -> None:
         assert reports.count == 1
 
 
-async def test_other_files_reports_and_readers_are_passed_over(entries: Path) -> None:
+async def test_other_files_and_readers_cause_no_report(entries: Path) -> None:
     async with following(entries) as reports:
         await rest()
         for name in ("notes.txt", ".a.yaml.swp", "4913", "a.yaml~", ".hidden.yaml", "a.yaml.bak"):
@@ -80,15 +82,15 @@ async def test_other_files_reports_and_readers_are_passed_over(entries: Path) ->
         assert reports.count == 1
 
 
-async def test_other_yaml_files_beside_a_single_one_are_passed_over(entries: Path) -> None:
+async def test_other_yaml_files_beside_a_single_file_cause_no_report(entries: Path) -> None:
     async with following(entries / "a.yaml") as reports:
         await rest()
-        (entries / "somebody-else-s.yaml").write_text("x")
+        (entries / "other.yaml").write_text("x")
         await rest()
         assert reports.count == 0
 
 
-async def test_a_config_map_s_swap_is_noticed_again_and_again(tmp_path: Path) -> None:
+async def test_every_swap_of_a_config_map_is_reported(tmp_path: Path) -> None:
     mounted = tmp_path / "mounted"
     for number in range(3):
         (version := mounted / f"..2024_{number}").mkdir(parents=True)
@@ -109,7 +111,7 @@ async def test_a_config_map_s_swap_is_noticed_again_and_again(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("inside", ["entries", "entries/a.yaml"])
-async def test_a_link_anywhere_on_the_way_may_be_re_pointed(tmp_path: Path, inside: str) -> None:
+async def test_re_pointed_link_anywhere_on_the_way_is_reported(tmp_path: Path, inside: str) -> None:
     for number in (41, 42, 43):
         (release := tmp_path / f"releases/{number}/entries").mkdir(parents=True)
         (release / "a.yaml").write_text(str(number))
@@ -125,7 +127,7 @@ async def test_a_link_anywhere_on_the_way_may_be_re_pointed(tmp_path: Path, insi
     )
 
 
-async def test_a_file_link_may_be_re_pointed_and_its_target_change(tmp_path: Path) -> None:
+async def test_re_pointed_file_link_and_changed_target_are_reported(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text(name)
@@ -144,7 +146,7 @@ async def test_a_file_link_may_be_re_pointed_and_its_target_change(tmp_path: Pat
         )
 
 
-async def test_a_directory_may_go_and_come_back(entries: Path) -> None:
+async def test_directory_that_is_removed_and_made_again_is_watched(entries: Path) -> None:
     def make() -> None:
         entries.mkdir()
         (entries / "b.yaml").write_text("x")
@@ -166,7 +168,7 @@ async def test_a_directory_may_go_and_come_back(entries: Path) -> None:
     )
 
 
-async def test_a_path_may_come_into_being_step_by_step(tmp_path: Path) -> None:
+async def test_path_that_appears_step_by_step_is_watched(tmp_path: Path) -> None:
     file = tmp_path / "etc/vouchd/entries.yaml"
     await assert_noticed(
         file,
@@ -177,66 +179,88 @@ async def test_a_path_may_come_into_being_step_by_step(tmp_path: Path) -> None:
     )
 
 
-async def test_what_changes_while_the_files_are_read_is_reported_again(entries: Path) -> None:
-    changes = FileWatch([entries], structlog.get_logger()).changes()
-    (entries / "a.yaml").write_text("since the watch was made")
-    async with asyncio.timeout(LONG):
+async def test_change_since_start_is_reported_and_so_is_one_while_the_files_are_read(
+    entries: Path,
+) -> None:
+    watch = FileWatch([entries], structlog.get_logger(), INOTIFY_ONLY)
+    await watch.start()
+    (entries / "a.yaml").write_text("since start")
+    changes = watch.changes()
+    async with asyncio.timeout(SAFETY_SECONDS):
         await anext(changes)
         replace_file(entries / "a.yaml", "while the caller reads")
         await anext(changes)
     await changes.aclose()
 
 
-async def test_what_the_kernel_does_not_tell_is_found_by_a_glance(
-    entries: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(watch, "GLANCE_SECONDS", 0.1)
+async def test_watch_that_was_not_started_reports_at_once(entries: Path) -> None:
+    """The caller may have read the files before the first look, so a change may be missed."""
+    changes = FileWatch([entries], structlog.get_logger(), INOTIFY_ONLY).changes()
+    async with asyncio.timeout(SAFETY_SECONDS):
+        await anext(changes)
+    await changes.aclose()
+
+
+async def test_reader_that_gives_up_gets_the_report_again(entries: Path) -> None:
+    watch = FileWatch([entries], structlog.get_logger(), INOTIFY_ONLY)
+    await watch.start()
+    (entries / "a.yaml").touch()
+    for _ in range(2):
+        async with asyncio.timeout(SAFETY_SECONDS), aclosing(watch.changes()) as changes:
+            await anext(changes)
+
+
+LOOKS = WatchTimes(look=0.1)
+
+
+async def test_change_without_an_event_is_found_by_a_look(entries: Path) -> None:
     path = entries / "deep/er"
     path.mkdir(parents=True)
-    async with following(path) as reports:
+    async with following(path, times=LOOKS) as reports:
         await rest()
         (entries / "deep").rename(entries / "old")
         await reports.after(0)
 
 
-async def test_what_the_kernel_does_not_tell_is_found_amid_what_is_of_no_concern(
-    entries: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(watch, "GLANCE_SECONDS", 0.1)
+async def test_change_without_an_event_is_found_amid_events_of_other_files(entries: Path) -> None:
     path = entries / "deep/er"
     path.mkdir(parents=True)
-    async with following(path) as reports, again_and_again((path / "other.txt").touch) as moved:
+    async with (
+        following(path, times=LOOKS) as reports,
+        again_and_again((path / "other.txt").touch) as switch_to,
+    ):
         await rest()
-        moved((entries / "old/er/other.txt").touch)
+        switch_to((entries / "old/er/other.txt").touch)
         (entries / "deep").rename(entries / "old")
         await reports.after(0)
 
 
-async def test_changes_without_end_are_reported_all_the_same(entries: Path) -> None:
-    async with following(entries) as reports, again_and_again((entries / "a.yaml").touch):
-        async with asyncio.timeout(3 * watch.LONGEST_BURST_SECONDS):
-            await reports.after(0)
+async def test_changes_that_never_stop_are_reported_all_the_same(entries: Path) -> None:
+    times = replace(INOTIFY_ONLY, longest_burst=0.2)
+    touch = (entries / "a.yaml").touch
+    async with following(entries, times=times) as reports, again_and_again(touch):
+        await reports.after(0)
 
 
 @asynccontextmanager
 async def again_and_again(
     change: Callable[[], None],
 ) -> AsyncIterator[Callable[[Callable[[], None]], None]]:
-    """Something happens twice in each step; takes what is to happen instead."""
+    """Repeat a change, several times within each debounce; yields a function that switches it."""
     happening = [change]
 
-    async def go_on() -> None:
+    async def repeat() -> None:
         while True:
             happening[-1]()
-            await asyncio.sleep(watch.STEP_SECONDS / 2)
+            await asyncio.sleep(INOTIFY_ONLY.debounce / 4)
 
     async with asyncio.TaskGroup() as tasks:
-        task = tasks.create_task(go_on())
+        task = tasks.create_task(repeat())
         yield happening.append
         task.cancel()
 
 
-def test_watched_are_the_places_of_links_and_ends_and_no_more(tmp_path: Path) -> None:
+def test_watched_directories_hold_links_and_the_end_of_the_way(tmp_path: Path) -> None:
     for name in ("a/b", "real/entries", "outside"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "outside/x").touch()
@@ -245,7 +269,7 @@ def test_watched_are_the_places_of_links_and_ends_and_no_more(tmp_path: Path) ->
     (tmp_path / "real/entries/not-read").symlink_to("../../elsewhere/x")
 
     def names(path: str) -> set[str]:
-        return {str(each.relative_to(tmp_path)) for each in watched_directories([tmp_path / path])}
+        return {str(each.relative_to(tmp_path)) for each in look([tmp_path / path]).directories}
 
     assert names("a/b/link/entries") == {"a/b", "real/entries", "outside"}
     assert names("outside/x") == {"outside"}
@@ -253,7 +277,7 @@ def test_watched_are_the_places_of_links_and_ends_and_no_more(tmp_path: Path) ->
     assert names("outside/x/below/a/file") == {"outside"}
 
 
-def test_links_that_lead_in_a_circle_are_watched_where_they_lie(tmp_path: Path) -> None:
+def test_links_in_a_circle_are_watched_where_they_lie(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
-    assert watched_directories([tmp_path / "a/x.yaml"]) == {tmp_path}
+    assert look([tmp_path / "a/x.yaml"]).directories == {tmp_path}

@@ -1,23 +1,29 @@
-"""Where nothing can be watched, or a watch breaks."""
+"""A watch goes on where inotify fails, and a hung file system delays reports alone."""
 
 import asyncio
-import errno
 import os
 import resource
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from inotify_simple import INotify
+import structlog
 from structlog.testing import capture_logs
 
-from agent.config import watch
-from tests.support.agent import REPOSITORY
-from tests.unit.config.watch.conftest import Reports, assert_noticed, following, replace_file, rest
+from agent.config.inotify import Directories
+from agent.config.watch import FileWatch
+from agent.config.watched_paths import View, look
+from tests.unit.config.watch.conftest import (
+    INOTIFY_ONLY,
+    SAFETY_SECONDS,
+    following,
+    replace_file,
+    rest,
+)
 
 
 @contextmanager
@@ -32,39 +38,33 @@ def _no_more_descriptors() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-async def test_where_nothing_can_be_watched_one_warning_is_logged_and_glances_go_on(
-    entries: Path, monkeypatch: pytest.MonkeyPatch
+async def test_watch_without_descriptors_warns_once_and_finds_changes_by_looking(
+    entries: Path,
 ) -> None:
-    monkeypatch.setattr(watch, "RETRY_SECONDS", 0.1)
-    with capture_logs() as logs:
-        reports = Reports(entries)
-        with _no_more_descriptors():
-            async with asyncio.TaskGroup() as tasks:
-                task = tasks.create_task(reports.run())
-                await asyncio.sleep(0.3)
-                assert reports.count == 0
-                (entries / "a.yaml").write_text("2")
-                await reports.after(0)
-                task.cancel()
-    (warning,) = logs
+    with capture_logs() as logs, _no_more_descriptors():
+        async with following(entries, times=replace(INOTIFY_ONLY, retry=0.1)) as reports:
+            await asyncio.sleep(0.3)
+            assert reports.count == 0
+            (entries / "a.yaml").write_text("2")
+            await reports.after(0)
+    [warning] = logs
     assert warning["event"] == "entry files cannot be watched"
     assert "too many open files" in warning["reason"]
-    assert warning["advice"] == "they are looked at every 0.1 s; SIGHUP reloads them at once"
+    assert warning["advice"] == "the agent looks every 0.1 s; SIGHUP reloads at once"
 
 
-async def test_a_directory_that_goes_before_it_is_watched_is_no_trouble(
-    entries: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_directory_that_goes_between_look_and_watch_causes_no_warning(entries: Path) -> None:
     removals = [entries]
 
-    def remove_first(*, nonblocking: bool) -> INotify:
+    def look_then_remove(paths: Sequence[Path]) -> View:
+        view = look(paths)
         if removals:
             shutil.rmtree(removals.pop())
-        return INotify(nonblocking=nonblocking)
+        return view
 
-    monkeypatch.setattr(watch, "INotify", remove_first)
+    times = replace(INOTIFY_ONLY, replacement=0)
     with capture_logs() as logs:
-        async with following(entries) as reports:
+        async with following(entries, times=times, look=look_then_remove) as reports:
             await reports.after(0)
             await rest()
             entries.mkdir()
@@ -72,45 +72,115 @@ async def test_a_directory_that_goes_before_it_is_watched_is_no_trouble(
     assert logs == []
 
 
-async def test_an_exhausted_limit_of_watches_is_not_called_a_full_disk(
+async def test_warning_names_the_limit_of_watches_and_not_a_full_disk(
     entries: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> int:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(INotify, "add_watch", refuse)
+    monkeypatch.setattr(Directories, "follow", refuse)
     with capture_logs() as logs:
         async with following(entries):
             await rest()
     assert "fs.inotify.max_user_watches" in logs[0]["reason"]
 
 
-async def test_what_the_kernel_lost_count_of_is_looked_at(entries: Path) -> None:
+class PausedView(View):
+    """A view whose events wait, so that the kernel's queue fills up."""
+
+    go_on = threading.Event()
+
+    def concerns(self, directory: Path, name: str) -> bool:
+        assert self.go_on.wait(SAFETY_SECONDS)
+        return super().concerns(directory, name)
+
+
+async def test_change_amid_lost_events_is_reported(entries: Path) -> None:
     most = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
     others = [entries / "one.txt", entries / "two.txt"]
     for other in others:
         other.touch()
 
-    def overflow() -> None:
-        for number in range(most + 2):  # alternately, or the kernel makes one event of two
+    def look_paused(paths: Sequence[Path]) -> View:
+        view = look(paths)
+        return PausedView(view.directories, view.listed, view.names, view.files)
+
+    async with following(entries, look=look_paused) as reports:
+        await rest()
+        PausedView.go_on.clear()
+        others[0].touch()
+        await rest()
+        for number in range(most + 2):  # alternately, or the kernel merges equal events
             others[number % 2].touch()
         replace_file(entries / "a.yaml", "2")
+        PausedView.go_on.set()
+        await reports.after(0)
 
-    await assert_noticed(entries, overflow)
+
+async def test_defect_of_the_thread_reaches_the_reader_who_can_begin_again(entries: Path) -> None:
+    errors = [ZeroDivisionError()]
+
+    def fail_once(paths: Sequence[Path]) -> View:
+        if errors:
+            raise errors.pop()
+        return look(paths)
+
+    watch = FileWatch([entries], structlog.get_logger(), INOTIFY_ONLY, fail_once)
+    with pytest.raises(ZeroDivisionError):
+        await anext(watch.changes())
+    changes = watch.changes()
+    await anext(changes)
+    await changes.aclose()
 
 
-def test_no_other_program_is_run_to_watch(entries: Path) -> None:
-    """The agent's unit has one process, and what it may execute is its own business."""
-    script = """if True:
-        import sys
-        from pathlib import Path
-        from agent.config.watch import Directories
+class HungFileSystem:
+    """Blocks whoever looks at files on it, until it answers."""
 
-        def refuse(event, _arguments):
-            if event in {"subprocess.Popen", "os.exec", "os.posix_spawn", "os.fork", "os.system"}:
-                raise RuntimeError(event)
+    def __init__(self) -> None:
+        self.answers = threading.Event()
+        self.asked = threading.Event()
 
-        sys.addaudithook(refuse)
-        Directories().follow([Path(sys.argv[1])])
-    """
-    subprocess.run([sys.executable, "-c", script, entries], check=True, cwd=REPOSITORY)
+    def look(self, paths: Sequence[Path]) -> View:
+        self.asked.set()
+        assert self.answers.wait(SAFETY_SECONDS)
+        return look(paths)
+
+
+@pytest.fixture
+def hung() -> Iterator[HungFileSystem]:
+    found = HungFileSystem()
+    yield found
+    found.answers.set()
+
+
+async def test_hung_file_system_blocks_no_other_coroutine_and_is_logged_once(
+    entries: Path, hung: HungFileSystem
+) -> None:
+    hung.answers.set()
+    times = replace(INOTIFY_ONLY, warn=0.05)
+    with capture_logs() as logs:
+        async with following(entries, times=times, look=hung.look) as reports:
+            await rest()
+            hung.answers.clear()
+            (entries / "a.yaml").write_text("2")
+            async with asyncio.timeout(SAFETY_SECONDS):
+                while not logs:  # the loop runs on
+                    await asyncio.sleep(0.01)
+            await asyncio.sleep(0.2)
+            assert reports.count == 0
+            hung.answers.set()
+            await reports.after(0)
+    [warning] = logs
+    assert warning["event"] == "entries not reloaded yet"
+    assert warning["reason"] == f"{entries}: the file system does not answer"
+
+
+async def test_watch_of_a_hung_file_system_can_be_closed(
+    entries: Path, hung: HungFileSystem
+) -> None:
+    watch = FileWatch([entries], structlog.get_logger(), INOTIFY_ONLY, hung.look)
+    async with asyncio.timeout(SAFETY_SECONDS), asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(watch.start())
+        await asyncio.to_thread(hung.asked.wait)
+        task.cancel()
+    watch.close()
