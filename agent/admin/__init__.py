@@ -1,6 +1,6 @@
-"""Operations on a running agent, and the reports they return.
+"""The operations of an administrator on a running agent, without gRPC.
 
-`operations` answers the admin API and the probes; `reports` are the values it returns; `readiness`
-says whether the agent can serve. Only `agent.api`, `agent.web` and `agent.service` import this
-room.
+`operations` reads the state of the agent and changes its authorities, `reports` are the values that
+it returns, `readiness` tells whether the agent can serve. Only `agent.api`, `agent.web` and
+`agent.service` import this room.
 """

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from agent.limits.quotas import Quotas
     from agent.signals import Signals
 
-# Workload Endpoint section 3. It stops server-side request forgery: a process that is made to
-# connect to the socket with bytes of somebody else's choice cannot send this metadata by accident.
+# Workload Endpoint section 3. It stops server-side request forgery: an attacker that can choose the
+# URL or the body of a workload's request cannot choose its metadata as well.
 SECURITY_HEADER = "workload.spiffe.io"
 
 # gRPC's hint when to retry (gRFC A6). Random, so that streams that end together do not return

@@ -1,5 +1,7 @@
-"""The daemon: builds all parts, starts and stops them, reloads them, and reports to systemd.
+"""The daemon: builds the parts, starts, reloads and stops them, and reports to systemd.
 
-`wiring` is the composition root, `daemon` runs it, `endpoint` opens and closes a socket with its
-server. Only `agent.cli` imports this room.
+`wiring` is the composition root and `policies` its view of the settings; `daemon` runs the parts,
+`background` their endless tasks, `endpoint` a socket with its server; `reload` follows SIGHUP and
+the entry files; `process` sets the limits of the process, `sd_notify` talks to the service manager.
+Only `agent.cli` imports this room.
 """

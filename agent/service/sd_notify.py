@@ -116,12 +116,12 @@ class ServiceManager:
 
     async def follow(self, status: Callable[[], str]) -> NoReturn:
         """Send the status line whenever it has changed, until cancelled."""
-        told = ""
+        sent = ""
         while True:
             await self._sleep(STATUS_SECONDS)
-            if (now := status()) != told:
+            if (now := status()) != sent:
                 self.tell(STATUS=now)
-                told = now
+                sent = now
 
     def close(self) -> None:
         """Close the socket; later messages are dropped."""

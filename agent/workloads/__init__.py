@@ -1,5 +1,5 @@
-"""What each connected workload is entitled to, and its open streams.
+"""The connected workloads: their identities, open streams and refused calls.
 
-`entitlement` joins attestation and entries, `streams` lists open streams and wakes them,
-`entry_reload` replaces the entries, `refusals` remembers the last refused calls.
+`entitlement` attests a caller and matches it against the entries, `streams` lists the open streams
+and wakes them, `entry_reload` replaces the entries, `refusals` keeps the last refused calls.
 """

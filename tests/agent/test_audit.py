@@ -41,7 +41,7 @@ def test_an_audit_line_names_the_process_and_its_svid(agent_factory: AgentFactor
     me.close()
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     selectors = "".join(f"{each}\n" for each in explained["verdict"]["selectors"])
-    who = {
+    caller = {
         "pid": os.getpid(),
         "uid": os.getuid(),
         "executable": str(Path("/proc/self/exe").readlink()),
@@ -49,7 +49,7 @@ def test_an_audit_line_names_the_process_and_its_svid(agent_factory: AgentFactor
         **({"process": f"{boot}/{me.inode}"} if me.inode else {}),
     }
     for line, kind in ((certificate, "x509"), (token, "jwt")):
-        assert line.items() >= who.items()
+        assert line.items() >= caller.items()
         assert line["event"] == "svid issued"
         assert (line["kind"], line["spiffe_id"]) == (kind, "spiffe://example.org/test/me")
     assert token["audience"] == ["someone"]

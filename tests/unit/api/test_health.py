@@ -1,4 +1,4 @@
-"""gRPC health: tells what `/ready` tells, and no client can block another."""
+"""gRPC health: has the same status as `/ready`, and no client can block another."""
 
 from __future__ import annotations
 
