@@ -141,7 +141,7 @@ class EmbeddedAuthority:
 
     @property
     def failure(self) -> str:
-        """Why the last due step failed; empty if it did not."""
+        """Why a due step failed; empty when no step is due."""
         return self._failure
 
     @property
@@ -204,6 +204,7 @@ class EmbeddedAuthority:
         meanwhile: a sixth of its lifetime is left to repair the cause.
         """
         if not self._due():
+            self._failure = ""  # an operator may have taken the failed step
             return
         async with self._changing:
             try:

@@ -225,6 +225,7 @@ class X509Svids:
         return svid.renew_at if svid is not None and self._is_valid(svid, now) else now
 
     def _renew(self, identity: Identity, now: datetime) -> None:
+        self._due.set(identity, now + RETRY)  # stands, whatever error follows
         try:
             if identity.expires_at is None or now < identity.expires_at:
                 self._issue(identity, now)
@@ -232,7 +233,6 @@ class X509Svids:
                 self._forget(identity)
         except AuthorityError as error:
             self._log_not_renewed(identity, error)
-            self._due.set(identity, now + RETRY)
         self._notify(identity)
 
     def _log_not_renewed(self, identity: Identity, error: AuthorityError) -> None:

@@ -9,7 +9,6 @@ from cryptography import x509
 from agent.authority.jwt_issuer import JwtIssuer, JwtSvid, JwtSvidRequest
 from agent.authority.x509_issuer import X509Issuer, create_x509_authority
 from agent.authority.x509_template import X509SvidRequest
-from agent.errors import AuthorityError
 from agent.spiffe import keys
 from agent.spiffe.bundle import DEFAULT_REFRESH_HINT, TrustBundle
 from agent.spiffe.ids import TrustDomain
@@ -41,7 +40,7 @@ class FakeSigner:
             sequence=1,
             refresh_hint=DEFAULT_REFRESH_HINT,
         )
-        self.failure: AuthorityError | None = None
+        self.failure: Exception | None = None
         self.tainted = False
         self.issued: list[X509SvidRequest | JwtSvidRequest] = []
 

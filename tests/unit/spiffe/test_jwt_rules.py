@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 KEY = ec.generate_private_key(ec.SECP256R1())
 KEY_384 = ec.generate_private_key(ec.SECP384R1())
-STRANGER = ec.generate_private_key(ec.SECP256R1())
+FOREIGN_KEY = ec.generate_private_key(ec.SECP256R1())
 KEY_521 = ec.generate_private_key(ec.SECP521R1())
 BUNDLES = {TD: bundle(k1=KEY, k2=KEY_384, k3=KEY_521, r1=rsa_key(2048))}
 EXP = int((NOW + timedelta(minutes=5)).timestamp())
@@ -190,8 +190,8 @@ COMPACT = _token()
         ("kid and alg", _token(kid="")),
         ("kid and alg", _token(kid="r1")),
         ("kid and alg", _token(key=KEY_384, alg="ES384")),
-        ("signature", _token(key=STRANGER)),
-        ("signature", _token(key=STRANGER, kid=None)),
+        ("signature", _token(key=FOREIGN_KEY)),
+        ("signature", _token(key=FOREIGN_KEY, kid=None)),
         ("JWT-SVID 3.2", _token(_with(aud=None))),
         ("JWT-SVID 3.2", _token(_with(aud=[]))),
         ("JWT-SVID 3.2", _token(_with(aud=["other"]))),
@@ -224,7 +224,7 @@ def test_an_empty_audience_is_refused() -> None:
 
 def test_a_token_is_validated_with_the_bundle_of_its_own_trust_domain() -> None:
     other = TrustDomain("other.example")
-    bundles = {TD: bundle(k1=STRANGER), other: bundle(trust_domain=other, k1=KEY)}
+    bundles = {TD: bundle(k1=FOREIGN_KEY), other: bundle(trust_domain=other, k1=KEY)}
     with pytest.raises(ValidationError, match="signature"):
         validate_jwt_svid(_token(), "server", bundles, NOW)
 
@@ -237,7 +237,7 @@ def test_a_bundle_without_jwt_keys_validates_nothing() -> None:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: _token(key=STRANGER),
+        lambda: _token(key=FOREIGN_KEY),
         lambda: _token(_with(aud=["other"])),
         lambda: _token(_with(sub="spiffe://Example.org/SECRET-PART")),
     ],

@@ -132,7 +132,7 @@ def test_each_rule_for_authorities_is_enforced_and_named(
 
 
 MIDDLE_KEY = ec.generate_private_key(ec.SECP256R1())
-STRANGER = ec.generate_private_key(ec.SECP256R1())
+FOREIGN_KEY = ec.generate_private_key(ec.SECP256R1())
 
 
 def test_a_leaf_of_an_authority_of_the_bundle_is_valid() -> None:
@@ -140,7 +140,7 @@ def test_a_leaf_of_an_authority_of_the_bundle_is_valid() -> None:
 
 
 def test_the_issuer_is_found_among_authorities_of_the_same_name() -> None:
-    trusted = bundle(authority(key=STRANGER), authority(key=MIDDLE_KEY), authority())
+    trusted = bundle(authority(key=FOREIGN_KEY), authority(key=MIDDLE_KEY), authority())
     assert validate_x509_svid([leaf()], trusted, NOW) == ID
 
 
@@ -153,8 +153,8 @@ def test_a_leaf_below_an_intermediate_is_valid() -> None:
     ("chain", "now", "reason"),
     [
         ([], NOW, "no certificate"),
-        ([leaf(signer=STRANGER)], NOW, "no valid path"),
-        ([leaf(signer=STRANGER), authority(key=STRANGER)], NOW, "no valid path"),
+        ([leaf(signer=FOREIGN_KEY)], NOW, "no valid path"),
+        ([leaf(signer=FOREIGN_KEY), authority(key=FOREIGN_KEY)], NOW, "no valid path"),
         ([leaf(signer=MIDDLE_KEY)], NOW, "no valid path"),
         ([leaf(signer=MIDDLE_KEY), leaf(key=MIDDLE_KEY)], NOW, "no valid path"),
         ([leaf()], NOW - 2 * DAY, "no valid path.*not valid at validation time"),

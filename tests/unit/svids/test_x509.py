@@ -272,6 +272,18 @@ async def test_every_svid_that_could_not_be_issued_is_tried_again(world: World) 
         assert [each.entry_id for each in many if world.svids.known(each) is None] == []
 
 
+async def test_a_renewal_that_ends_with_an_internal_error_is_tried_again(world: World) -> None:
+    world.svids.get(identity())
+    world.signer.failure = ZeroDivisionError()
+    with watching(world, [identity()]) as changed:
+        with pytest.raises(ZeroDivisionError):
+            world.at(31 * MINUTE)
+        world.signer.failure = None
+        world.at(31 * MINUTE + 11 * SECOND)
+        assert changed.is_set()
+        assert len(world.signer.issued) == 2
+
+
 async def test_a_clock_that_is_set_back_keeps_every_retry(world: World) -> None:
     world.at(0 * SECOND)
     world.signer.failure = AuthorityError("no key")

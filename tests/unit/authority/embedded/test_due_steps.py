@@ -186,3 +186,21 @@ async def test_after_a_failed_step_calls_do_not_try_it_again(
     await authority.take_due_steps()
     await authority.ensure_can_sign()
     authority.sign_x509(x509_request())
+
+
+async def test_a_failure_ends_when_an_operator_takes_the_failed_step(
+    open_authority: Open, clock: FakeClock, keystore: Keystore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_name: str, _content: bytes) -> None:
+        raise KeystoreError("No space left on device")
+
+    authority = open_authority()
+    clock.set(START + 13 * HOUR)
+    monkeypatch.setattr(keystore, "write", fail)
+    await authority.take_due_steps()
+    monkeypatch.undo()
+    for kind in AuthorityKind:
+        assert authority.failure
+        await authority.prepare(kind)
+    await authority.take_due_steps()
+    assert not authority.failure
