@@ -7,6 +7,9 @@ runaway user leaves half of its cgroup's quota to the other users of that cgroup
 The cgroup is cut at the unit, user slice or container (agent.kernel.account): below, a process
 could make as many cgroups as it likes. Over a quota the caller gets an error that asks it to try
 again.
+
+`agent.gate.admission` checks the quota of connections, `agent.transport.connection` that of calls,
+`agent.api.guard` those of streams and attestations.
 """
 
 from __future__ import annotations
