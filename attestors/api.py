@@ -120,7 +120,7 @@ class WorkloadRef(Protocol):
 
     @property
     def pid(self) -> int:
-        """The PID in the agent's namespace. For display and for asking engines, never to open."""
+        """The PID in the agent's namespace: to show and to ask engines, not to open."""
         ...
 
     @property
@@ -148,22 +148,22 @@ class WorkloadRef(Protocol):
         ...
 
     def read(self, name: str, limit: int = 1 << 20) -> bytes:
-        """The whole content of `/proc/PID/name`, or its first `limit` bytes if it is longer.
+        """Read the whole content of `/proc/PID/name`, or its first `limit` bytes if it is longer.
 
         It reads on until the end of the file: one read(2) of a file in `/proc` may return a page.
         """
         ...
 
     def readlink(self, name: str) -> str:
-        """The target of the link `/proc/PID/name`, undecodable bytes as surrogates."""
+        """Read the target of the link `/proc/PID/name`, undecodable bytes as surrogates."""
         ...
 
     def stat(self, name: str) -> os.stat_result:
-        """Status of the file that `/proc/PID/name` leads to (links are followed)."""
+        """Read the status of the file that `/proc/PID/name` names (links are followed)."""
         ...
 
     def open(self, name: str) -> int:
-        """A new read-only descriptor of `/proc/PID/name`, which the attestor must close."""
+        """Open `/proc/PID/name` for reading. The attestor must close the descriptor."""
         ...
 
 

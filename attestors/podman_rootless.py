@@ -3,9 +3,9 @@
     podman-rootless:<uid>:<value as of the docker attestor>
     podman-rootless:1000:image_id:docker.io/library/nginx:1.29
 
-Each selector is a claim of that user, who can run any program in place of the engine. An entry with
-such a selector trusts this user with its identity. Therefore each selector contains the user ID,
-these selectors have a type of their own, and the attestor is off by default.
+Each selector is a claim of that user: the user can run any program in place of the engine. An entry
+with such a selector trusts this user with its identity. Therefore each selector contains the user
+ID, these selectors have a type of their own, and the attestor is off by default.
 """
 
 from __future__ import annotations

@@ -97,8 +97,8 @@ class AttestorRunner:
             await self._wait(calls)
         finally:
             await self._end(calls)
-        reports = {each.name: _report(call, each) for call, each in calls.items()}
-        return [reports.get(each.name) or _hung(each) for each in wanted]
+        reports = {each.name: self._report(call, each) for call, each in calls.items()}
+        return [reports.get(each.name) or self._failed(each, _hung(each)) for each in wanted]
 
     def remember(self, memory: Memory, reports: Sequence[Report]) -> Memory:
         """Add the reports that an attestor allows to use again."""
@@ -132,14 +132,24 @@ class AttestorRunner:
         self._signals.attested(enabled.name, seconds, failed=failure is not None)
         return Report(attestor=enabled.name, findings=findings, failure=failure, seconds=seconds)
 
+    def _report(self, call: asyncio.Task[Report], enabled: _Enabled) -> Report:
+        if not call.done():
+            return self._failed(enabled, _hung(enabled))
+        if call.cancelled():
+            return self._failed(enabled, f"did not answer within {enabled.timeout:g} s")
+        if error := call.exception():  # such as that of an AttestorError without a text
+            return self._failed(enabled, f"internal error: {type(error).__name__}")
+        return call.result()
+
+    def _failed(self, enabled: _Enabled, reason: str) -> Report:
+        self._signals.attested(enabled.name, enabled.timeout, failed=True)
+        return Report(attestor=enabled.name, failure=reason, seconds=enabled.timeout)
+
     async def _attest(self, enabled: _Enabled, process: ProcessView) -> tuple[Findings, str | None]:
-        limit = asyncio.timeout(enabled.timeout)
         try:
-            async with limit:
-                findings = await enabled.attestor.attest(process)
-            return self._checked(enabled.name, findings)
+            return self._checked(enabled.name, await enabled.attestor.attest(process))
         except TimeoutError:
-            failure = _late(enabled) if limit.expired() else "a request of it timed out"
+            failure = "a request of it timed out"
         except ProcessLookupError:
             failure = "the process exited"
         except AttestorError as error:
@@ -148,9 +158,9 @@ class AttestorRunner:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-            failure = "broke: CancelledError"
+            failure = "internal error: CancelledError"
         except (Exception, SystemExit, BaseExceptionGroup) as error:  # noqa: BLE001 - see the module
-            failure = f"broke: {type(error).__name__}"
+            failure = f"internal error: {type(error).__name__}"
             name = enabled.name
             self._throttled.exception("internal error", name, where="attestor", attestor=name)
         return Findings(), failure
@@ -173,13 +183,15 @@ class AttestorRunner:
         return findings, failure
 
     async def _wait(self, calls: dict[asyncio.Task[Report], _Enabled]) -> None:
-        """Wait for each call until its attestor's time limit, and the time to end after it."""
+        """Wait for each call until its attestor's time limit, and cancel it then."""
         now = asyncio.get_running_loop().time
         began = now()
         for call, enabled in sorted(calls.items(), key=lambda each: each[1].timeout):
             if not call.done():
-                until = began + enabled.timeout + self._grace_seconds
-                await asyncio.wait((call,), timeout=max(0.0, until - now()))
+                left = began + enabled.timeout - now()
+                await asyncio.wait((call,), timeout=max(0.0, left))
+            if not call.done():
+                call.cancel()
 
     async def _end(self, calls: dict[asyncio.Task[Report], _Enabled]) -> None:
         """Cancel the calls that have not ended, and count those that ignore it."""
@@ -187,7 +199,8 @@ class AttestorRunner:
         if not running:
             return
         for call in running:
-            call.cancel()
+            if not call.cancelling():
+                call.cancel()
         try:
             await asyncio.wait(running, timeout=self._grace_seconds)
         finally:
@@ -197,24 +210,8 @@ class AttestorRunner:
                     call.add_done_callback(calls[call].hung.discard)
 
 
-def _report(call: asyncio.Task[Report], enabled: _Enabled) -> Report:
-    if not call.done():
-        return _hung(enabled)
-    if not call.cancelled():
-        error = call.exception()
-        if error is None:
-            return call.result()
-        return Report(attestor=enabled.name, failure=f"broke: {type(error).__name__}")
-    return Report(attestor=enabled.name, failure=_late(enabled))
-
-
-def _late(enabled: _Enabled) -> str:
-    return f"did not answer within {enabled.timeout:g} s"
-
-
-def _hung(enabled: _Enabled) -> Report:
-    reason = f"did not end after its timeout of {enabled.timeout:g} s"
-    return Report(attestor=enabled.name, failure=reason)
+def _hung(enabled: _Enabled) -> str:
+    return f"did not end after its time limit of {enabled.timeout:g} s"
 
 
 async def close_attestors(

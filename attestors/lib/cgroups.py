@@ -51,7 +51,7 @@ class Container:
     pod_uid: str = ""
     """The UID of its pod, with dashes; empty if the path names none."""
     owner_uid: int | None = None
-    """The user whose manager is above it, and who can create any name there. None: root's."""
+    """The user whose manager is above it: its processes can create any name there. None: root's."""
 
     def __post_init__(self) -> None:
         if not self.id or not self.cgroups:

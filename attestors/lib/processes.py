@@ -92,7 +92,7 @@ class ContainerInit:
         Raises:
             AttestorError: there is no such process, or it is in no container.
         """
-        who = f"process {pid}, which the engine names as the container's first,"
+        process = f"process {pid}, which the engine names as the container's first,"
         with ExitStack() as held:
             try:
                 pidfd = os.pidfd_open(pid)
@@ -100,14 +100,14 @@ class ContainerInit:
                 cgroup, stat = _look(pid, read, "cgroup", "stat")
                 container = locate(cgroup, own).container
             except OSError as error:
-                raise AttestorError(f"{who} cannot be read: {error.strerror}") from error
+                raise AttestorError(f"{process} cannot be read: {error.strerror}") from error
             except CgroupError as error:
-                raise AttestorError(f"{who} is not in one container: {error}") from error
+                raise AttestorError(f"{process} is not in one container: {error}") from error
             # A process that is alive now had the PID during the reads.
             if not is_alive(pidfd):
-                raise AttestorError(f"{who} has exited")
+                raise AttestorError(f"{process} has exited")
             if container is None:
-                raise AttestorError(f"{who} is in no container")
+                raise AttestorError(f"{process} is in no container")
             held.pop_all()
             return cls(pidfd=pidfd, container=container, started=_start_time(stat))
 

@@ -22,7 +22,7 @@ from attestors.api import AttestorError, Findings, Selector, WorkloadRef
 from tests.support.attestation import ONE, attest
 from tests.support.fakes import FakeAttestor, Lines
 
-WHO, WHAT = Selector("fake", "who"), Selector("fake", "what")
+OF_USER, OF_PROGRAM = Selector("fake", "user"), Selector("fake", "program")
 
 
 class Lasting(FakeAttestor):
@@ -157,15 +157,15 @@ async def test_process_that_gained_a_group_is_refused(me: Caller) -> None:
 
 
 def of_program() -> Findings:
-    return Findings(frozenset({WHO, WHAT}), program=frozenset({WHAT}))
+    return Findings(frozenset({OF_USER, OF_PROGRAM}), program=frozenset({OF_PROGRAM}))
 
 
 async def test_process_in_another_user_namespace_gets_no_program_selectors(me: Caller) -> None:
     world = World(find=of_program)
-    assert (await attest(world.attestor, me)).program == {WHAT}
+    assert (await attest(world.attestor, me)).program == {OF_PROGRAM}
     world.user_namespace = "user:[1]"
     attested = await attest(world.attestor, me)
-    assert attested.selectors == {WHO}
+    assert attested.selectors == {OF_USER}
     assert attested.program == frozenset()
     assert "user namespace of its own" in attested.notes[0]
 
@@ -180,7 +180,7 @@ class NoPin(ProgramPin):
 async def test_process_whose_memory_cannot_be_pinned_gets_no_program_selectors(me: Caller) -> None:
     world = World(find=of_program)
     world.pin = NoPin
-    assert (await attest(world.attestor, me)).selectors == {WHO}
+    assert (await attest(world.attestor, me)).selectors == {OF_USER}
 
 
 async def test_note_on_program_selectors_is_absent_where_there_were_none(me: Caller) -> None:

@@ -23,7 +23,7 @@ from attestors.api import AttestorError, Findings, Selector, WorkloadRef
 from tests.support.attestation import ONE, TWO, OtherAttestor, attest
 from tests.support.fakes import FakeAttestor, Lines
 
-NOBODY: Any = None
+PROCESS: Any = None
 
 
 class Bad(FakeAttestor):
@@ -130,28 +130,28 @@ def is_no_coroutine(_workload: WorkloadRef) -> Any:
     ("behave", "reason"),
     [
         (fails, "the engine is down"),
-        (breaks, "broke: ZeroDivisionError"),
-        (exits, "broke: SystemExit"),
-        (cancels_itself, "broke: CancelledError"),
-        (breaks_in_a_group, "broke: BaseExceptionGroup"),
-        (fails_without_text, "broke: ValueError"),
+        (breaks, "internal error: ZeroDivisionError"),
+        (exits, "internal error: SystemExit"),
+        (cancels_itself, "internal error: CancelledError"),
+        (breaks_in_a_group, "internal error: BaseExceptionGroup"),
+        (fails_without_text, "internal error: ValueError"),
         (never_answers, "did not answer within 0.01 s"),
         (times_out_itself, "a request of it timed out"),
         (loses_its_process, "the process exited"),
-        (is_no_coroutine, "broke: TypeError"),
+        (is_no_coroutine, "internal error: TypeError"),
         (returns(None), "returned NoneType instead of Findings"),
         (returns({Selector("bad", "x")}), "returned set instead of Findings"),
         (
             returns(Findings(frozenset({TWO, Selector("unix", "uid:0")}))),
             "returned selectors of other types: other, unix",
         ),
-        (constructs(selectors=frozenset({"bad:x"})), "broke: TypeError"),
-        (constructs(selectors="bad:x"), "broke: TypeError"),
-        (constructs(selectors=None), "broke: TypeError"),
-        (constructs(notes=[None]), "broke: TypeError"),
-        (constructs(notes="a note"), "broke: TypeError"),
-        (constructs(pending=[7]), "broke: TypeError"),
-        (constructs(pending="later"), "broke: TypeError"),
+        (constructs(selectors=frozenset({"bad:x"})), "internal error: TypeError"),
+        (constructs(selectors="bad:x"), "internal error: TypeError"),
+        (constructs(selectors=None), "internal error: TypeError"),
+        (constructs(notes=[None]), "internal error: TypeError"),
+        (constructs(notes="a note"), "internal error: TypeError"),
+        (constructs(pending=[7]), "internal error: TypeError"),
+        (constructs(pending="later"), "internal error: TypeError"),
     ],
 )
 async def test_fault_of_an_attestor_costs_only_its_own_selectors(
@@ -238,8 +238,8 @@ def nothing_remembered() -> Memory:
 async def test_attestor_that_ignores_its_cancellation_holds_up_no_call() -> None:
     hanging = Hanging()
     running = runner(Bad(hanging), good())
-    bad, other = await running.run(NOBODY, nothing_remembered())
-    assert bad.failure == "did not end after its timeout of 0.01 s"
+    bad, other = await running.run(PROCESS, nothing_remembered())
+    assert bad.failure == "did not end after its time limit of 0.01 s"
     assert other.findings.selectors == {ONE}
     hanging.release()
     await running.close()
@@ -250,14 +250,14 @@ async def test_attestor_with_many_hung_calls_is_not_called_until_one_ends() -> N
     running = runner(Bad(hanging))
     async with asyncio.TaskGroup() as tasks:
         for _ in range(HUNG_CALLS_MAX):
-            tasks.create_task(running.run(NOBODY, nothing_remembered()))
-    [report] = await running.run(NOBODY, nothing_remembered())
-    assert report.failure == "did not end after its timeout of 0.01 s"
+            tasks.create_task(running.run(PROCESS, nothing_remembered()))
+    [report] = await running.run(PROCESS, nothing_remembered())
+    assert report.failure == "did not end after its time limit of 0.01 s"
     assert hanging.calls == HUNG_CALLS_MAX
     hanging.release()
     await asyncio.sleep(0)
     await asyncio.sleep(0)
-    [report] = await running.run(NOBODY, nothing_remembered())
+    [report] = await running.run(PROCESS, nothing_remembered())
     assert report.findings.selectors == {Selector("bad", "late")}
     await running.close()
 
@@ -274,7 +274,7 @@ async def test_cancelled_call_cancels_its_attestors() -> None:
         raise AssertionError
 
     running = runner(FakeAttestor(find))
-    call = asyncio.get_running_loop().create_task(running.run(NOBODY, nothing_remembered()))
+    call = asyncio.get_running_loop().create_task(running.run(PROCESS, nothing_remembered()))
     await begun.wait()
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
