@@ -187,8 +187,11 @@ class Metrics:
 
     def ended(self, method: str, code: str) -> None:
         """See Signals.ended."""
-        known = self._calls.get((method, code)) or self._calls.get((method, OTHER))
-        (known or self._calls[OTHER, OTHER]).inc()
+        counter = self._calls.get((method, code))
+        if counter is None:  # a path that a client chose, or a code that the API never returns
+            method = method if (method, OTHER) in self._calls else OTHER
+            counter = self._calls[method, code if code in CODES else OTHER]
+        counter.inc()
 
     # --- exposition -----------------------------------------------------------------------------
 

@@ -75,7 +75,7 @@ def test_unknown_label_values_count_as_other() -> None:
     found = changes(before, after)
     assert found['vouchd_refusals_total{reason="other"}'] == 100
     assert found['vouchd_calls_total{code="other",method="FetchX509SVID"}'] == 100
-    assert found['vouchd_calls_total{code="other",method="other"}'] == 100
+    assert found['vouchd_calls_total{code="OK",method="other"}'] == 100
     assert found['vouchd_attestor_failures_total{attestor="other"}'] == 100
 
 
