@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import psutil
 import pytest
+from hypothesis import settings
 
 from agent.kernel.caller import Caller, identify
 from agent.spiffe import keys
@@ -22,6 +23,10 @@ from tests.support.agent import RunningAgent, entry_for_me
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+
+# A deadline would assert wall-clock time, which says more of the machine than of the code.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 # gRPC's C core makes these on first use and keeps them for the life of the process.
 _KEPT_BY_GRPC = ("anon_inode:[eventpoll]", "anon_inode:[eventfd]")

@@ -53,11 +53,11 @@ class WatchTimes:
     replacement: float = 1.0
     """For a file that went to come back."""
     look: float = 2.0
-    """Between looks for what inotify does not report."""
+    """Between looks for changes that inotify does not report."""
     retry: float = 5.0
     """Between looks where inotify does not work."""
     warn: float = 5.0
-    """Before the log says what delays a reload."""
+    """Before the log names the cause of a delay."""
 
 
 class Signal(Enum):
@@ -157,7 +157,7 @@ class WatchThread:
             self._stopped.wait(self._times.retry if self._warned else self._times.debounce)
 
     def _drain(self) -> None:
-        """Drop the events so far, because the look sees what they report."""
+        """Drop the events so far: the look sees their result."""
         if self._seen is not None and self._directories.watched:
             self._read(self._seen)
         if self._directories.discard():

@@ -38,8 +38,10 @@ Loc: TypeAlias = tuple[str | int, ...]
 _Places: TypeAlias = dict[int, tuple[int, ...]]
 _Model = TypeVar("_Model", bound=BaseModel)
 
-_Loader: type[yaml.CSafeLoader | yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-# YAML 1.2 section 5.1: what a stream may hold.
+_AnyLoader: TypeAlias = "type[yaml.CSafeLoader | yaml.SafeLoader]"
+# PyYAML may be built without libyaml.
+LOADER: _AnyLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+# The characters outside those that YAML 1.2 section 5.1 allows.
 _FORBIDDEN = re.compile(r"[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -199,14 +201,14 @@ class _Locator:
 
 
 # --- from bytes to documents -------------------------------------------------------------------
-def read(source: Source) -> Document:
+def read(source: Source, loader: _AnyLoader = LOADER) -> Document:
     """Parse one file. The data of an empty one is None.
 
     Raises:
         ConfigError: the file is not UTF-8, or not YAML of this dialect.
     """
     text = _decode(source)
-    composer = _Composer(source.name, text)
+    composer = _Composer(source.name, text, loader)
     try:
         data = composer.document()
     except yaml.MarkedYAMLError as error:
@@ -277,13 +279,13 @@ def _syntax_error(error: yaml.MarkedYAMLError) -> tuple[int, str]:
 class _Composer:
     """Builds data in one pass over the parser's events: twice as fast as PyYAML's node tree."""
 
-    def __init__(self, name: str, text: str) -> None:
+    def __init__(self, name: str, text: str, loader: _AnyLoader) -> None:
         self.problems: list[Problem] = []
         self.places: _Places = {}
         self.start = 0
         self._name = name
         self._text = text
-        self._loader: Any = _Loader(text)
+        self._loader: Any = loader(text)
         # The data and the number of nodes of each anchor; None while its node is still open.
         self._anchors: dict[str, tuple[Any, int] | None] = {}
         self._nodes = 0
@@ -350,7 +352,7 @@ class _Composer:
         # Only an unquoted value can be another type than text, and mostly its first character
         # already excludes that.
         value, is_plain = event.value, event.implicit[0]
-        if not is_plain or value[:1] not in _Loader.yaml_implicit_resolvers:
+        if not is_plain or value[:1] not in self._loader.yaml_implicit_resolvers:
             return value
         tag = self._loader.resolve(yaml.ScalarNode, value, (True, False))
         if (construct := _CONSTRUCTORS.get(tag)) is None:

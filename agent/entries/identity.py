@@ -1,7 +1,7 @@
 """Identities: what an entry gives one process, in the form that SVIDs are issued from.
 
-Two processes with equal identities share their SVIDs. An identity leaves out what does not show in
-an SVID, such as the entry's line or its selectors: changing those renews and pushes nothing.
+Two processes with equal identities share their SVIDs. Fields of an entry that no SVID shows, such
+as its line or its selectors, are left out: changing those renews and pushes nothing.
 """
 
 from __future__ import annotations

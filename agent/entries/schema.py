@@ -374,7 +374,7 @@ def _derived_id(spiffe_id: object, selectors: Iterable[Selector]) -> str:
 
 
 def _warnings(config: EntryConfig, entry: Entry, rules: _Rules) -> Iterator[tuple[Loc, str]]:
-    """Yield the place and text of what is valid but probably a mistake."""
+    """Yield the place and text of each warning: valid, but probably a mistake."""
     for number, selector in enumerate(config.selectors):
         if selector.type not in rules.selector_types:
             advice = nearest(selector.type, rules.selector_types)

@@ -342,7 +342,7 @@ class BrokenOptions(Options):
         raise KeyError("region")
 
 
-def test_a_plug_in_whose_options_raise_is_a_problem_of_its_line() -> None:
+def test_plug_in_whose_options_raise_is_a_problem_of_its_line() -> None:
     source = Source(name="a", content=b"trust_domain: example.org\nattestors:\n  cloud: {}\n")
     with pytest.raises(ConfigError) as raised:
         parse_settings(source, BASE, {"cloud": BrokenOptions})

@@ -134,7 +134,7 @@ async def test_defect_of_the_thread_reaches_the_reader_who_can_begin_again(entri
 
 
 class HungFileSystem:
-    """Blocks whoever looks at files on it, until it answers."""
+    """Blocks each look at its files, until it answers."""
 
     def __init__(self) -> None:
         self.answers = threading.Event()
