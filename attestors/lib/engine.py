@@ -83,9 +83,15 @@ class _Event(Part):
 class EngineClient:
     """A client of one engine on its Unix socket. It owns the connections; `close` ends them."""
 
-    def __init__(self, path: str, answer_seconds: float = ANSWER_SECONDS) -> None:
+    def __init__(
+        self,
+        path: str,
+        answer_seconds: float = ANSWER_SECONDS,
+        now: Callable[[], float] = time.time,  # noqa: TID251 - the clock of the engine too
+    ) -> None:
         self._path = path
         self._answer_seconds = answer_seconds
+        self._now = now
         self._opened: aiohttp.ClientSession | None = None
 
     async def inspect(self, container_id: str) -> ContainerAnswer | None:
@@ -123,8 +129,8 @@ class EngineClient:
             endless = aiohttp.ClientTimeout(total=None, sock_connect=self._answer_seconds)
             # Docker sends the header of the answer before it subscribes to its events; with
             # `since` it looks up the events of that gap.
-            now = int(time.time())  # noqa: TID251 - the clock of the engine too
-            asked = {"filters": _EVENTS, "since": str(now - EVENTS_AGO_SECONDS)}
+            since = int(self._now()) - EVENTS_AGO_SECONDS
+            asked = {"filters": _EVENTS, "since": str(since)}
             async with get(self._session(), "/events", params=asked, timeout=endless) as response:
                 opened()
                 async for line in read_lines(response, EVENT_BYTES):

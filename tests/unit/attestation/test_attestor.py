@@ -183,6 +183,19 @@ async def test_process_whose_memory_cannot_be_pinned_gets_no_program_selectors(m
     assert (await attest(world.attestor, me)).selectors == {OF_USER}
 
 
+async def test_attestation_without_a_pin_leaves_no_descriptor_open(me: Caller) -> None:
+    """A process may exit after its directory is open; a fixture counts the descriptors."""
+
+    def fail(_view: ProcessView) -> ProgramPin:
+        raise PeerGoneError("the process is gone")
+
+    world = World()
+    world.pin = fail
+    with pytest.raises(PeerGoneError):
+        await attest(world.attestor, me)
+    assert not world.asked
+
+
 async def test_note_on_program_selectors_is_absent_where_there_were_none(me: Caller) -> None:
     world = World()
     world.user_namespace = "user:[1]"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from contextlib import closing
 
 import pytest
@@ -76,15 +75,6 @@ async def test_change_that_the_engine_reports_ends_the_answer(engine: EngineServ
         await until(lambda: not docker._docker.kept)
         assert "container_name:renamed" in values(await docker.attest(caller()))
     assert engine.inspected == [ID, ID]
-
-
-async def test_events_of_the_last_seconds_are_requested(engine: EngineServer) -> None:
-    """Docker answers before it subscribes to its own events."""
-    engine.add(ID)
-    before = time.time()  # noqa: TID251 - the engine compares with it
-    async with attestor(engine) as docker:
-        await known(docker, engine)
-    assert before - 10 < engine.since[0] < before
 
 
 async def test_answer_is_not_kept_if_the_container_changed_meanwhile(engine: EngineServer) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from aiohttp import web
 
@@ -9,6 +11,7 @@ from attestors.lib.engine import ANSWER_BYTES, EngineClient
 from attestors.lib.http import UnreachableError
 from tests.support.engine_caller import ID, attestor, caller, fails
 from tests.support.engine_server import EngineServer, as_nobody
+from tests.support.findings import until
 
 
 async def test_engine_that_is_not_there_is_named(engine: EngineServer) -> None:
@@ -70,4 +73,20 @@ async def test_engine_that_does_not_answer_fails_at_the_time_limit(engine: Engin
     client = EngineClient(str(engine.path), answer_seconds=0.1)
     with pytest.raises(UnreachableError, match="cannot be asked: no answer in time"):
         await client.inspect(ID)
+    await client.close()
+
+
+async def test_events_of_the_last_seconds_are_requested(engine: EngineServer) -> None:
+    """Docker answers before it subscribes to its own events."""
+    client = EngineClient(str(engine.path), now=lambda: 1000.9)
+
+    async def first_change() -> str:
+        return await anext(aiter(client.changes(lambda: None)))
+
+    async with asyncio.TaskGroup() as tasks:
+        change = tasks.create_task(first_change())
+        await until(lambda: engine.watchers)
+        await engine.change(ID)
+    assert change.result() == ID
+    assert engine.since == [998]
     await client.close()
