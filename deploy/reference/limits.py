@@ -10,6 +10,7 @@ from agent.api.servers import (
 from agent.api.workload_messages import MAX_AUDIENCE_CHARS, MAX_AUDIENCES
 from agent.config.files import MAX_FILE_BYTES
 from agent.config.values import MAX_DURATION, format_duration
+from agent.config.watch_thread import WatchTimes
 from agent.config.yaml_document import MAX_DEPTH
 from agent.entries.schema import MAX_DNS_NAME, MAX_HINT_BYTES
 from agent.kernel.credentials import MAX_SOCKET_PATH
@@ -27,6 +28,7 @@ from agent.telemetry.log import QUEUED_LINES
 from agent.transport.challenge import ANSWER_SECONDS
 from agent.transport.http2 import MAX_HEADER_BLOCK_BYTES
 
+_WATCH = WatchTimes()
 _KIB, _MIB, _GIB = 1 << 10, 1 << 20, 1 << 30
 
 FIXED: tuple[tuple[str, str, str], ...] = (
@@ -79,6 +81,21 @@ FIXED: tuple[tuple[str, str, str], ...] = (
         "a configuration or entry file",
         f"{MAX_FILE_BYTES // _MIB} MiB, {MAX_DEPTH} levels deep",
         "an error",
+    ),
+    (
+        "a burst of edits",
+        f"over after {1000 * _WATCH.debounce:g} ms without an event",
+        "the reload comes after it",
+    ),
+    (
+        "an entry file that is open for writing",
+        f"{_WATCH.writer:g} s",
+        "the reload no longer waits for it",
+    ),
+    (
+        "edits that inotify does not report (network file systems)",
+        f"a look every {_WATCH.look:g} s",
+        "the reload comes after the look",
     ),
     ("a hint", f"{MAX_HINT_BYTES} bytes", "an error"),
     ("a DNS name", f"{MAX_DNS_NAME} characters", "an error"),
