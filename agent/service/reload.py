@@ -161,6 +161,7 @@ class ReloadLoop:
                 await hang_up.wait()
                 hang_up.clear()
                 following.cancel()
+            watch.close()  # a task that is cancelled before it starts does not do it
             with self._reloading():
                 await self._reload_settings()
                 watch = await self._reload_watched()

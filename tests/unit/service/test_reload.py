@@ -29,7 +29,7 @@ class Files:
         self.broken_watches = 0
         self.answers = asyncio.Event()
         self.answers.set()
-        self.watches = 0
+        self.watches: list[Watch] = []
         self.events: list[str] = []
         self.changed = asyncio.Event()
         self.hang_up = asyncio.Event()
@@ -39,9 +39,9 @@ class Files:
         self.changed.set()
 
     def watch(self) -> FileWatch:
-        self.watches += 1
         self.events.append("watch")
-        return cast("FileWatch", Watch(self, broken=self.watches <= self.broken_watches))
+        self.watches.append(Watch(self, broken=len(self.watches) < self.broken_watches))
+        return cast("FileWatch", self.watches[-1])
 
     async def load(self) -> None:
         """Read the files, as a thread does that takes a while."""
@@ -74,12 +74,13 @@ class Watch:
         self._files = files
         self._seen = -1
         self._broken = broken
+        self.is_closed = False
 
     async def start(self) -> None:
         self._seen = self._files.version
 
     def close(self) -> None:
-        self._files.events.append("close")
+        self.is_closed = True
 
     async def changes(self) -> AsyncGenerator[None, None]:
         if self._broken:
@@ -140,13 +141,30 @@ async def test_sighup_reads_the_settings_before_it_watches_and_loads_their_entri
     assert files.events == ["watch", "settings", "watch", "load"]
 
 
+async def test_every_watch_but_the_last_is_closed() -> None:
+    """A SIGHUP during a reload replaces the new watch before it is followed."""
+    files = Files()
+
+    def hang_up_once() -> None:
+        files.while_loading = lambda: None
+        files.hang_up.set()
+
+    async def scenario() -> None:
+        files.while_loading = hang_up_once
+        files.hang_up.set()
+
+    await while_running(files, scenario)
+    assert len(files.watches) == 3
+    assert [watch.is_closed for watch in files.watches[:-1]] == [True, True]
+
+
 async def test_entries_that_hang_during_a_reload_by_sighup_are_loaded_when_they_answer() -> None:
     files = Files(reload_seconds=0.01)
 
     async def scenario() -> None:
         files.answers.clear()
         files.hang_up.set()
-        while "close" not in files.events:
+        while files.events.count("watch") < 3:  # the second one waits too long
             await asyncio.sleep(0.01)
         files.version = 7
         files.answers.set()
@@ -162,7 +180,7 @@ async def test_hung_entry_files_do_not_keep_the_next_sighup_from_being_handled()
         files.answers.clear()
         for number in (1, 2):
             files.hang_up.set()
-            while files.events.count("close") < number:
+            while files.events.count("watch") < 1 + 2 * number:
                 await asyncio.sleep(0.01)
 
     await while_running(files, scenario)
