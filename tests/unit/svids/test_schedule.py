@@ -73,6 +73,14 @@ def test_outdated_moments_take_no_lasting_memory() -> None:
     assert drain(schedule, 999) == ["a"]
 
 
+def test_removing_outdated_moments_loses_no_key() -> None:
+    names = [f"key{number}" for number in range(20)]
+    schedule = schedule_of(**dict.fromkeys(names, 1))
+    for second in range(1000):
+        schedule.set("busy", START + second * SECOND)
+    assert drain(schedule, 1) == names
+
+
 OPERATIONS = st.lists(
     st.tuples(
         st.sampled_from(["set", "cancel", "pop"]), st.sampled_from("abcde"), st.integers(0, 9)
