@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 from tests.support.agent import REPOSITORY
@@ -24,6 +25,19 @@ def test_help_lists_each_target_with_one_line() -> None:
     targets = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
     assert targets == set(re.findall(r"^make ([a-z-]+) +\S", listed, re.MULTILINE))
     assert len(listed.splitlines()) == len(targets)
+
+
+def test_demo_and_run_install_no_developer_tools(tmp_path: Path) -> None:
+    for name in ("Makefile", "pyproject.toml", ".ci/constraints.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(REPOSITORY / name, tmp_path / name)
+    for target, packages in {"demo": "'.[demo]'", "run": "."}.items():
+        commands = _run("make", "--dry-run", target, cwd=tmp_path).stdout
+        assert re.findall(r"pip install .* -e (\S+)", commands) == [packages]
+        assert "-qq" not in commands, "pip's output is the progress"
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    names = {re.split(r"[>=]", each)[0] for each in extras["optional-dependencies"]["demo"]}
+    assert names == {"spiffe", "spiffe-tls"}
 
 
 def test_clean_keeps_the_authority_and_clean_state_deletes_it(tmp_path: Path) -> None:

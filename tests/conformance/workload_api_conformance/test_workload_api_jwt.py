@@ -133,7 +133,7 @@ def test_WL_52_all_fields_of_validation_are_mandatory(token: Token, validate: Va
 def test_WL_53_the_bundle_is_that_of_the_subject_s_trust_domain(
     token: Token, validate: Validator
 ) -> None:
-    # The subject chooses the bundle, whatever key has signed the token.
+    # The subject selects the bundle; the signing key does not.
     for domain in ("unknown.conformance.example", f"sub.{trust_domain(token.claims['sub'])}"):
         foreign = token.claims | {"sub": f"spiffe://{domain}/workload"}
         text = ".".join([token.parts[0], encode(foreign), token.parts[2]])
