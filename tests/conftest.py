@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import psutil
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from agent.kernel.caller import Caller, identify
 from agent.spiffe import keys
@@ -24,12 +24,16 @@ from tests.support.agent import RunningAgent, entry_for_me
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-# A deadline would assert wall-clock time, which says more of the machine than of the code.
-settings.register_profile("no deadline", deadline=None)
-settings.load_profile("no deadline")
+# Hypothesis would fail a test because the machine is busy.
+settings.register_profile("vouchd", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("vouchd")
 
 # gRPC's C core makes these on first use and keeps them for the life of the process.
 _KEPT_BY_GRPC = ("anon_inode:[eventpoll]", "anon_inode:[eventfd]")
+
+
+# Characters. A longer parameter is named by its argument in the name of a test.
+LONGEST_ID = 40
 
 
 class AgentFactory(Protocol):
@@ -56,6 +60,11 @@ def pytest_configure() -> None:
     """As the agent does: some tests hold a thousand connections, both ends of each."""
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name long parameters by their argument: keys are random, and all workers need equal names."""
+    return argname if isinstance(val, str | bytes | int) and len(str(val)) > LONGEST_ID else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
