@@ -23,7 +23,7 @@ _PAGES = {
 }
 _ENDING = """\
 .SH EXIT STATUS
-0: done. 1: refused, or failed while running. 2: wrong usage, or invalid configuration.
+0: done. 1: refused, or failed while running. 2: wrong usage, or invalid configuration. 130: Ctrl-C.
 .SH ENVIRONMENT
 .TP
 .B SPIFFE_ENDPOINT_SOCKET
