@@ -162,7 +162,7 @@ def other_server(socket: str, pid: int | None = None) -> Server:
     """
     listener = _listener(socket)
     if not (pid or listener):
-        raise RefusedError(f"who listens on {socket} cannot be seen from here: name its --pid")
+        raise RefusedError(f"cannot find the process that listens on {socket}: give its --pid")
     server = Server(name=OTHER, socket=socket, pid=pid or listener)
     try:
         server.memory_kib()
@@ -189,7 +189,7 @@ def _listener(socket: str) -> int:
             sock.connect(socket)
             return read_pid(sock)
     except OSError as error:
-        raise RefusedError(f"--agent-socket: nobody listens on {socket}: {error}") from None
+        raise RefusedError(f"--agent-socket: no process listens on {socket}: {error}") from None
 
 
 def _try(socket: str) -> None:

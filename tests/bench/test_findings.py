@@ -1,4 +1,4 @@
-"""What the bench makes of its values."""
+"""Findings: ratios, budgets, growth and regressions from measured values."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_without_a_baseline_there_is_no_ratio() -> None:
     assert finding([1.0], [0.0]).ratio() is None
 
 
-def test_rounds_that_do_not_align_have_no_ratio_in_silence() -> None:
+def test_ratio_of_rounds_that_do_not_align_is_an_error() -> None:
     with pytest.raises(ValueError, match="shorter"):
         finding([1.0, 2.0], [1.0]).ratio()
 
@@ -55,7 +55,7 @@ def test_a_constant_share_of_each_is_linear_growth() -> None:
     assert growth.exponent == pytest.approx(1.0)
 
 
-def test_a_constant_part_does_not_hide_what_grows() -> None:
+def test_constant_part_does_not_hide_growth() -> None:
     [growth] = growths([finding([1000 + size**2.0], size=size) for size in (1, 10, 100, 1000)])
     assert growth.exponent < 1.15
     assert growth.worse_than_linear
@@ -65,7 +65,7 @@ def test_growth_needs_three_sizes() -> None:
     assert not growths([finding([1.0], size=size) for size in (1, 10)])
 
 
-def test_what_has_doubled_is_told() -> None:
+def test_doubled_measure_is_a_regression() -> None:
     recorded = {"a": 1.5, "b": 1.5}
     assert exceeded(recorded, {"a": 2.9, "b": 3.1}) == {
         "b": "3.10 times the baseline, recorded were 1.50"
@@ -73,7 +73,7 @@ def test_what_has_doubled_is_told() -> None:
 
 
 @pytest.mark.parametrize("measure", [instructions.MEASURE, instructions.PER_STREAM])
-def test_of_instructions_a_quarter_more_is_too_much(measure: str) -> None:
+def test_a_quarter_more_instructions_is_a_regression(measure: str) -> None:
     name = f"a call: {measure}"
     assert not exceeded({name: 2.0}, {name: 2.5})
     assert exceeded({name: 2.0}, {name: 2.51}).keys() == {name}

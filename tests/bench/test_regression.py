@@ -1,9 +1,9 @@
-"""What the agent costs, as ratios to a bare gRPC server, is what it was when it was recorded.
+"""Cost regression test: ratios of the agent to a bare gRPC server against recorded ratios.
 
-Calls and messages that are pushed take not a quarter more instructions; with CPU and memory, which
-are noisier, nothing has more than doubled.
+Limits: 1.25 times the recorded instructions of a call or a pushed message; 2 times the recorded
+CPU time or memory, which are noisier. Absolute times are never compared.
 
-Recorded by `make bench-reference`, in reference.json. Never compared are absolute times.
+`make bench-reference` records the ratios in reference.json.
 """
 
 from __future__ import annotations
@@ -17,24 +17,26 @@ pytestmark = pytest.mark.system
 
 
 class SlowedAgent(RunningAgent):
-    """Wastes about what a call takes, in each."""
+    """An agent that wastes about the instructions of one call in each call."""
 
     def _program(self) -> list[str]:
         return ["tests.support.slowed", "run", "-c", str(self.config)]
 
 
-def test_nothing_takes_much_more_than_was_recorded() -> None:
+def test_no_measure_exceeds_its_recorded_value() -> None:
     recorded = reference.read()
     now = reference.measure()
     assert now.keys() == recorded.keys()
     if found := reference.exceeded(recorded, now):
-        # What disturbs a machine passes; what the program costs does not.
+        # A disturbance of the machine passes; a regression shows in the second run too.
         found = reference.exceeded(recorded, reference.measure())
     assert not found, found
 
 
-def test_a_doubling_would_be_noticed() -> None:
+def test_doubled_cost_is_a_regression() -> None:
     recorded = reference.read()
     [(name, now)] = reference.of_instructions([calls.FETCH], SlowedAgent).items()
-    assert 1.5 * recorded[name] < now < 2.2 * recorded[name], "it wastes something else"
+    assert 1.5 * recorded[name] < now < 2.2 * recorded[name], (
+        "tests.support.slowed is miscalibrated"
+    )
     assert reference.exceeded(recorded, {name: now})

@@ -1,4 +1,4 @@
-"""What the bench keeps: results of several runs in one file, and what is drawn of them."""
+"""The results file of several benchmark runs, and the plot of it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def finding(
     return Finding(scenario=scenario, measure=measure, size=size, values=values)
 
 
-def test_a_later_run_replaces_what_it_measured_and_nothing_else(tmp_path: Path) -> None:
+def test_later_run_replaces_only_its_own_measures(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     write([finding(1.0), finding(2.0, size=10)], path, "first")
     write([finding(3.0), finding(4.0, scenario="another")], path, "second")
@@ -35,18 +35,18 @@ def test_a_later_run_replaces_what_it_measured_and_nothing_else(tmp_path: Path) 
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
 
 
-def test_what_was_kept_without_a_commit_has_that_of_its_machine(tmp_path: Path) -> None:
+def test_finding_without_a_commit_gets_the_commit_of_its_machine(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     write([finding(1.0)], path, "old")
-    told = json.loads(path.read_text())
-    del told["findings"][0]["commit"]
-    path.write_text(json.dumps(told))
+    content = json.loads(path.read_text())
+    del content["findings"][0]["commit"]
+    path.write_text(json.dumps(content))
     write([finding(1.0, size=2)], path, "new")
     assert [each.commit for each in read(path).findings] == ["old", "new"]
 
 
 @pytest.mark.parametrize("text", ["", "{", "{}", '{"findings": []}', "[1]"])
-def test_what_is_no_results_is_not_replaced(tmp_path: Path, text: str) -> None:
+def test_file_without_results_is_not_replaced(tmp_path: Path, text: str) -> None:
     path = tmp_path / "results.json"
     path.write_text(text)
     with pytest.raises(RefusedError, match="remove it") as refused:
@@ -55,7 +55,7 @@ def test_what_is_no_results_is_not_replaced(tmp_path: Path, text: str) -> None:
     assert path.read_text() == text
 
 
-def test_a_folder_that_is_missing_is_told_beforehand(tmp_path: Path) -> None:
+def test_missing_folder_is_an_error_before_the_run(tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match=r"cannot write .*/none/results\.json"):
         require_writable(tmp_path / "none" / "results.json")
 
@@ -65,7 +65,7 @@ def test_a_device_is_never_replaced() -> None:
         require_writable(Path("/dev/null"))
 
 
-def test_a_budget_that_nothing_can_be_held_against_is_told(
+def test_budget_without_a_measured_value_is_an_error(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     budget = Budget(most=1.6, of_baseline=True)
@@ -73,7 +73,7 @@ def test_a_budget_that_nothing_can_be_held_against_is_told(
     assert "1.6 x not measured" in capsys.readouterr().out
 
 
-def test_drawn_are_calls_and_the_storm_alone(tmp_path: Path) -> None:
+def test_plot_has_only_calls_and_the_storm(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     of_storm = [
         finding(1.0, scenario=storm.SCENARIO, measure=measure, size=100)
@@ -91,7 +91,7 @@ def test_drawn_are_calls_and_the_storm_alone(tmp_path: Path) -> None:
     ]
 
 
-def test_lines_are_by_size_whatever_the_order_of_runs(tmp_path: Path) -> None:
+def test_plotted_points_are_in_order_of_size(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     write([finding(2.0, size=10), finding(1.0)], path, "c")
     assert plot.panels(read(path))[0][0].lines() == {
@@ -109,11 +109,9 @@ def test_lines_are_by_size_whatever_the_order_of_runs(tmp_path: Path) -> None:
         ("other.json", "none/p.svg", "no folder"),
     ],
 )
-def test_what_cannot_be_drawn_is_told_in_a_line(
-    tmp_path: Path, results: str, picture: str, why: str
-) -> None:
+def test_plot_error_has_one_line(tmp_path: Path, results: str, picture: str, why: str) -> None:
     (tmp_path / "empty.json").touch()
     write([finding(1.0, scenario="other")], tmp_path / "other.json", "c")
-    told = CliRunner().invoke(plot.main, [str(tmp_path / results), str(tmp_path / picture)])
-    assert (told.exit_code, len(told.output.splitlines())) == (2, 1)
-    assert why in told.output
+    outcome = CliRunner().invoke(plot.main, [str(tmp_path / results), str(tmp_path / picture)])
+    assert (outcome.exit_code, len(outcome.output.splitlines())) == (2, 1)
+    assert why in outcome.output

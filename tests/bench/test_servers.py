@@ -1,4 +1,4 @@
-"""What the bench refuses to measure, and how its servers begin and end."""
+"""Start and end of the benchmark's servers, and the inputs that it refuses."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.agent import REPOSITORY
 
 
 @pytest.mark.parametrize("gated", [False, True])
-def test_a_baseline_answers_as_it_is_told(gated: bool) -> None:  # noqa: FBT001
+def test_baseline_answers_each_call(gated: bool) -> None:  # noqa: FBT001
     with (
         baseline({"FetchX509SVID": b"an answer"}, gated=gated) as server,
         connected(server.socket) as connection,
@@ -38,7 +38,7 @@ def test_the_bare_baseline_imports_nothing_of_the_agent() -> None:
     assert not {"agent", "structlog", "pydantic"} & set(modules.split())
 
 
-def test_a_server_that_crashes_is_told(tmp_path: Path) -> None:
+def test_error_about_a_crashed_server_names_its_output(tmp_path: Path) -> None:
     with (
         pytest.raises(click.ClickException, match=r"gated.py did not say .* exit status is 1"),
         started(str(tmp_path / "s"), tmp_path / "none", GATED_PROGRAM),
@@ -46,14 +46,14 @@ def test_a_server_that_crashes_is_told(tmp_path: Path) -> None:
         pass
 
 
-def test_another_server_is_the_one_that_listens() -> None:
+def test_process_of_another_server_is_found_by_its_listening_socket() -> None:
     with agent() as (ours, _running):
         assert other_server(ours.socket) == Server(name="other", socket=ours.socket, pid=ours.pid)
         with pytest.raises(click.UsageError, match="no process 4194305 "):
             other_server(ours.socket, 4_194_305)
 
 
-def test_a_process_that_does_not_serve_is_noticed() -> None:
+def test_process_that_does_not_serve_is_refused() -> None:
     with agent() as (ours, _running), subprocess.Popen(["sleep", "60"]) as idle:
         try:
             settle(Server(name="idle", socket="", pid=idle.pid))
@@ -63,11 +63,11 @@ def test_a_process_that_does_not_serve_is_noticed() -> None:
             idle.kill()
 
 
-def test_a_socket_that_nobody_listens_on_is_named(tmp_path: Path) -> None:
+def test_error_about_a_socket_without_a_listener_names_the_socket(tmp_path: Path) -> None:
     path = str(tmp_path / "s")
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(path)
-    with pytest.raises(RefusedError, match=f"nobody listens on {path}"):
+    with pytest.raises(RefusedError, match=f"no process listens on {path}"):
         other_server(path)
 
 
@@ -82,13 +82,13 @@ def test_a_socket_that_nobody_listens_on_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_options_without_effect_are_refused(options: tuple[str, ...]) -> None:
-    told = CliRunner().invoke(bench.main, options)
-    assert told.exit_code == 2
-    assert "--agent-socket is for" in told.output or "goes with" in told.output
+    outcome = CliRunner().invoke(bench.main, options)
+    assert outcome.exit_code == 2
+    assert "--agent-socket is for" in outcome.output or "goes with" in outcome.output
 
 
-def test_the_limit_of_open_files_is_told_beforehand(tmp_path: Path) -> None:
-    told = subprocess.run(
+def test_low_limit_of_open_files_is_an_error_before_the_run(tmp_path: Path) -> None:
+    outcome = subprocess.run(
         [sys.executable, "-m", "tests.bench.bench", "streams", "--results", tmp_path / "r.json"],
         cwd=REPOSITORY,
         capture_output=True,
@@ -96,14 +96,14 @@ def test_the_limit_of_open_files_is_told_beforehand(tmp_path: Path) -> None:
         check=False,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (1000, 1000)),
     )
-    assert (told.returncode, told.stderr) == (
+    assert (outcome.returncode, outcome.stderr) == (
         2,
         "Error: streams needs 16200 open files, and 1000 are allowed: raise ulimit -n\n",
     )
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_ends_all_in_order(number: signal.Signals, status: int) -> None:
+def test_signal_ends_bench_and_servers_cleanly(number: signal.Signals, status: int) -> None:
     command = [sys.executable, "-c", _BENCH]
     with subprocess.Popen(
         command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -112,8 +112,8 @@ def test_a_signal_ends_all_in_order(number: signal.Signals, status: int) -> None
         folders = [Path(process.stdout.readline().strip()) for _ in range(2)]
         assert all(folder.exists() for folder in folders)
         process.send_signal(number)
-        _out, told = process.communicate(timeout=30)
-    assert (process.returncode, told) == (status, "")
+        _out, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (status, "")
     assert not any(folder.exists() for folder in folders)
 
 

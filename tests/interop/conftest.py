@@ -19,7 +19,7 @@ REQUIREMENTS = HERE / "clients" / "requirements.txt"
 
 
 def without(what: str) -> NoReturn:
-    """CI has everything; elsewhere these tests may be left out, for a reason that is told."""
+    """Skip with a reason where a tool is missing; fail in CI, which has every tool."""
     if os.environ.get("CI") == "true":
         pytest.fail(what)
     pytest.skip(what)

@@ -7,7 +7,7 @@ SPIFFE_ENDPOINT_SOCKET. Each prints lines of JSON:
 * `refused` tries everything as a caller without identity and prints the errors;
 * `watch` prints each X.509 update as it arrives, until it is ended;
 * `serve`, `dial PORT` are the ends of one mutual TLS connection: `serve` first prints its port, and
-  each end prints whom it met: `{"peer": ID}`, or `{"refused": reason}`.
+  each end prints the SPIFFE ID of its peer: `{"peer": ID}`, or `{"refused": reason}`.
 """
 
 from __future__ import annotations

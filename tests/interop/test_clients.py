@@ -1,4 +1,4 @@
-"""Each client library, doing what its users do with it."""
+"""The public SPIFFE client libraries fetch, verify and watch SVIDs of a real agent."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def fetched(agent: RunningAgent, client: ForeignClient) -> Any:
     return client.once(agent, "fetch", *AUDIENCES)
 
 
-def test_what_is_fetched_is_verified_by_the_client(fetched: Any) -> None:
+def test_client_verifies_the_svids_and_bundles_it_fetches(fetched: Any) -> None:
     assert fetched["svids"] == [
         {"spiffe_id": spiffe_id, "verified_as": spiffe_id, "key_matches": True}
         for spiffe_id in (FIRST, SECOND)
@@ -76,7 +76,9 @@ def test_a_jwt_is_accepted_for_each_of_its_audiences_and_for_no_other(fetched: A
     assert "invalidargument" in squeezed(jwt["wrong_audience_by_agent"])
 
 
-def test_who_has_no_identity_is_told_so(agent_factory: AgentFactory, client: ForeignClient) -> None:
+def test_client_without_an_identity_gets_permission_denied(
+    agent_factory: AgentFactory, client: ForeignClient
+) -> None:
     errors = client.once(agent_factory(SOMEBODY_ELSES), "refused")
 
     assert sorted(errors) == ["jwt", "jwt_bundles", "x509", "x509_bundles"]
@@ -95,7 +97,7 @@ def test_a_watcher_gets_renewals_and_survives_a_restart(
         agent.stop()
         stopped = SystemClock().now()
         agent.start()
-        # Nothing that was issued before the stop lives this long.
+        # An SVID that was issued before the stop expires earlier.
         recovered = watcher.next(
             lambda update: datetime.fromisoformat(update["expires_at"]) > stopped + SVID_TTL
         )
@@ -106,10 +108,10 @@ def test_a_watcher_gets_renewals_and_survives_a_restart(
     assert recovered["serial"] not in {first["serial"], renewed["serial"]}
 
 
-def test_who_has_it_for_its_program_proves_itself_without_knowing(
+def test_client_with_an_identity_for_its_path_answers_each_challenge(
     agent_factory: AgentFactory, client: ForeignClient
 ) -> None:
-    """Each update waits for the answer to a PING, which is the HTTP/2 stack's own affair."""
+    """The agent challenges before each update with a PING; the HTTP/2 library answers it."""
     program = Path(client.argv[0]).resolve()
     entry = f'{{spiffe_id: /test/first, selectors: ["unix:path:{program}"]}}'
     agent = agent_factory(f"entries: [{entry}]", config=SHORT_LIVED)
@@ -119,5 +121,5 @@ def test_who_has_it_for_its_program_proves_itself_without_knowing(
 
 
 def squeezed(error: str) -> str:
-    """One spelling for Python's PERMISSION_DENIED and Go's PermissionDenied."""
+    """Return the text in lower case without `_`: Python's PERMISSION_DENIED as Go spells it."""
     return error.lower().replace("_", "")

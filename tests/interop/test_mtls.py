@@ -1,4 +1,4 @@
-"""Two workloads, each with its own identity, prove it to each other over TLS."""
+"""Two workloads authenticate each other with their X.509-SVIDs over mutual TLS."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tests.support.agent import TRUST_DOMAIN, RunningAgent, entry_for_me
 
 SSL_PEER: list[str | Path] = [sys.executable, Path(__file__).parent / "clients" / "ssl_peer.py"]
 
-# Three agents: ours, one of the same trust domain's name, and one of another trust domain.
+# Three agents: the first, one with the same trust domain name, and one with another trust domain.
 HOME, NAMESAKE, ELSEWHERE = AGENTS = ("home", "namesake", "elsewhere")
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Path]:
-    """What orders and billing each fetched from each agent: (agent, workload) -> its files."""
+    """The files that `orders` and `billing` fetched from each agent, by (agent, workload)."""
     programs = tmp_path_factory.mktemp("programs")
     workloads = [Workload.install(name, programs) for name in ("orders", "billing")]
     found = {}
@@ -39,35 +39,35 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Pat
     return found
 
 
-def test_each_sees_who_the_other_is(files: dict[tuple[str, str], Path]) -> None:
-    orders, billing = meet(files[HOME, "orders"], files[HOME, "billing"])
+def test_each_peer_verifies_the_spiffe_id_of_the_other(files: dict[tuple[str, str], Path]) -> None:
+    orders, billing = handshake(files[HOME, "orders"], files[HOME, "billing"])
 
     assert orders == {"peer": f"spiffe://{TRUST_DOMAIN}/billing"}
     assert billing == {"peer": f"spiffe://{TRUST_DOMAIN}/orders"}
 
 
 @pytest.mark.parametrize("agent", [NAMESAKE, ELSEWHERE])
-@pytest.mark.parametrize("stranger", ["orders", "billing"])
-def test_whom_another_authority_vouches_for_is_refused(
-    files: dict[tuple[str, str], Path], tmp_path: Path, agent: str, stranger: str
+@pytest.mark.parametrize("foreign", ["orders", "billing"])
+def test_svid_of_another_authority_is_refused(
+    files: dict[tuple[str, str], Path], tmp_path: Path, agent: str, foreign: str
 ) -> None:
-    host = "billing" if stranger == "orders" else "orders"
-    # The stranger trusts its host, so that a refusal can only be the host's.
-    credulous = shutil.copytree(files[agent, stranger], tmp_path / "stranger")
-    shutil.copy(files[HOME, host] / "bundle.0.pem", credulous)
-    place = {host: files[HOME, host], stranger: credulous}
+    verifier = "billing" if foreign == "orders" else "orders"
+    # The foreign workload trusts the verifier's authority: only the verifier can refuse.
+    copied = shutil.copytree(files[agent, foreign], tmp_path / "foreign")
+    shutil.copy(files[HOME, verifier] / "bundle.0.pem", copied)
+    place = {verifier: files[HOME, verifier], foreign: copied}
 
-    orders, billing = meet(place["orders"], place["billing"])
+    orders, billing = handshake(place["orders"], place["billing"])
 
-    said = {"orders": orders, "billing": billing}
-    assert "certificate verify failed" in said[host]["refused"]
-    assert "refused" in said[stranger]
+    results = {"orders": orders, "billing": billing}
+    assert "certificate verify failed" in results[verifier]["refused"]
+    assert "refused" in results[foreign]
 
 
 @pytest.mark.parametrize(
     ("server", "client"), [("py_spiffe", "go_spiffe"), ("go_spiffe", "py_spiffe")]
 )
-def test_the_libraries_agree_with_each_other(
+def test_two_libraries_verify_each_other(
     agent_factory: AgentFactory, request: pytest.FixtureRequest, server: str, client: str
 ) -> None:
     agent = agent_factory(entry_for_me())
@@ -80,8 +80,8 @@ def test_the_libraries_agree_with_each_other(
         assert listener.next() == me
 
 
-def meet(orders: Path, billing: Path) -> tuple[Any, Any]:
-    """Orders serves and billing dials, both with Python's ssl; what each says of it."""
+def handshake(orders: Path, billing: Path) -> tuple[Any, Any]:
+    """Connect `billing` to `orders` with Python's ssl; return the result that each prints."""
     with running([*SSL_PEER, "serve", orders]) as server:
         port = server.next()["port"]
         with running([*SSL_PEER, "dial", billing, str(port)]) as client:
@@ -89,7 +89,7 @@ def meet(orders: Path, billing: Path) -> tuple[Any, Any]:
 
 
 def move(agent: RunningAgent, trust_domain: str) -> None:
-    """Start it again for another trust domain, which has an authority of its own."""
+    """Restart the agent with another trust domain and a new authority."""
     agent.stop()
     config = agent.config.read_text()
     agent.config.write_text(

@@ -1,4 +1,4 @@
-"""What OpenSSL says of the files that `vouchd fetch x509 --write` makes."""
+"""OpenSSL verifies the files that `vouchd fetch x509 --write` writes."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def openssl(*arguments: str | Path, fails: bool = False) -> str:
 
 @pytest.fixture(scope="module", params=["ec-p256", "ec-p384", "rsa-2048"])
 def files(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What billing got from an authority that has a key of this type."""
+    """The files of `billing`, issued by an authority with a key of this type."""
     return fetch_from_new_authority(tmp_path_factory, request.param)
 
 
 @pytest.fixture(scope="module")
 def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What billing got from an authority of the same trust domain and profile."""
+    """The files of `billing`, issued by another authority of the same trust domain."""
     return fetch_from_new_authority(tmp_path_factory, "ec-p256")
 
 
@@ -44,16 +44,18 @@ def fetch_from_new_authority(factory: pytest.TempPathFactory, key_type: str) -> 
 
 
 @pytest.mark.parametrize("purpose", ["sslserver", "sslclient"])
-def test_the_chain_is_good_for_servers_and_clients(files: Path, purpose: str) -> None:
+def test_chain_verifies_for_servers_and_clients(files: Path, purpose: str) -> None:
     openssl("verify", *_strictly(files), "-purpose", purpose, files / "svid.0.pem")
 
 
-def test_another_authority_of_the_same_name_does_not_verify_it(files: Path, others: Path) -> None:
-    said = openssl("verify", *_strictly(others), files / "svid.0.pem", fails=True)
-    assert "verification failed" in said
+def test_svid_does_not_verify_with_another_authority_of_the_trust_domain(
+    files: Path, others: Path
+) -> None:
+    output = openssl("verify", *_strictly(others), files / "svid.0.pem", fails=True)
+    assert "verification failed" in output
 
 
-def test_the_certificate_is_what_the_standard_wants(files: Path) -> None:
+def test_leaf_has_the_extensions_that_the_standard_requires(files: Path) -> None:
     leaf = _extensions(files / "svid.0.pem")
     assert leaf["X509v3 Basic Constraints: critical"] == "CA:FALSE"
     usage = leaf["X509v3 Key Usage: critical"].split(", ")
@@ -65,7 +67,7 @@ def test_the_certificate_is_what_the_standard_wants(files: Path) -> None:
     assert leaf["X509v3 Subject Alternative Name:"] == f"URI:{BILLING}"
 
 
-def test_the_authority_is_one_of_our_trust_domain(files: Path) -> None:
+def test_authority_certificate_names_the_trust_domain(files: Path) -> None:
     leaf, authority = _extensions(files / "svid.0.pem"), _extensions(files / "bundle.0.pem")
     assert authority["X509v3 Basic Constraints: critical"].startswith("CA:TRUE")
     assert "Certificate Sign" in authority["X509v3 Key Usage: critical"].split(", ")
@@ -73,7 +75,7 @@ def test_the_authority_is_one_of_our_trust_domain(files: Path) -> None:
     assert leaf["X509v3 Authority Key Identifier:"] == authority["X509v3 Subject Key Identifier:"]
 
 
-def test_the_key_is_the_certificates_and_private(files: Path) -> None:
+def test_key_belongs_to_the_certificate_and_has_mode_0600(files: Path) -> None:
     key = files / "svid.0.key"
     certified = openssl("x509", "-in", files / "svid.0.pem", "-noout", "-pubkey")
     assert openssl("pkey", "-in", key, "-pubout") == certified
@@ -81,7 +83,7 @@ def test_the_key_is_the_certificates_and_private(files: Path) -> None:
 
 
 def _strictly(files: Path) -> list[str | Path]:
-    """Trust the bundle and nothing else; the chain after the leaf may help."""
+    """Return the options to trust only the bundle, with the chain as intermediates."""
     return [
         "-x509_strict",
         "-no-CApath",
@@ -92,7 +94,7 @@ def _strictly(files: Path) -> list[str | Path]:
 
 
 def _extensions(certificate: Path) -> dict[str, str]:
-    """Each extension's title, and criticality, with its text as `openssl x509 -text` has them."""
+    """Return the extensions of `openssl x509 -text`: name and criticality -> value."""
     text = openssl("x509", "-in", certificate, "-noout", "-text")
     lines = [line.strip() for line in text.splitlines()]
     return {line: following for line, following in pairwise(lines) if line.startswith("X509v3")}

@@ -1,4 +1,4 @@
-"""General gRPC tools, which know nothing of SPIFFE."""
+"""General gRPC tools without SPIFFE support: health probe and reflection."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def test_a_health_probe_needs_no_header(
     assert reflecting.once(agent_factory(), "health") == {"status": "SERVING"}
 
 
-def test_the_api_can_be_learned_by_reflection_and_then_called(
+def test_grpcurl_calls_the_api_by_reflection(
     agent_factory: AgentFactory, reflecting: ForeignClient
 ) -> None:
     got = reflecting.once(agent_factory(), "reflection")

@@ -19,20 +19,20 @@ from tests.support.image import IMAGE, USER, Containers, documented
 
 pytestmark = pytest.mark.system
 
-GUEST = 42002
+CONTAINER_USER = 42002
 ENTRIES = f"""
 entries:
   - spiffe_id: /host
     selectors:
       - unix:uid:0
       - unix:sha256:{hashlib.sha256(Path(sys.executable).read_bytes()).hexdigest()}
-  - spiffe_id: /guest
-    selectors: [unix:uid:{GUEST}]
+  - spiffe_id: /container
+    selectors: [unix:uid:{CONTAINER_USER}]
 """
 STOP_SECONDS = 5.0
-# Their numbers, as in capabilities(7).
+# Capability numbers (linux/capability.h).
 DAC_READ_SEARCH, SYS_PTRACE = 2, 19
-# What makes software, and what it leaves behind.
+# Build tools, and files that a build leaves.
 TOOLS = {f"bin/{name}" for name in ("cc", "gcc", "c++", "g++", "ld", "make", "pip", "pip3")}
 MODULES = {"ensurepip", "pip", "setuptools"}
 REMAINS = {"root/.cache", "source", "usr/share/python-wheels", "var/cache/apt/pkgcache.bin"}
@@ -55,19 +55,25 @@ def ask(agent: Containers) -> Outcome:
     return vouchd("fetch", "x509", SPIFFE_ENDPOINT_SOCKET=f"unix://{agent.sockets}/agent.sock")
 
 
-def test_it_serves_processes_of_the_host_and_of_other_containers(agent: Containers) -> None:
+def test_agent_serves_processes_of_the_host_and_of_other_containers(agent: Containers) -> None:
     assert "spiffe://example.org/host" in ask(agent).stdout
-    options = ("--network=none", f"--user={GUEST}", f"--volume={agent.sockets}:/run/vouchd:ro")
-    guest = agent.podman("run", "--rm", *options, IMAGE, "fetch", "x509")
-    assert "spiffe://example.org/guest" in guest
+    options = (
+        "--network=none",
+        f"--user={CONTAINER_USER}",
+        f"--volume={agent.sockets}:/run/vouchd:ro",
+    )
+    other = agent.podman("run", "--rm", *options, IMAGE, "fetch", "x509")
+    assert "spiffe://example.org/container" in other
 
 
-def test_it_is_healthy(agent: Containers) -> None:
+def test_health_check_of_the_image_succeeds(agent: Containers) -> None:
     _podman, *arguments = documented("podman exec")
     assert "SERVING" in agent.podman(*arguments)
 
 
-def test_it_runs_as_the_user_and_with_the_capabilities_of_the_command(agent: Containers) -> None:
+def test_agent_has_the_user_and_the_capabilities_of_the_documented_command(
+    agent: Containers,
+) -> None:
     lines = Path(f"/proc/{agent.pid}/status").read_text().splitlines()
     status = {name: value.split() for name, value in (line.split(":", 1) for line in lines)}
     assert set(status["Uid"] + status["Gid"] + status["Groups"]) == {str(USER)}
@@ -77,7 +83,7 @@ def test_it_runs_as_the_user_and_with_the_capabilities_of_the_command(agent: Con
     assert status["NoNewPrivs"] == ["1"]
 
 
-def test_it_stops_in_order_and_soon(agent: Containers) -> None:
+def test_agent_stops_cleanly_on_podman_stop(agent: Containers) -> None:
     assert ask(agent).code == 0
     begin = time.monotonic()
     assert agent.stop() == 0
@@ -85,14 +91,14 @@ def test_it_stops_in_order_and_soon(agent: Containers) -> None:
     assert "stopped" in agent.log
 
 
-def test_in_a_pid_namespace_of_its_own_it_refuses_everybody(containers: Containers) -> None:
+def test_agent_in_its_own_pid_namespace_refuses_every_caller(containers: Containers) -> None:
     with containers.running(ENTRIES, without=["--pid=host"]):
         refused = ask(containers)
         assert (refused.code, refused.stdout) == (1, "")
         assert "the process is in a PID namespace that is not visible from here" in containers.log
 
 
-def test_what_made_it_is_not_in_it(containers: Containers) -> None:
+def test_image_has_no_build_tools(containers: Containers) -> None:
     with containers.files() as root:
         files = list(root.rglob("*"))
         assert root / "usr/bin/vouchd" in files
@@ -102,7 +108,7 @@ def test_what_made_it_is_not_in_it(containers: Containers) -> None:
         assert [*left, *(root / "var/lib/apt/lists").iterdir()] == []
 
 
-def test_its_own_user_owns_two_directories_and_nothing_else(containers: Containers) -> None:
+def test_user_of_the_image_owns_only_two_directories(containers: Containers) -> None:
     assert containers.podman("image", "inspect", "--format={{.User}}", IMAGE) == "vouchd"
     with containers.files() as root:
         [user] = re.findall(r"^vouchd:x:(\d+):", (root / "etc/passwd").read_text(), re.MULTILINE)

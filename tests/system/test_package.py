@@ -1,6 +1,6 @@
 """The Debian package in a clean Debian: one machine, from the installation to the purge.
 
-In this order; each test takes the machine as the one before left it. As root: `make test-system`.
+The tests run in this order on the same machine. As root: `make test-system`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ entries:
   - spiffe_id: /payments/api
     selectors: [unix:user:payments]
 """
-# What dpkg and others write about every package, whether it is there or was.
+# The installer and the system write here about every package, also about purged ones.
 JOURNALS = (
     "/etc/.pwd.lock", "/run/systemd/", "/var/cache/man/", "/var/lib/dpkg/", "/var/lib/systemd/",
     "/var/log/",
@@ -36,7 +36,7 @@ BACKUPS = {f"/etc/{name}-" for name in ("passwd", "group", "shadow", "gshadow", 
 
 @pytest.fixture(scope="module")
 def machine() -> Iterator[Machine]:
-    """With a user `payments`."""
+    """A machine with the user `payments`."""
     with Machine(clean_debian()) as booted:
         booted.run("useradd", "payments")
         yield booted
@@ -44,7 +44,7 @@ def machine() -> Iterator[Machine]:
 
 @pytest.fixture(scope="module")
 def before(machine: Machine) -> set[str]:
-    """Every file there is before the installation, with its owner and permissions."""
+    """All files before the installation, with owner and permissions."""
     return files(machine)
 
 
@@ -61,7 +61,7 @@ def files(machine: Machine) -> set[str]:
 
 
 def ask(machine: Machine) -> str:
-    """What `payments` gets."""
+    """Return the response to `vouchd fetch x509` of the user `payments`."""
     return machine.run(
         "runuser", "-u", "payments", "--", "vouchd", "fetch", "x509", "--output=json"
     )
@@ -72,7 +72,7 @@ def state(machine: Machine, question: str) -> list[str]:
     return machine.run("sh", "-c", f"systemctl {question} {units} || true").split()
 
 
-def test_installed_it_starts_nothing_and_its_configuration_is_valid(installed: Machine) -> None:
+def test_installed_package_starts_no_unit_and_has_a_valid_configuration(installed: Machine) -> None:
     assert state(installed, "is-active") == ["inactive", "inactive"]
     assert state(installed, "is-enabled") == ["disabled", "disabled"]
     checked = installed.run("vouchd", "check", "-c", "/etc/vouchd/agent.yaml")
@@ -80,7 +80,7 @@ def test_installed_it_starts_nothing_and_its_configuration_is_valid(installed: M
     assert installed.run("vouchd", "--version") == "vouchd, version 0.1.0\n"
 
 
-def test_enabled_it_serves_and_gives_nobody_an_identity(installed: Machine) -> None:
+def test_enabled_service_runs_and_issues_no_identity_without_an_entry(installed: Machine) -> None:
     installed.run("systemctl", "enable", "--now", "vouchd")
     assert state(installed, "is-active") == ["active", "active"]
     assert state(installed, "is-enabled") == ["enabled", "enabled"]
@@ -91,13 +91,13 @@ def test_enabled_it_serves_and_gives_nobody_an_identity(installed: Machine) -> N
     assert f"Uid:\t{installed.run('id', '-u', 'vouchd').strip()}\t" in status
 
 
-def test_an_entry_that_is_edited_gives_one(installed: Machine) -> None:
+def test_added_entry_gives_its_user_an_identity(installed: Machine) -> None:
     Path(f"/proc/{installed.init}/root/etc/vouchd/entries.d/payments.yaml").write_text(ENTRY)
     installed.run("systemctl", "restart", "vouchd")
     assert "spiffe://example.org/payments/api" in ask(installed)
 
 
-def test_its_manual_is_there(installed: Machine) -> None:
+def test_package_installs_the_manual_pages(installed: Machine) -> None:
     pages = "vouchd.1 vouchd-agent.yaml.5 vouchd-entries.yaml.5 vouchd-selectors.7"
     complaints = "LC_ALL=C.UTF-8 man --warnings $page 2>&1 > /dev/null"
     assert installed.run("sh", "-c", f"for page in {pages}; do {complaints}; done") == ""
@@ -106,14 +106,14 @@ def test_its_manual_is_there(installed: Machine) -> None:
     assert "The exit code is 1 if the process gets no identity." in " ".join(manual.split())
 
 
-def test_its_manual_has_numbers_as_numbers(installed: Machine) -> None:
+def test_manual_pages_show_defaults_and_selectors(installed: Machine) -> None:
     manual = " ".join(installed.run("man", "vouchd-agent.yaml").split())
     assert "limits.connections" in manual
     assert "Default: 4000." in manual
     assert "unix:sha256:" in installed.run("man", "7", "vouchd-selectors")
 
 
-def test_it_brings_the_documents(installed: Machine) -> None:
+def test_package_installs_the_documents(installed: Machine) -> None:
     folder = "/usr/share/doc/vouchd"
     brought = installed.run("find", folder, "-name", "*.md", "-printf", "%P\\n").split()
     ours = [REPOSITORY / "README.md", *(REPOSITORY / "docs").rglob("*.md")]
@@ -131,10 +131,8 @@ def test_it_brings_the_documents(installed: Machine) -> None:
     ],
     ids=["bash", "zsh", "fish"],
 )
-def test_the_shell_completes_commands_and_options(
-    installed: Machine, shell: str, begin: str
-) -> None:
-    # What shells write into a home directory goes with the machine's /tmp.
+def test_shell_completes_commands_and_options(installed: Machine, shell: str, begin: str) -> None:
+    # Shells write into the home directory; the machine's /tmp is discarded with the machine.
     terminal = ["env", "HOME=/tmp", "TERM=xterm", "timeout", "30", "script", "--quiet"]
     with installed.start(*terminal, "--command", f"{shell} -i", "/dev/null") as process:
         type_in(process, f"{begin} && echo it is 'ready'\n", "it is ready")
@@ -150,12 +148,12 @@ def type_in(terminal: Popen[str], keys: str, expected: str) -> None:
     assert any(expected in line for line in terminal.stdout)
 
 
-def test_fish_says_what_it_completes(installed: Machine) -> None:
-    told = installed.run("env", "HOME=/tmp", "fish", "--command", ASK_FISH)
-    assert told.startswith("fetch\tFetch the SVIDs and bundles")
+def test_fish_shows_the_description_of_a_completion(installed: Machine) -> None:
+    output = installed.run("env", "HOME=/tmp", "fish", "--command", ASK_FISH)
+    assert output.startswith("fetch\tFetch the SVIDs and bundles")
 
 
-def test_an_upgrade_restarts_it_and_keeps_what_was_edited(installed: Machine) -> None:
+def test_upgrade_restarts_the_service_and_keeps_edited_files(installed: Machine) -> None:
     first = installed.run("systemctl", "show", "--property=MainPID", "vouchd")
     install(installed)
     assert state(installed, "is-active") == ["active", "active"]
@@ -163,12 +161,12 @@ def test_an_upgrade_restarts_it_and_keeps_what_was_edited(installed: Machine) ->
     assert "spiffe://example.org/payments/api" in ask(installed)
 
 
-def test_its_own_files_stay_as_they_were_installed(installed: Machine) -> None:
-    """Python finds nothing to compile."""
+def test_running_service_changes_no_installed_file(installed: Machine) -> None:
+    """The package contains the compiled modules, so Python writes no `__pycache__`."""
     assert installed.run("dpkg", "--verify", "vouchd") == ""
 
 
-def test_a_purge_leaves_nothing(installed: Machine, before: set[str]) -> None:
+def test_purge_removes_all_files_and_users(installed: Machine, before: set[str]) -> None:
     installed.run("sh", "-c", "systemctl start vouchd && rm /run/vouchd_*.deb")
     installed.run("dpkg", "--purge", "vouchd")
     left = {each for each in files(installed) - before if each.split()[0] not in BACKUPS}

@@ -90,7 +90,7 @@ OPERATIONS = st.lists(
 
 
 @given(OPERATIONS)
-def test_it_behaves_as_a_dict_that_is_searched_for_due_keys(
+def test_schedule_equals_a_dict_that_is_searched_for_due_keys(
     operations: list[tuple[str, str, int]],
 ) -> None:
     schedule, model = schedule_of(), dict[str, int]()
