@@ -1,7 +1,7 @@
 """Watch directories with inotify(7), through the C library that the process already has.
 
 No package does this: asyncinotify, inotify and inotify_simple start ldconfig(8) to find the C
-library, and other packages are not maintained (docs/decisions has the comparison).
+library, and other packages are not maintained (docs/decisions/14-entry-watch-thread.md).
 """
 
 from __future__ import annotations
