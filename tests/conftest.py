@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 settings.register_profile("vouchd", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("vouchd")
 
-# gRPC's C core makes these on first use and keeps them for the life of the process.
+# gRPC's C core opens these descriptors on first use and keeps them until the process ends.
 _KEPT_BY_GRPC = ("anon_inode:[eventpoll]", "anon_inode:[eventfd]")
 
 
-# Characters. A longer parameter is named by its argument in the name of a test.
+# Characters. For a longer parameter the test ID has the argument's name.
 LONGEST_ID = 40
 
 
@@ -40,7 +40,7 @@ class AgentFactory(Protocol):
     """Starts agents; each is stopped at the end of the test."""
 
     def __call__(self, entries: str = ..., **options: Any) -> RunningAgent:
-        """See RunningAgent. Without entries, whoever runs the tests gets /test/me."""
+        """Start an agent (see RunningAgent). The default entry gives this user /test/me."""
         ...
 
 
@@ -57,18 +57,18 @@ def agent_factory() -> Iterator[AgentFactory]:
 
 
 def pytest_configure() -> None:
-    """As the agent does: some tests hold a thousand connections, both ends of each."""
+    """Raise the descriptor limit: some tests hold both ends of a thousand connections."""
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
-    """Name long parameters by their argument: keys are random, and all workers need equal names."""
+    """Name long parameters by their argument: keys are random, and workers need equal test IDs."""
     return argname if isinstance(val, str | bytes | int) and len(str(val)) > LONGEST_ID else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Ask every coroutine test for its tasks, after whatever it closes in its own fixtures."""
+    """Add `no_leaked_tasks` to each coroutine test; it runs after the test's own fixtures close."""
     for item in items:
         if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.function):
             position = item.fixturenames.index("no_leaks") + 1
@@ -82,7 +82,7 @@ def no_leaks() -> Iterator[None]:
     yield
     leaked = _descriptors() - descriptors
     if leaked:
-        gc.collect()  # cycles may hold files that nobody can reach any more
+        gc.collect()  # unreachable cycles may hold open files
         leaked = _descriptors() - descriptors
     assert not leaked, f"leaked descriptors: {sorted(leaked)}"
     assert not (left := _children() - children), f"left child processes: {sorted(left)}"
@@ -94,19 +94,19 @@ def no_secrets(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     def generate(key_type: keys.KeyType) -> keys.PrivateKey:
         key = make(key_type)
-        secrecy.know(key)
+        secrecy.add_key(key)
         return key
 
     make = keys.generate
     monkeypatch.setattr(keys, "generate", generate)
-    secrecy.forget()
+    secrecy.reset()
     yield
     assert not (secrets := secrecy.found()), f"logged: {secrets}"
 
 
 @pytest.fixture
 def me() -> Iterator[Caller]:
-    """This very process, as the kernel names it to whom it connects."""
+    """This process as a Caller, identified by a socket pair."""
     near, far = socket.socketpair()
     with near, far:
         caller = identify(near)
@@ -119,7 +119,7 @@ async def no_leaked_tasks() -> AsyncIterator[None]:
     """Fail a coroutine test that leaves a task running."""
     before = asyncio.all_tasks()
     yield
-    await asyncio.sleep(0)  # what was cancelled a moment ago may end
+    await asyncio.sleep(0)  # cancelled tasks end in this turn
     left = asyncio.all_tasks() - before - {asyncio.current_task()}
     assert not left, f"left tasks: {left}"
 

@@ -35,27 +35,27 @@ NUMBER = KEY.private_numbers().private_value  # type: ignore[union-attr]
     ],
 )
 def test_a_secret_is_found_in_any_form(text: str) -> None:
-    secrecy.know(KEY)
+    secrecy.add_key(KEY)
     assert secrecy.secrets_in(f"event field={text} more")
 
 
 @pytest.mark.parametrize("before", range(32))
 def test_a_secret_is_found_at_any_offset(before: int) -> None:
-    secrecy.know(KEY)
+    secrecy.add_key(KEY)
     assert secrecy.secrets_in("#" * before + f"{NUMBER:064x}")
     assert not secrecy.secrets_in("#" * before + f"{NUMBER:064x}"[:-1])
 
 
 def test_other_text_is_not_reported() -> None:
-    secrecy.know(KEY)
+    secrecy.add_key(KEY)
     assert not secrecy.secrets_in("2026-01-01 svid issued serial=5815c0f692cf2c393fbcd5412eaa1107")
 
 
-def test_the_log_of_an_agent_is_searched_for_its_keys() -> None:
+def test_log_of_an_agent_is_searched_for_its_keys() -> None:
     agent = RunningAgent(entry_for_me(), config="log: {level: debug}")
     assert vouchd("fetch", "x509", "--socket", agent.socket).code == 0
     agent.stop()
-    secrecy.know_keys_below(agent.directory)
-    assert len(secrecy._keys) == 2, "those of its two authorities"
-    assert "svid issued" in "".join(secrecy._heard)
+    secrecy.add_keys_below(agent.directory)
+    assert len(secrecy._keys) == 2, "one key of each authority"
+    assert "svid issued" in "".join(secrecy._recorded)
     agent.close()

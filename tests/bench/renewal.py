@@ -16,7 +16,7 @@ from agent.spiffe.ids import TrustDomain
 from agent.spiffe.keys import KeyType
 from agent.svids.x509 import TICK_SECONDS, X509Svids
 from tests.bench.findings import OURS, Finding
-from tests.support.fakes import FakeClock, Lines, identity
+from tests.support.fakes import FakeClock, FakeLog, identity
 
 SIZES = (100, 1000, 10_000)
 ROUNDS = 2
@@ -33,7 +33,7 @@ def measure() -> list[Finding]:
 
 
 async def _measure(size: int) -> list[Finding]:
-    clock, log = FakeClock(), Lines().log
+    clock, log = FakeClock(), FakeLog().log
     policy = AuthorityPolicy(
         trust_domain=TrustDomain("example.org"), key_type=KeyType.EC_P256, ttl=timedelta(hours=24)
     )

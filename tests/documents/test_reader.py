@@ -17,7 +17,7 @@ def follow(directory: Path, text: str) -> int:
         return reader.follow(document)
 
 
-def test_commands_share_a_shell_and_print_what_stands_below_them(tmp_path: Path) -> None:
+def test_commands_share_a_shell_and_print_the_documented_output(tmp_path: Path) -> None:
     text = "```console\n$ NAME=one\n$ echo $NAME; echo two\none\ntwo\n```\n"
     assert follow(tmp_path, text) == 2
 
@@ -27,15 +27,15 @@ def test_commands_share_a_shell_and_print_what_stands_below_them(tmp_path: Path)
     [
         ("```console\n$ echo one\ntwo\n```\n", "has no 'two'"),
         ("```console\n$ echo one; echo two\ntwo\none\n```\n", "has no 'one'"),
-        ("```console\n$ false\n```\n", "ended with 1, not with 0"),
-        ("<!-- exit code: 1 -->\n```console\n$ true\n```\n", "ended with 0, not with 1"),
+        ("```console\n$ false\n```\n", "exit code 1, documented is 0"),
+        ("<!-- exit code: 1 -->\n```console\n$ true\n```\n", "exit code 0, documented is 1"),
         ("<!-- waits for: ready -->\n```console\n$ echo no\n```\n", "'ready' was not printed"),
         ("<!-- setup: false -->\n```console\n$ true\n```\n", "setup: false"),
-        ("<!-- exitcode: 1 -->\n```console\n$ true\n```\n", "unknown comment"),
-        ("<!-- exit code: 1 -->\nText.\n", "between comment and block"),
+        ("<!-- exitcode: 1 -->\n```console\n$ true\n```\n", "unknown directive"),
+        ("<!-- exit code: 1 -->\nText.\n", "between a directive and its block"),
     ],
 )
-def test_a_false_claim_fails(tmp_path: Path, text: str, complaint: str) -> None:
+def test_false_claim_fails(tmp_path: Path, text: str, complaint: str) -> None:
     with pytest.raises(AssertionError, match=complaint):
         follow(tmp_path, text)
 
@@ -53,7 +53,7 @@ def test_files_and_terminals(tmp_path: Path) -> None:
     assert follow(tmp_path, text) == 3
 
 
-def test_blocks_that_others_run_or_nobody_runs_are_left_out(tmp_path: Path) -> None:
+def test_block_of_another_test_or_without_a_test_is_skipped(tmp_path: Path) -> None:
     text = "<!-- not run: why -->\n```console\n$ false\n```\n```yaml\na: b\n```\n"
     assert follow(tmp_path, text) == 0
 

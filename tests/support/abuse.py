@@ -1,4 +1,4 @@
-"""Hand-made HTTP/2 frames, sent without end (RFC 9113)."""
+"""Endless floods of HTTP/2 frames (RFC 9113)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DATA, HEADERS, RST_STREAM, SETTINGS, PING, WINDOW_UPDATE, CONTINUATION = 0, 1, 3
 END_STREAM, END_HEADERS = 0x1, 0x4
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 INITIAL_WINDOW_SIZE = 4
-# One write holds more than the agent reads at once.
+# The frames of one write are more than the agent reads at once.
 BATCH_FRAMES = 500
 
 
@@ -47,7 +47,7 @@ def call_headers(
 
 
 def streams() -> Iterator[int]:
-    """The numbers of a client's streams."""
+    """Yield the stream IDs of a client: 1, 3, 5, …"""
     return count(1, 2)
 
 
@@ -55,9 +55,9 @@ def streams() -> Iterator[int]:
 def flooded(
     target: Target, frames: Callable[[], Iterator[bytes]], *, clients: int = 4, uid: int = ATTACKER
 ) -> Iterator[None]:
-    """Several processes that send these frames as fast as the agent takes them, for the block.
+    """Send these frames from several processes, as fast as the agent reads, for the block.
 
-    Each makes a new connection when one ends, and never reads.
+    Each process reconnects when its connection ends, and never reads.
     """
 
     def flood() -> None:

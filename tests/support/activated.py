@@ -1,4 +1,4 @@
-"""An agent whose socket another process holds, like a service manager."""
+"""An agent with socket activation: the test holds the listening socket (sd_listen_fds(3))."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _FIRST = 3
 
 
 class ActivatedAgent(RunningAgent):
-    """An agent whose public socket stays open when it stops, until `close`."""
+    """An agent with a public socket that stays open between stop and start, until `close`."""
 
     listener: socket.socket | None = None
 
     def start(self) -> None:
-        """See RunningAgent.start. The first start makes the socket."""
+        """Start the agent with the socket; the first start creates it."""
         if self.listener is None:
             self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             self.listener.bind(str(self.socket))
@@ -30,7 +30,7 @@ class ActivatedAgent(RunningAgent):
         super().start()
 
     def close(self) -> None:
-        """See RunningAgent.close."""
+        """Close the socket and the agent (see RunningAgent.close)."""
         if self.listener is not None:
             self.listener.close()
         super().close()

@@ -1,4 +1,4 @@
-"""A real agent in a process of its own, as an operator would start it."""
+"""A real agent in its own process, started by the `run` command."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from tests.support import secrecy
 REPOSITORY = Path(__file__).resolve().parents[2]
 TRUST_DOMAIN = "example.org"
 PATIENCE_SECONDS = 30.0
-"""Nothing here takes this long, unless it is broken."""
+"""The time-out of waits in tests; a correct agent is far faster."""
 
 
 def entry_for_me(path: str = "/test/me", **fields: object) -> str:
-    """A file of one entry that whoever runs the tests matches; `fields` are further lines."""
+    """Return an entry file with one entry for this process's UID; `fields` are further keys."""
     lines = [f"  - spiffe_id: {path}", f"    selectors: [unix:uid:{os.getuid()}]"]
     lines += [f"    {name}: {value}" for name, value in fields.items()]
     return "\n".join(["entries:", *lines, ""])
 
 
 class RunningAgent:
-    """`python -m agent run` on a socket in a directory of its own.
+    """`python -m agent run` on a socket in its own directory.
 
-    It owns the process, the thread that reads its log, and the directory: `close` ends all three.
+    Owns the process, the thread that reads its log, and the directory; `close` ends all three.
 
     Args:
-        entries: the text of the entries file.
-        config: further lines for agent.yaml, beside the paths, the trust domain and a debug log.
+        entries: the text of the entry file.
+        config: further lines of agent.yaml.
         env: further environment variables of the agent.
-        prefix: a command that starts it, as `setpriv` and `unshare` do.
-        data_dir: where it keeps its keys.
-        new_session: signals of the terminal, and of this process's group, do not reach it.
+        prefix: a command that executes the agent, such as `setpriv` or `unshare`.
+        data_dir: the directory of its keys.
+        new_session: start a session, so that signals of the terminal do not reach the agent.
     """
 
     _pass_fds: tuple[int, ...] = ()
@@ -54,7 +54,7 @@ class RunningAgent:
         data_dir: str = "data",
         new_session: bool = False,
     ) -> None:
-        # Short, since a socket's path has at most 107 bytes; open, so that other users get through.
+        # A short path: unix(7) allows 107 bytes. Mode 0755: other users connect too.
         self.directory = Path(tempfile.mkdtemp(prefix=self._directory_prefix, dir="/tmp"))
         self.directory.chmod(0o755)
         self.socket = self.directory / "agent.sock"
@@ -75,22 +75,22 @@ class RunningAgent:
 
     @property
     def address(self) -> str:
-        """What SPIFFE_ENDPOINT_SOCKET has to say to reach it."""
+        """The value of SPIFFE_ENDPOINT_SOCKET for this agent."""
         return endpoint_uri(self.socket)
 
     @property
     def pid(self) -> int:
-        """The agent's process."""
+        """The agent's PID."""
         return self._process.pid
 
     @property
     def log(self) -> str:
-        """Everything it has written to stderr so far, over all its starts."""
+        """The output of all starts on stderr so far."""
         with self._news:
             return "".join(self._lines)
 
     def start(self) -> None:
-        """Start it (again) and wait until it says that it is ready."""
+        """Start or restart the agent and wait for its ready line."""
         with self._news:
             seen = len(self._lines)
         self._process = subprocess.Popen(
@@ -113,14 +113,14 @@ class RunningAgent:
             raise
 
     def wait_for_log(self, text: str, *, since: int = 0) -> str:
-        """Wait for a line that holds `text` and return it.
+        """Wait for a log line that contains `text` and return it.
 
         Args:
-            text: what the line has to hold.
-            since: the number of lines, from the start, that do not count.
+            text: a part of the line.
+            since: the number of lines to skip, from the first start.
 
         Raises:
-            AssertionError: the agent has ended, or took too long.
+            AssertionError: the agent ended, or no such line within PATIENCE_SECONDS.
         """
 
         def found() -> str | None:
@@ -131,35 +131,35 @@ class RunningAgent:
                 lambda: found() or not self._reader.is_alive(), timeout=PATIENCE_SECONDS
             )
             line = found()
-        assert line is not None, f"the agent did not say {text!r}:\n{self.log}"
+        assert line is not None, f"the agent did not log {text!r}:\n{self.log}"
         return line
 
     def hang_up(self) -> None:
-        """Tell it to reload."""
+        """Send SIGHUP: reload."""
         self._process.send_signal(signal.SIGHUP)
 
     def stop(self) -> int:
-        """Stop it as an operator does; the exit status. Again is harmless."""
+        """Send SIGTERM and return the exit status. A second call has no effect."""
         self._process.send_signal(signal.SIGTERM)
         return self._ended()
 
     def kill(self) -> None:
-        """End it without a chance to tidy up, as the kernel does when memory runs out."""
+        """Send SIGKILL, as the kernel does when memory runs out."""
         self._process.kill()
         self._ended()
 
     def close(self) -> None:
-        """Stop it and remove its directory.
+        """Stop the agent and remove its directory.
 
         Raises:
-            AssertionError: it did not stop in order, or something in it broke that nobody expected.
+            AssertionError: the exit status is not 0, or the log has a traceback.
         """
         killed = self._process.poll() == -signal.SIGKILL
         status = self.stop()
-        secrecy.know_keys_below(self.directory)
+        secrecy.add_keys_below(self.directory)
         shutil.rmtree(self.directory)
         if isinstance(sys.exception(), (KeyboardInterrupt, SystemExit)):
-            return  # who interrupts the tests may have interrupted the agent as well
+            return  # Ctrl-C may have reached the agent too
         assert killed or status == 0, f"the agent ended with {status}:\n{self.log}"
         assert "Traceback" not in self.log, self.log
 
@@ -176,7 +176,7 @@ class RunningAgent:
     def _read_log(self) -> None:
         stderr = self._process.stderr
         for line in stderr or ():
-            secrecy.hear(line)
+            secrecy.record(line)
             with self._news:
                 self._lines.append(line)
                 self._news.notify_all()

@@ -1,4 +1,4 @@
-"""A workload under a test's control, wherever it runs.
+"""A workload under a test's control, in a container, a cgroup or on the host.
 
 `python -m tests.support.ask AGENT CONTROL` connects to the test's socket CONTROL, reads `ask` or
 `fork` there, and answers with a line of JSON. Without CONTROL it asks once.
@@ -16,7 +16,7 @@ from tests.support import raw
 
 
 def ask(path: str) -> list[str] | int | None:
-    """The SPIFFE IDs that this process is given, or the status of the refusal."""
+    """Return the SPIFFE IDs of this process, or the gRPC status of the refusal."""
     client = raw.connect(path)
     stream = client.call("FetchX509SVID", pb.X509SVIDRequest())
     try:
@@ -29,7 +29,7 @@ def ask(path: str) -> list[str] | int | None:
 
 
 def serve(agent: str, control: str) -> None:
-    """Answer until the test hangs up."""
+    """Answer commands until the test closes the control connection."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.connect(control)
         with sock.makefile("rw") as lines:

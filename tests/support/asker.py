@@ -1,4 +1,4 @@
-"""The test's end of a workload that runs tests.support.ask, or is a child in some cgroup."""
+"""Control of a workload that runs tests.support.ask, and calls from a child in a cgroup."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _NUMBERS = count()
 
 
 class Asker:
-    """A process that asks the agent whenever it is told to. It owns the connection: `close` it.
+    """A process that calls FetchX509SVID on the test's command. Owns its control connection.
 
     Args:
-        directory: the agent's, which the process must be able to reach.
-        start: starts the process with this command.
+        directory: the agent's directory; the process must be able to reach it.
+        start: a function that starts the process from its command line.
     """
 
     def __init__(self, directory: Path, start: Callable[[list[str]], object]) -> None:
@@ -45,29 +45,29 @@ class Asker:
         self._lines = self._sock.makefile("rw")
 
     def ask(self) -> list[str] | int:
-        """The SPIFFE IDs that it is given, or the status of the refusal."""
-        return self._say("ask")
+        """Return the SPIFFE IDs of the process, or the gRPC status of the refusal."""
+        return self._command("ask")
 
     def ask_in_child(self) -> list[str] | int:
-        """The same of a process that it forks."""
-        return self._say("fork")
+        """Return the SPIFFE IDs, or the gRPC status, of a child that the process forks."""
+        return self._command("fork")
 
     def close(self) -> None:
-        """Hang up, which ends the process."""
+        """Close the control connection, which ends the process."""
         self._lines.close()
         self._sock.close()
 
-    def _say(self, word: str) -> list[str] | int:
+    def _command(self, word: str) -> list[str] | int:
         self._lines.write(f"{word}\n")
         self._lines.flush()
         line = self._lines.readline()
-        assert line, "the process that was to ask has ended"
+        assert line, "the workload process has ended"
         answer: list[str] | int = json.loads(line)
         return answer
 
 
 def ask_from(agent: RunningAgent, place: Directory, uid: int = 0) -> list[str] | int:
-    """What a process of this user is given that is in this cgroup."""
+    """Return the SPIFFE IDs, or the gRPC status, of a process of this user in this cgroup."""
     read, write = os.pipe()
 
     def child() -> None:

@@ -1,4 +1,4 @@
-"""What the systemd attestor says of this very process; run inside a machine of systemd's."""
+"""Print the systemd attestor's selectors of this process; runs in a machine with systemd."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from attestors.systemd import SystemdAttestor, SystemdOptions
 
 
 async def attest() -> list[str]:
-    """The selectors' values."""
+    """Attest this process and return the selectors' values."""
     near, far = socket.socketpair()
     with near, far:
         caller = identify(near)

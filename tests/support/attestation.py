@@ -1,4 +1,4 @@
-"""Fake attestors' selectors, and an attestation whose block does nothing."""
+"""Selectors of fake attestors, a second fake attestor, and a helper that attests a caller."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TWO = Selector("other", "two")
 
 
 class OtherAttestor(FakeAttestor):
-    """A second attestor, whose selectors are of another type."""
+    """A second attestor with another selector type."""
 
     name = "other"
 

@@ -1,4 +1,4 @@
-"""Real cgroup directories, in every hierarchy that this machine has (needs root)."""
+"""Real cgroup directories, in each hierarchy of this machine (needs root)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ROOT = Path("/sys/fs/cgroup")
 
 
 def hierarchies() -> list[Path]:
-    """The root directory of each; not of `cpuset`, which wants to be set up first."""
+    """Return the root of each hierarchy except `cpuset`, which needs settings before use."""
     mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
     found = [Path(m[1]) for m in mounts if m[2] in ("cgroup", "cgroup2") and "cpuset" not in m[1]]
     return [each for each in found if each.is_relative_to(_ROOT)]
@@ -25,30 +25,30 @@ def hierarchies() -> list[Path]:
 
 @dataclass(frozen=True, slots=True)
 class Directory:
-    """One path in all hierarchies."""
+    """One cgroup path in all hierarchies."""
 
     path: str
 
     def enter(self) -> None:
-        """Move this (child) process there."""
+        """Move this process into the cgroup."""
         self.take(os.getpid())
 
     def take(self, pid: int) -> None:
-        """Move a process there."""
+        """Move a process into the cgroup."""
         for root in hierarchies():
             (root / self.path / "cgroup.procs").write_text(str(pid))
 
     def enter_command(self) -> tuple[str, ...]:
-        """A command that moves itself there and becomes what its arguments say."""
+        """Return a command that moves itself into the cgroup and executes its arguments."""
         files = " ".join(str(root / self.path / "cgroup.procs") for root in hierarchies())
         return ("/bin/sh", "-c", f'for f in {files}; do echo $$ > $f; done; exec "$@"', "sh")
 
 
 @contextmanager
 def directory(path: str) -> Iterator[Directory]:
-    """Make this path, and remove afterwards what was made of it.
+    """Create a cgroup path for the block.
 
-    Whoever was in there must have been reaped by then.
+    Its processes must have been reaped at the end of the block.
     """
     made: list[Path] = []
     for root in hierarchies():
@@ -62,16 +62,16 @@ def directory(path: str) -> Iterator[Directory]:
         yield Directory(path)
     finally:
         for place in reversed(made):
-            # An engine removes what lies below its container's.
+            # An engine removes directories below its container's.
             if place.exists():
                 _remove(place)
 
 
 def _remove(place: Path) -> None:
-    """Remove it as soon as the kernel is done with those who were reaped.
+    """Remove a cgroup directory as soon as the kernel has released its reaped processes.
 
-    It is busy (rmdir(2)) for a moment after the last of them. Version 1 has no event for that, and
-    cgroup.events of version 2 tells of the last process, not of the last reference.
+    rmdir(2) fails with EBUSY for a moment after the last process. Version 1 has no event for the
+    release; cgroup.events of version 2 reports the last process, not the last reference.
     """
     patient_until = time.monotonic() + 5
     while True:
@@ -82,4 +82,4 @@ def _remove(place: Path) -> None:
                 raise
         else:
             return
-        time.sleep(0.01)  # noqa: TID251 - rmdir's EBUSY has no event, as told above
+        time.sleep(0.01)  # noqa: TID251 - rmdir's EBUSY has no event, see above

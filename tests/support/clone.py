@@ -16,7 +16,7 @@ from tests.support.agent import REPOSITORY
 from tests.support.documents import Terminal
 
 USER = 42010
-"""The ordinary user, if root runs the tests."""
+"""The UID of the ordinary user if the tests run as root."""
 
 
 def copy_checkout(directory: Path) -> None:
@@ -31,10 +31,10 @@ def copy_checkout(directory: Path) -> None:
 
 
 class Clone:
-    """The files that a clone of this checkout has, and an environment as `make` would make it.
+    """The files of a clone of this checkout, with a `.venv` as `make` would create it.
 
-    The environment borrows the packages of the tests' own one, so that pip installs nothing. A
-    context manager: it owns the directory.
+    The `.venv` refers to the packages of the tests' environment, so pip installs nothing. A context
+    manager; owns the directory.
     """
 
     def __enter__(self) -> Self:
@@ -48,11 +48,11 @@ class Clone:
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        secrecy.know_keys_below(self._top)
+        secrecy.add_keys_below(self._top)
         shutil.rmtree(self._top)
 
     def terminal(self) -> Terminal:
-        """A shell of the ordinary user, in the clone, with the environment of a fresh login."""
+        """Return a shell of the ordinary user in the clone, with a login environment."""
         environment = {
             "HOME": str(self._top),
             "LANG": "C.UTF-8",
@@ -82,7 +82,7 @@ class Clone:
             (place / marker).touch()
 
     def _python(self) -> str:
-        """One that the ordinary user may run, of the version that the packages are for."""
+        """Return a Python of the packages' version that the ordinary user may execute."""
         same = f"{sys.version_info.major}.{sys.version_info.minor}"
         usual = ("/usr/bin", "/usr/local/bin", f"{sys.base_prefix}/bin")
         for python in (f"{folder}/python{same}" for folder in usual):

@@ -1,17 +1,17 @@
-"""Documents as tests see them: their command blocks, and terminals that run these.
+"""The command blocks of documents, and terminals that run them.
 
-A ```console block holds commands, each behind `$ `, and below each command fragments of its output.
-The fragments must occur in the output in this order, each within a line; `…` stands for any text.
-A block without a command shows what the running command of its terminal prints next.
-HTML comments directly above a block say what a reader needs no words for:
+A ```console block has commands, each after `$ `, and below each command fragments of its output.
+The output must contain the fragments in this order, each within a line; `…` stands for any text.
+A block without a command has the next output of its terminal's running command.
+HTML comments directly above a block are directives for the tests:
 
     <!-- terminal: agent -->       the block runs in another shell of that name
-    <!-- waits for: ready on -->   its last command goes on; the document continues at this text
-    <!-- exit code: 1 -->          its last command ends with this code (else 0)
+    <!-- waits for: ready on -->   the last command keeps running; continue at this text
+    <!-- exit code: 1 -->          the exit code of the last command (default 0)
     <!-- file: PATH -->            the block is the content of this file
-    <!-- setup: COMMAND -->        run before the next block, hidden from the reader
+    <!-- setup: COMMAND -->        run before the next block
     <!-- run by: tests/… -->       another test runs the commands of this block
-    <!-- not run: REASON -->       nothing runs them
+    <!-- not run: REASON -->       no test runs the commands of this block
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 COMMAND_SECONDS = 60.0
-"""No command of a document takes this long, unless it is broken."""
+"""The time-out of a document's command."""
 AS_USER = ("README.md", "docs/quickstart.md", "docs/how-to/migrate-from-spire.md")
-"""Run in a clone, as an ordinary user: tests/documents/test_walks.py."""
+"""Documents that tests/documents/test_walks.py runs in a clone, as an ordinary user."""
 IN_MACHINE = tuple(
     f"docs/how-to/{name}.md"
     for name in (
         "systemd-service", "add-a-workload", "rotate-a-key", "backup-and-recovery", "upgrade",
     )
 )  # fmt: skip
-"""Run in a machine, as root: tests/documents/test_how_tos.py."""
+"""Documents that tests/documents/test_how_tos.py runs in a machine, as root."""
 DIRECTIVES = {
     "terminal", "waits for", "exit code", "file", "setup", "run by", "not run",
 }  # fmt: skip
@@ -53,7 +53,7 @@ _HEREDOC = re.compile(r"<<-?\s*(['\"]?)(?P<end>\w+)\1")
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What is typed, and what must be printed."""
+    """A command's text, and the fragments that its output must contain."""
 
     text: str
     expected: tuple[str, ...]
@@ -61,7 +61,7 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A fenced block of a document, and the comments above it."""
+    """A fenced block of a document, with the directives above it."""
 
     document: Path
     line: int
@@ -72,12 +72,12 @@ class Block:
 
     @property
     def place(self) -> str:
-        """Where a reader finds it."""
+        """The block's path and line, for messages."""
         return f"{os.path.relpath(self.document, REPOSITORY)}:{self.line}"
 
     @property
     def commands(self) -> tuple[Command, ...]:
-        """Its commands, each with the fragments below it."""
+        """The block's commands, each with the fragments below it."""
         found: list[tuple[list[str], list[str]]] = []
         lines = iter(self.lines)
         for line in lines:
@@ -90,22 +90,22 @@ class Block:
 
 
 def documents() -> list[Path]:
-    """Every document of the project that a reader meets."""
+    """Return every Markdown document of the root folder and of docs/."""
     return [*sorted(REPOSITORY.glob("*.md")), *sorted((REPOSITORY / "docs").rglob("*.md"))]
 
 
 def blocks(document: Path) -> Iterator[Block]:
-    """The fenced blocks of a document.
+    """Yield the fenced blocks of a document.
 
     Raises:
-        AssertionError: a comment in front of a block is none that is known.
+        AssertionError: a directive is unknown, or other text follows it.
     """
     directives: dict[str, str] = {}
     setups: list[str] = []
     lines = enumerate(document.read_text(encoding="utf-8").splitlines(), 1)
     for number, line in lines:
         if found := _DIRECTIVE.fullmatch(line):
-            assert found["name"] in DIRECTIVES, f"{document}:{number}: unknown comment"
+            assert found["name"] in DIRECTIVES, f"{document}:{number}: unknown directive"
             if found["name"] == "setup":
                 setups.append(found["value"])
             else:
@@ -116,7 +116,7 @@ def blocks(document: Path) -> Iterator[Block]:
             directives, setups = {}, []
         elif line.strip():
             place = f"{document}:{number}"
-            assert not directives, f"{place}: this stands between comment and block"
+            assert not directives, f"{place}: text between a directive and its block"
 
 
 def _content(lines: Iterator[tuple[int, str]], indent: int) -> Iterator[str]:
@@ -127,7 +127,7 @@ def _content(lines: Iterator[tuple[int, str]], indent: int) -> Iterator[str]:
 
 
 def _typed(first: str, lines: Iterator[str]) -> Iterator[str]:
-    """A command with the lines that belong to it: continued ones, and here-documents."""
+    """Yield the lines of a command: its first, continued lines and here-documents."""
     yield first
     if heredoc := _HEREDOC.search(first):
         for line in lines:
@@ -140,13 +140,13 @@ def _typed(first: str, lines: Iterator[str]) -> Iterator[str]:
 
 
 def holds(line: str, fragment: str) -> bool:
-    """Whether a line of output has a fragment in it; how wide its spaces are says nothing."""
+    """Return whether a line of output contains a fragment; the number of spaces may differ."""
     parts = (re.escape(" ".join(part.split())) for part in fragment.split("…"))
     return re.search(" ?.*".join(parts), " ".join(line.split())) is not None
 
 
 def missing(expected: Sequence[str], output: str) -> str | None:
-    """The first fragment that the output does not have in its place."""
+    """Return the first fragment that is missing or out of order in the output."""
     lines = iter(output.splitlines())
     for fragment in expected:
         if not any(holds(line, fragment) for line in lines):
@@ -155,13 +155,13 @@ def missing(expected: Sequence[str], output: str) -> str | None:
 
 
 class Terminal:
-    """A shell that runs one command after the other. It owns the processes.
+    """A shell that runs one command after the other. Owns the shell's processes.
 
     Args:
-        prefix: the command that starts the shell, as another user or in a machine.
-        environment: the shell's; None is that of the tests.
-        directory: where the shell starts.
-        seconds: how long a command may take.
+        prefix: a command that executes the shell, as another user or in a machine.
+        environment: the shell's environment; None: this process's.
+        directory: the shell's working directory.
+        seconds: the time-out of a command.
     """
 
     def __init__(
@@ -187,36 +187,36 @@ class Terminal:
         self._number = 0
 
     def run(self, command: str) -> tuple[int, str]:
-        """Run a command to its end: its exit code, and what it printed.
+        """Run a command to its end; return its exit code and output.
 
         Raises:
-            AssertionError: the shell has ended, or the command did not.
+            AssertionError: the shell ended, or the command timed out.
         """
         self._number += 1
         end = f"--- end of command {self._number}:"
         self._type(f"{{ {command}\n}} < /dev/null\nprintf '\\n%s %s\\n' '{end}' $?\n")
         lines, last = self._read_until(lambda line: line.startswith(end))
-        assert last is not None, f"{command}: no end to be seen of\n{''.join(lines)}"
+        assert last is not None, f"{command}: timed out, or the shell ended:\n{''.join(lines)}"
         return int(last.removeprefix(end)), "".join(lines)
 
     def start(self, command: str) -> None:
-        """Start a command that goes on."""
+        """Start a command that keeps running."""
         self._type(f"{{ {command}\n}} < /dev/null\nexit\n")
 
     def wait_for(self, text: str) -> None:
-        """Wait until the running command prints a line that holds this text.
+        """Wait until the running command prints a line with this text.
 
         Raises:
-            AssertionError: it never printed that.
+            AssertionError: the command ended or timed out first.
         """
         lines, last = self._read_until(lambda line: holds(line, text))
         assert last is not None, f"{text!r} was not printed, but\n{''.join(lines)}"
 
     def close(self) -> None:
-        """End the shell and all that it started."""
+        """End the shell and its processes."""
         with suppress(ProcessLookupError):
             os.killpg(self._shell.pid, signal.SIGTERM)
-        # The end of the pipe comes when the last of them has gone.
+        # The pipe closes when the last process has ended.
         self._read_until(lambda _line: False)
         with suppress(ProcessLookupError):
             os.killpg(self._shell.pid, signal.SIGKILL)
@@ -232,7 +232,7 @@ class Terminal:
         self._shell.stdin.flush()
 
     def _read_until(self, is_last: Callable[[str], bool]) -> tuple[list[str], str | None]:
-        """The lines before the one that is the last, and that one; None if there is none."""
+        """Return the lines before the last line, and the last line; None without a last line."""
         lines: list[str] = []
         timer = threading.Timer(self._seconds, os.killpg, (self._shell.pid, signal.SIGKILL))
         timer.start()
@@ -248,7 +248,7 @@ class Terminal:
 
 
 class Reader:
-    """Does what a document says, in terminals. A context manager: it owns the terminals."""
+    """Runs the blocks of documents in terminals. A context manager; owns the terminals."""
 
     def __init__(self, open_terminal: Callable[[], Terminal]) -> None:
         self._open = open_terminal
@@ -262,10 +262,10 @@ class Reader:
             terminal.close()
 
     def follow(self, document: Path) -> int:
-        """Run every block that is to be run; the number of commands.
+        """Run the blocks of a document and return the number of commands.
 
         Raises:
-            AssertionError: one of them did not do what the document says.
+            AssertionError: a command's exit code or output is not as documented.
         """
         return sum(self._do(block) for block in blocks(document))
 
@@ -298,9 +298,9 @@ class Reader:
         code, output = terminal.run(command.text)
         wanted = int(block.directives.get("exit code", "0")) if is_last else 0
         report = f"{block.place}: $ {command.text}\n{output}"
-        assert code == wanted, f"{report}\nended with {code}, not with {wanted}"
+        assert code == wanted, f"{report}\nexit code {code}, documented is {wanted}"
         lacking = missing(command.expected, output)
-        assert lacking is None, f"{report}\nhas no {lacking!r}"
+        assert lacking is None, f"{report}\nthe output has no {lacking!r}"
 
     def _terminal(self, name: str) -> Terminal:
         if name not in self._terminals:

@@ -1,10 +1,10 @@
-"""An agent that is killed, or loses its power, at a chosen moment of writing its state.
+"""An agent that is killed, or loses its disk, at a chosen moment of a state write.
 
     python -m tests.support.dying N run -c FILE
     python -m tests.support.dying N:MOUNTPOINT run -c FILE
 
 N counts the moments just before and just after each fsync and each rename, from 1. With a mount
-point, the power of the disk there is cut at that moment.
+point, the file system there stops at that moment, as after a power cut.
 """
 
 from __future__ import annotations

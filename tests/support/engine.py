@@ -1,4 +1,4 @@
-"""A Docker engine of the test's own, and containers that call the agent (needs root)."""
+"""A Docker engine for the test, with containers that call the agent (needs root)."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tests.support.asker import Asker
 from tests.support.ready import Ready
 
 IMAGE = "vouchd-test:1"
-# Before anything of the same name that a developer may have first on the PATH.
+# An absolute path: a developer may have a wrapper of the same name on the PATH.
 _DOCKER = "/usr/bin/docker"
 
 
 def image_tar() -> bytes:
-    """A root file system of busybox alone; the host's /usr is mounted into it."""
+    """Return a root file system with busybox; containers mount the host's /usr into it."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for name in ("usr", "tmp", "etc", "proc", "sys", "dev", "run", "work"):
@@ -39,9 +39,9 @@ def image_tar() -> bytes:
 
 
 def mounts(directory: Path) -> list[str]:
-    """What a container needs to run our Python, and the directory of the agent's socket."""
+    """Return the mounts for Python, the repository and the directory of the agent's socket."""
     shared = {REPOSITORY, Path(sys.prefix), Path(sys.base_prefix), directory}
-    # What already lies in another needs no mount of its own.
+    # A path below another mounted path needs no mount.
     shared = {each for each in shared if not each.is_relative_to("/usr")}
     tops = [
         each for each in shared if not any(each != o and each.is_relative_to(o) for o in shared)
@@ -50,20 +50,20 @@ def mounts(directory: Path) -> list[str]:
 
 
 def discard(directory: Path) -> None:
-    """Remove a directory, and what is mounted below it."""
+    """Unmount everything below a directory and remove it."""
     unmount_below(directory)
     shutil.rmtree(directory)
 
 
 def unmount_below(directory: Path) -> None:
-    """Unmount all that is mounted there."""
+    """Unmount everything below a directory."""
     for line in reversed(Path("/proc/self/mounts").read_text().splitlines()):
         if (target := line.split()[1]).startswith(str(directory)):
             subprocess.run(["umount", target], check=True)
 
 
 class DockerEngine:
-    """`dockerd` in a directory of its own. It owns the process and what that leaves behind."""
+    """`dockerd` in its own directory. Owns the process, its containers and its directory."""
 
     def __init__(self) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="vouchd-dk-", dir="/var/tmp"))
@@ -77,7 +77,7 @@ class DockerEngine:
             raise
 
     def start(self) -> None:
-        """Start it (again) and wait until it answers."""
+        """Start or restart the engine and wait until it is ready."""
         with (self.directory / "log").open("ab") as log, Ready(self.directory) as ready:
             self._process = subprocess.Popen(
                 [
@@ -104,45 +104,45 @@ class DockerEngine:
 
     @property
     def log(self) -> str:
-        """What it has said."""
+        """The engine's output so far."""
         return (self.directory / "log").read_text()
 
     def kill(self) -> None:
-        """End the engine without warning; its containers live on."""
+        """Kill the engine with SIGKILL; its containers continue to run."""
         containerd = self.directory / "exec/containerd/containerd.pid"
         self._process.kill()
         self._process.wait()
-        # Its containerd goes with it. A zombie that nobody reaps would look alive to the next.
+        # Kill its containerd too: the next engine would take an unreaped zombie for a live process.
         with suppress(ProcessLookupError):
             os.kill(int(containerd.read_text()), signal.SIGKILL)
         for pid_file in (containerd, self.directory / "pid"):
             pid_file.unlink()
 
     def docker(self, *arguments: str, stdin: bytes = b"") -> str:
-        """Run the command-line client; what it prints."""
+        """Run the command-line client and return its output."""
         done = self._client(*arguments, stdin=stdin)
         assert done.returncode == 0, done.stderr.decode()
         return done.stdout.decode().strip()
 
     def run(self, name: str, agent: Path, *options: str) -> Asker:
-        """A new container whose first process asks when told to."""
+        """Start a container with an Asker as its first process."""
         return self._ask(
             agent, "run", "--detach", "--network=none", f"--name={name}",
             f"--workdir={REPOSITORY}", *mounts(agent), *options, IMAGE,
         )  # fmt: skip
 
     def exec(self, name: str, agent: Path, *options: str) -> Asker:
-        """Another process in a container."""
+        """Start an Asker as a further process of a container."""
         return self._ask(
             agent, "exec", "--detach", f"--workdir={REPOSITORY}", *options, name
         )  # fmt: skip
 
     def pid(self, name: str) -> int:
-        """The container's first process."""
+        """Return the PID of the container's first process."""
         return int(self.docker("inspect", "--format={{.State.Pid}}", name))
 
     def remove_all(self) -> None:
-        """Remove every container, on an engine that runs."""
+        """Remove all containers; start the engine first if it does not run."""
         if self._process.poll() is not None:
             self.start()
         if found := self.docker("ps", "--all", "--quiet").split():
@@ -152,7 +152,7 @@ class DockerEngine:
         self._askers.clear()
 
     def close(self) -> None:
-        """Stop it and remove its directory."""
+        """Stop the engine and remove its directory."""
         try:
             self.remove_all()
         finally:

@@ -22,14 +22,14 @@ CGROUP = f"0::/system.slice/docker-{ID}.scope\n".encode()
 
 
 def caller(cgroup: bytes = CGROUP, **fields: Any) -> Workload:
-    """A process in this cgroup."""
+    """Return a process in this cgroup."""
     return Workload(cgroup, **fields)
 
 
 def attestor(
     engine: EngineServer, cgroup: bytes = CGROUP, **options: Any
 ) -> AbstractAsyncContextManager[DockerAttestor]:
-    """The attestor of this engine; the first process of every container is in this cgroup."""
+    """Return the attestor; the first process of each container of the engine is in `cgroup`."""
     sockets = DockerOptions(
         socket=str(engine.path), podman_socket=str(engine.directory / "none.sock")
     )
@@ -38,7 +38,7 @@ def attestor(
 
 
 async def fails(docker: DockerAttestor, process: Workload | None = None) -> str:
-    """The text of the error that the attestor raises."""
+    """Attest, require an AttestorError and return its text."""
     with pytest.raises(AttestorError) as caught:
         await docker.attest(process or caller())
     return str(caught.value)

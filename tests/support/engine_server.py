@@ -1,4 +1,4 @@
-"""A container engine in this process, whose answers the test decides."""
+"""A fake container engine API in this process, with answers that the test sets."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def containers(
     read: Callable[[int, str], bytes] = read_at,
     **options: Any,
 ) -> Containers:
-    """The containers of an engine; the first process of each is in this cgroup."""
+    """Return the Containers of an engine; the first process of each container is in `cgroup`."""
 
-    def say(directory: int, name: str) -> bytes:
+    def read_init(directory: int, name: str) -> bytes:
         return cgroup if name == "cgroup" else read(directory, name)
 
     return Containers(
         EngineClient(socket),
         own_cgroup,
-        open_init=partial(ContainerInit.open, read=say),
+        open_init=partial(ContainerInit.open, read=read_init),
         **options,
     )
 
@@ -86,7 +86,7 @@ class EngineServer:
         shutil.rmtree(self.directory)
 
     async def start(self) -> None:
-        """Serve (again)."""
+        """Start or restart the server."""
         app = web.Application()
         app.router.add_get("/containers/{id}/json", self._inspect)
         app.router.add_get("/events", self._events)

@@ -1,4 +1,4 @@
-"""Real implementations of our own protocols, under the test's control."""
+"""Fake clock, attestor and log, under the control of a test."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ START = dt.datetime(2026, 1, 1, 12, 0, 0, tzinfo=dt.UTC)
 
 
 def identity(name: str = "a", **fields: Any) -> Identity:
-    """An identity of example.org whose entry has the same name."""
+    """Return an identity of example.org with the entry ID `name`."""
     path = SpiffeId(TrustDomain("example.org"), f"/{name}")
     return Identity(**{"entry_id": EntryId(name), "spiffe_id": path, **fields})
 
@@ -47,14 +47,14 @@ def admission(
     per_user: int = 8000,
     rate: float = 1_000_000,
     signals: Signals = NO_SIGNALS,
-    lines: Lines | None = None,
+    lines: FakeLog | None = None,
     patience_seconds: float = PATIENCE_SECONDS,
     **options: Any,
 ) -> Admission:
-    """An admission with large quotas, unless the test chooses others."""
+    """Return an Admission with large default quotas."""
     fair_queue = FairQueue(asyncio.get_running_loop(), rate, signals, patience_seconds)
     admits = quotas(connections=connections, per_user=per_user)
-    note = (lines or Lines()).audit().refused
+    note = (lines or FakeLog()).audit().refused
     return Admission(admits, fair_queue, note, signals=signals, **options)
 
 
@@ -65,7 +65,7 @@ def quotas(
     attestations: int = 10_000,
     per_user: int = 20_000,
 ) -> Quotas:
-    """Large quotas, unless the test chooses others."""
+    """Return Quotas with large default limits."""
     limits = Limits(
         connections=connections,
         connections_per_user=per_user,
@@ -78,7 +78,7 @@ def quotas(
 
 
 class FakeClock:
-    """Time stands still until the test moves it."""
+    """A Clock that the test advances."""
 
     def __init__(self, now: dt.datetime = START) -> None:
         self._now = now
@@ -95,11 +95,11 @@ class FakeClock:
         await done
 
     def set(self, now: dt.datetime) -> None:
-        """Step the clock without waking anybody, as a suspended host does."""
+        """Set the time without waking sleepers, as after a suspend of the host."""
         self._now = now
 
     async def advance(self, duration: dt.timedelta) -> None:
-        """Let time pass, waking each sleeper at its own moment."""
+        """Advance the time and wake each sleeper at its due time."""
         end = self._now + duration
         await settle()
         while self._sleepers and self._sleepers[0][0] <= end:
@@ -112,13 +112,13 @@ class FakeClock:
 
 
 async def settle() -> None:
-    """Let everything run that can run now."""
+    """Run the event loop until its ready callbacks have run."""
     for _ in range(20):
         await asyncio.sleep(0)
 
 
 class FakeAttestor:
-    """Answers what the test says; a coroutine function is asked each time."""
+    """An attestor with fixed selector values, or a coroutine function that returns findings."""
 
     name: ClassVar[str] = "fake"
     Options: ClassVar[type[BaseModel]] = Options
@@ -143,8 +143,8 @@ class FakeAttestor:
         self.closed = True
 
 
-class Lines:
-    """A log that keeps what is said: `lines` are (event, fields)."""
+class FakeLog:
+    """A log that records its lines as dicts of fields, `event` included."""
 
     def __init__(self) -> None:
         self.lines: list[dict[str, Any]] = []
@@ -155,14 +155,15 @@ class Lines:
         )
 
     def audit(self, boot_id: str = "boot") -> Audit:
-        """An audit trail that writes here, of callers of whom nothing was found out."""
+        """Return an audit trail on this log, for callers without an attestation result."""
         return Audit(self.log.info, boot_id, lambda _caller: None, time.monotonic)
 
     def _keep(self, _logger: object, _method: str, line: Any) -> Any:
         self.lines.append(dict(line))
-        said = structlog.processors.format_exc_info(_logger, _method, dict(line))
-        secrecy.hear(json.dumps(to_plain(said)))
+        written = structlog.processors.format_exc_info(_logger, _method, dict(line))
+        secrecy.record(json.dumps(to_plain(written)))
         raise structlog.DropEvent
 
     def of(self, event: str) -> list[dict[str, Any]]:
+        """Return the lines of an event."""
         return [line for line in self.lines if line["event"] == event]

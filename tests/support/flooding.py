@@ -20,7 +20,7 @@ from tests.support import abuse, pids, raw
 FLOODER, OTHER = 2001, 2002
 FLOODERS = 4
 SECONDS = 5.0
-# Slow enough to stay below its own share.
+# The pause between calls keeps the measured caller below its share.
 PAUSE_SECONDS = 0.01
 FIRST = ("chrt", "--rr", "1")
 # The time until all its processes flood: they report nothing. The flooder's burst is not used up
@@ -114,7 +114,7 @@ class Latencies:
 
 @contextmanager
 def flood(behave: Callable[[str], None], path: str, processes: int = FLOODERS) -> Iterator[None]:
-    """Several processes of the flooding user that behave like this, for the block."""
+    """Run `behave` in several processes of the flooding user for the block."""
 
     def run() -> None:
         pids.become(FLOODER)
@@ -130,7 +130,7 @@ def flood(behave: Callable[[str], None], path: str, processes: int = FLOODERS) -
 
 
 def latencies(path: str, seconds: float = SECONDS) -> Latencies:
-    """Measure the calls of a process of another user, for some seconds."""
+    """Return the latencies of calls of a process of the other user, measured for `seconds`."""
     read, write = os.pipe()
 
     def run() -> None:

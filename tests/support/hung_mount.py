@@ -1,4 +1,4 @@
-"""A file system that never answers, as a FUSE or NFS mount whose server hangs."""
+"""A file system that never answers, like a FUSE or NFS mount with a hung server."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _MNT_DETACH = 2
 
 @contextmanager
 def hung_mount(directory: Path) -> Iterator[None]:
-    """Mount over a directory a FUSE file system that nobody serves; needs root.
+    """Mount a FUSE file system without a server over a directory (needs root).
 
-    Each operation on it waits, until the device is closed at the end.
+    Each operation on it blocks until the end of the context manager closes the device.
     """
     device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     try:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 HOW_TO = REPOSITORY / "docs/how-to/containers.md"
 IMAGE = "vouchd:0.1.0"
 USER = 42001
-"""Whom the host has as `vouchd`."""
+"""The UID and GID of the host's user `vouchd`."""
 CONFIG = """
 trust_domain: example.org
 data_dir: /var/lib/vouchd
@@ -36,13 +36,13 @@ log: {level: debug}
 
 _STORE = CACHE / "containers"
 _BASE = "localhost/debian:bookworm"
-# Layers are kept with their stage's last image, which needs a name for it.
+# Podman keeps the layers of a build stage only while an image with a name refers to them.
 _BUILD_STAGE = "localhost/vouchd-build"
 _CONTAINER = "vouchd"
-# Where pip looks for its configuration, in a folder of its own.
+# pip reads $XDG/pip/pip.conf.
 _XDG = "/etc/xdg"
-# runc also runs where both versions of cgroups are mounted; and some machines have lower limits
-# than those that Podman would set.
+# runc also runs where both versions of cgroups are mounted. The limits are set because Podman's
+# defaults are above the hard limits of some machines.
 _ENGINE = """
 [containers]
 default_ulimits = ["nofile=1024:2048", "nproc=1000:2000"]
@@ -61,16 +61,17 @@ runroot = "{_STORE}/run"
 
 
 def documented(beginning: str) -> list[str]:
-    """The words of the command in the how-to that begins like this."""
+    """Return the words of the how-to's command with this beginning."""
     commands = [each.text for block in blocks(HOW_TO) for each in block.commands]
     [command] = [each for each in commands if each.startswith(beginning)]
     return shlex.split(command.replace("\\\n", " "))
 
 
 class Containers:
-    """Root's Podman with the image. Its store is kept, so that only what has changed is built.
+    """Root's Podman with the agent's image.
 
-    It owns the containers, and the directory that stands for the host's.
+    The image store is kept between runs: only changed layers are built. Owns the containers, and a
+    directory in place of the host's directories.
     """
 
     def __init__(self) -> None:
@@ -81,7 +82,7 @@ class Containers:
             "CONTAINERS_CONF": self._file("containers.conf", _ENGINE),
             "CONTAINERS_STORAGE_CONF": self._file("storage.conf", _STORAGE),
         }
-        # If somebody has ended the tests before.
+        # Containers of an interrupted run.
         self._remove_all()
         self._have_base()
         self._build()
@@ -93,7 +94,7 @@ class Containers:
 
     @contextmanager
     def running(self, entries: str, *, without: Sequence[str] = ()) -> Iterator[None]:
-        """The agent as the how-to says that it is run, but for options that it does `without`."""
+        """Run the agent by the how-to's command, without the options in `without`."""
         self._lay_out(entries)
         command = [self._here(word) for word in documented("podman run")]
         assert set(without) <= set(command)
@@ -102,37 +103,37 @@ class Containers:
             self._wait_until_ready()
             yield
         finally:
-            secrecy.hear(self.log)
+            secrecy.record(self.log)
             self._remove_all()
 
     def stop(self) -> int:
-        """Stop the agent; its exit code."""
+        """Stop the agent and return its exit code."""
         self.podman("stop", _CONTAINER)
         return int(self._inspect("{{.State.ExitCode}}"))
 
     @property
     def log(self) -> str:
-        """All that the agent has written so far."""
+        """The agent's output so far."""
         done = self._run(["podman", "logs", _CONTAINER])
         return done.stdout + done.stderr
 
     @property
     def pid(self) -> int:
-        """Of the agent."""
+        """The agent's PID."""
         return int(self._inspect("{{.State.Pid}}"))
 
     @contextmanager
     def files(self) -> Iterator[Path]:
-        """Where the files of the image are."""
+        """Mount the image and yield its root directory."""
         yield Path(self.podman("image", "mount", IMAGE))
         self.podman("image", "unmount", IMAGE)
 
     def podman(self, *arguments: str) -> str:
-        """What a command prints."""
+        """Run a Podman command and return its output."""
         return self._run(["podman", *arguments]).stdout.strip()
 
     def close(self) -> None:
-        """Remove all but the store."""
+        """Remove everything except the image store."""
         self._remove_all()
         unmount_below(_STORE)
         shutil.rmtree(self._directory)
@@ -144,7 +145,7 @@ class Containers:
                 self._run(["podman", "import", "-", _BASE], stdin=base.stdout)
 
     def _build(self) -> None:
-        """As somebody does who reaches no registry of images, and others by a mirror."""
+        """Build without an image registry, with the host's pip settings for packages."""
         *build, context = documented("podman build")
         settings = f"--volume={self._pip_settings()}:{_XDG}:ro"
         build += [f"--build-arg=BASE={_BASE}", "--network=host", settings]
@@ -153,7 +154,7 @@ class Containers:
         self.podman("image", "prune", "--force")
 
     def _pip_settings(self) -> Path:
-        """A directory with the way to packages that pip takes on this host."""
+        """Write the host's pip settings to a directory and return it."""
         settings = settings_of_pip()
         directory = self._directory / "xdg"
         (directory / "pip").mkdir(parents=True)
@@ -175,7 +176,7 @@ class Containers:
         self._file("etc/vouchd/entries.yaml", entries)
 
     def _here(self, word: str) -> str:
-        """A word of the command, with a directory of ours instead of each of the host's."""
+        """Replace the host's directories and user in a word of the command by the test's."""
         for name in ("/etc/vouchd:", "/run/vouchd:", "/var/lib/vouchd:"):
             word = f"{self._directory}{word}" if word.startswith(name) else word
         return word.replace("$(id -u vouchd):$(id -g vouchd)", f"{USER}:{USER}")
@@ -206,15 +207,15 @@ class Containers:
             command, env=self._environment, cwd=REPOSITORY, text=True, check=False,
             stdin=stdin, capture_output=True,
         )  # fmt: skip
-        said = f"{done.stdout[-2000:]}{done.stderr[-2000:]}"
-        assert done.returncode == 0, f"{shlex.join(command)}: {said}"
+        output = f"{done.stdout[-2000:]}{done.stderr[-2000:]}"
+        assert done.returncode == 0, f"{shlex.join(command)}: {output}"
         return done
 
 
 def settings_of_pip() -> dict[str, str]:
-    """The settings by which pip reaches packages on this host, such as `cert` and `index-url`."""
+    """Return pip's settings on this host, such as `cert` and `index-url`."""
     command = [sys.executable, "-m", "pip", "config", "list"]
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    # Those of the environment are listed first, and count more than those of files.
+    # pip lists environment settings first; they override the settings of files.
     found = [line.split("=", 1) for line in reversed(listed.splitlines())]
     return {name.rpartition(".")[2]: ast.literal_eval(value) for name, value in found}

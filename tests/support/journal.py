@@ -1,4 +1,4 @@
-"""The journal's side of its native protocol: a socket that takes events, and what they say."""
+"""A fake journald: a socket for the native protocol, and a decoder of its events."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Self
 
 
 class FakeJournal:
-    """Listens as journald does. A context manager: it owns the socket."""
+    """A socket with journald's native protocol. A context manager."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -26,7 +26,7 @@ class FakeJournal:
         self.path.unlink()
 
     def event(self) -> dict[str, bytes]:
-        """The next event. One that comes as a file must be sealed, as journald wants it."""
+        """Return the next event. An event in a memfd must be sealed, as journald requires."""
         data, descriptors, _flags, _address = socket.recv_fds(self._socket, 1 << 20, 1)
         for descriptor in descriptors:
             with os.fdopen(descriptor, "rb") as file:
@@ -39,7 +39,7 @@ class FakeJournal:
 
 
 def decode(data: bytes) -> dict[str, bytes]:
-    """The fields of an event, by the rules of the protocol."""
+    """Decode the fields of an event (systemd, JOURNAL_NATIVE_PROTOCOL)."""
     fields: dict[str, bytes] = {}
     while data:
         head, _, data = data.partition(b"\n")

@@ -1,4 +1,4 @@
-"""Logs a few events as the agent does; run inside a machine of systemd's."""
+"""Log one event of each kind through the agent's log; runs in a machine with systemd."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def main() -> None:
     log.warning("two lines", text="one\ntwo", names=["a", "b"])
     writer.audit("svid issued", spiffe_id="spiffe://example.org/payments", pid=4711)
     log.info("large", text="x" * 1_000_000)
-    log.debug("never said")
+    log.debug("below the level")
     writer.close()
 
 

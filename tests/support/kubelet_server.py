@@ -1,4 +1,4 @@
-"""A kubelet of the test, which serves a pod list over TLS and checks the token."""
+"""A fake kubelet that serves a pod list over TLS and checks the bearer token."""
 
 from __future__ import annotations
 
@@ -63,10 +63,10 @@ class _Server(ThreadingHTTPServer):
 
 
 class KubeletServer:
-    """A server, its threads, and a directory with CA, token and certificates, all of which it owns.
+    """A fake kubelet. Owns its threads and a directory with CA, token and certificates.
 
-    Without TLS it is the read-only port. `pods` is its list; `body` and `code` replace it; `allow`
-    delays every answer until it is set.
+    Without TLS it acts as the read-only port. `pods` is the pod list; `body` and `code` replace the
+    response; `allow` delays each response until it is set.
     """
 
     def __init__(self, *, tls: bool = True) -> None:

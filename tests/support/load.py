@@ -1,7 +1,7 @@
-"""Many clients that connect, fetch once and hang up, again and again, until standard input ends.
+"""Many clients that connect, fetch and disconnect in a loop until the end of standard input.
 
-`python -m tests.support.load SOCKET CLIENTS`: a line once each has been served, and at the end what
-came of it as JSON. Nothing is tried again but what gRPC does by itself.
+`python -m tests.support.load SOCKET CLIENTS` prints a line when each client was served once, and a
+Report as JSON at the end. Only gRPC's own connection attempts are repeated.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DEADLINE_SECONDS = 10.0
 
 @dataclass
 class Report:
-    """What has come of the clients so far."""
+    """The results of all clients so far."""
 
     fetched: int = 0
     slowest: float = 0.0
@@ -28,7 +28,7 @@ class Report:
 
 
 async def fetch(socket: str) -> None:
-    """One client: a connection of its own, one message."""
+    """Fetch one FetchX509SVID message on a new connection."""
     options = [("grpc.use_local_subchannel_pool", 1)]
     async with grpc.aio.insecure_channel(f"unix:{socket}", options=options) as channel:
         method = channel.unary_stream(
@@ -45,7 +45,7 @@ async def fetch(socket: str) -> None:
 
 
 async def client(socket: str, report: Report, ended: asyncio.Event) -> None:
-    """Fetch until the end."""
+    """Fetch in a loop until `ended` is set."""
     clock = asyncio.get_running_loop().time
     while not ended.is_set():
         began = clock()
@@ -58,7 +58,7 @@ async def client(socket: str, report: Report, ended: asyncio.Event) -> None:
 
 
 async def run(socket: str, clients: int) -> None:
-    """See the module."""
+    """Run the clients and print the report (see the module's docstring)."""
     report, ended = Report(), asyncio.Event()
     asyncio.get_running_loop().add_reader(sys.stdin, ended.set)
     await asyncio.gather(*(fetch(socket) for _ in range(clients)))

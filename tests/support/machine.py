@@ -1,4 +1,4 @@
-"""Machines that run systemd: a root file system under a layer of the test's own (needs root)."""
+"""Machines that run systemd: a root file system below an overlay of the test (needs root)."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 _BUS = "run/dbus/system_bus_socket"
 _BOOTS = ("systemd", "systemd-sysv", "dbus")
 CACHE = Path("/var/cache/vouchd-tests")
-"""What is made once and kept between runs."""
+"""Root file systems, images and packages that are kept between runs."""
 
 
 def _binds() -> list[str]:
-    """What may lie on another file system than the root, or below the machine's own /tmp."""
+    """Return mounts for paths on other file systems than the root, or below the machine's /tmp."""
     return [
         f"--bind-ro={path}"
         for path in dict.fromkeys((str(REPOSITORY), sys.prefix, sys.base_prefix))
@@ -34,15 +34,12 @@ def _binds() -> list[str]:
 
 
 def debian(release: str, *packages: str) -> Path:
-    """The root file system of a Debian release, made when it is first needed and then kept.
-
-    It has systemd, and further packages that are named.
-    """
+    """Return the cached root file system of a Debian release with systemd and `packages`."""
     return _bootstrapped("-".join((release, *packages)), release, *_BOOTS, *packages)
 
 
 def bare_debian(release: str) -> Path:
-    """The same with the least that a Debian has, as an image of it."""
+    """Return the cached minimal root file system of a Debian release, as of a container image."""
     return _bootstrapped(f"{release}-bare", release)
 
 
@@ -61,10 +58,13 @@ def _bootstrapped(name: str, release: str, *packages: str) -> Path:
 
 
 class Machine:
-    """Boots systemd in a container of systemd-nspawn. A context manager: it owns what it makes.
+    """Boots systemd in a container of systemd-nspawn. A context manager.
 
-    Without a root file system of its own it has the files of this host, and what `binds` names at
-    other paths too. One at a time: they share a cgroup.
+    Machines share a cgroup, so only one can run at a time.
+
+    Args:
+        files: the root file system; None uses this host's.
+        binds: read-only mounts, by path on the host.
     """
 
     def __init__(self, files: Path | None = None, binds: Mapping[Path, str] | None = None) -> None:
@@ -76,17 +76,17 @@ class Machine:
             directory = Path(tempfile.mkdtemp(prefix="vouchd-nspawn-", dir="/var/tmp"))
             held.callback(shutil.rmtree, directory)
             root = self._layer(directory)
-            # Whoever was killed in there lets go of it a moment later.
+            # A lazy unmount: killed processes release the mount a moment later.
             held.callback(_unmount, root)
             with Ready(directory) as ready:
                 process = self._boot(root, directory / "log", ready.environment)
                 held.callback(_end, process)
                 try:
-                    said = ready.wait(process)
+                    fields = ready.wait(process)
                 except AssertionError as error:
                     log = (directory / "log").read_text()
                     raise AssertionError(f"systemd-nspawn: {error}: {log}") from error
-            self.init = int(said["X_NSPAWN_LEADER_PID"])
+            self.init = int(fields["X_NSPAWN_LEADER_PID"])
             self._held = held.pop_all()
         return self
 
@@ -95,11 +95,11 @@ class Machine:
 
     @property
     def bus(self) -> str:
-        """The address of its system bus, from outside."""
+        """The address of the machine's system bus on the host."""
         return f"unix:path=/proc/{self.init}/root/{_BUS}"
 
     def processes_of(self, unit: str) -> list[int]:
-        """The processes of a unit, by their PIDs outside."""
+        """Return the PIDs on the host of a unit's processes."""
         found = []
         for process in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
@@ -108,18 +108,18 @@ class Machine:
         return found
 
     def run(self, *command: str) -> str:
-        """What a command prints inside."""
+        """Run a command in the machine and return its output."""
         done = subprocess.run(self.inside(command), capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr + done.stdout
         return done.stdout
 
     def start(self, *command: str) -> subprocess.Popen[str]:
-        """A command that goes on inside. Whoever starts it waits for it, or kills it."""
-        pipe, tied = subprocess.PIPE, ["setpriv", "--pdeathsig", "KILL", "--", *command]
-        return subprocess.Popen(self.inside(tied), text=True, stdin=pipe, stdout=pipe)
+        """Start a command in the machine; the caller waits for the process or kills it."""
+        pipe, bound = subprocess.PIPE, ["setpriv", "--pdeathsig", "KILL", "--", *command]
+        return subprocess.Popen(self.inside(bound), text=True, stdin=pipe, stdout=pipe)
 
     def inside(self, command: Sequence[str]) -> list[str]:
-        """A command, as this host has to start it."""
+        """Return the host's command line to run a command in the machine."""
         spaces = ["-m", "-p", "-i", "-u", "-C"]
         return ["nsenter", f"--target={self.init}", *spaces, "--", *command]
 
@@ -153,7 +153,7 @@ def _unmount(place: Path) -> None:
 
 
 def _end(nspawn: subprocess.Popen[bytes]) -> None:
-    """With the first process the kernel ends all others of its PID namespace."""
+    """Kill the machine's first process; the kernel kills the rest of its PID namespace."""
     children = Path(f"/proc/{nspawn.pid}/task/{nspawn.pid}/children").read_text().split()
     for first in children:
         os.kill(int(first), signal.SIGKILL)

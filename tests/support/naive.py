@@ -1,12 +1,12 @@
-"""A naive agent, for the attacks to succeed against: what is commonly written, in good faith.
+"""A naive agent with common defects: each attack must succeed against it.
 
-It reads SO_PEERCRED once, when a connection is accepted, and `/proc/PID` by number whenever it is
-asked. It never asks whether that process still lives, who is talking, or what program ran a moment
-ago; it believes the link of the executable, and sees through interpreters to the script that they
-name. It has an inner socket too, where the name a connection is bound to says whose it is. One
-thread serves everybody, and a protocol error ends it.
+It reads SO_PEERCRED once, at accept, and `/proc/PID` by number at each call. It does not check
+that the process still lives, which process sends, or whether the process has executed another
+program. It trusts the link `/proc/PID/exe`, and takes a script's path from an interpreter's command
+line. On its inner socket the name that a connection is bound to selects the caller. One thread
+serves all callers; a protocol error ends it.
 
-    python -m tests.support.naive DIRECTORY     with entries.yaml in it, serves agent.sock there
+    python -m tests.support.naive DIRECTORY     reads entries.yaml and serves agent.sock there
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from attestors.api import Selector
 
 _UCRED = struct.Struct("=iII")
 _INTERPRETERS = ("python", "sh", "bash", "dash", "perl")
-# What a login shell gives its programs.
+# The limit on descriptors in a login shell.
 _DESCRIPTORS = 1024
 # No entry here expires.
 _NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -43,7 +43,7 @@ _NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 @dataclass
 class Client:
-    """A connection and whose it is believed to be."""
+    """A connection, with the PID and UID that the naive agent assumes for it."""
 
     sock: socket.socket
     pid: int
@@ -92,7 +92,7 @@ class NaiveAgent:
         self._events.register(sock, selectors.EVENT_READ, client)
 
     def _read(self, client: Client) -> None:
-        """Everything that there is, as a loop over recv does it."""
+        """Read and answer until the socket is empty."""
         while True:
             try:
                 data = client.sock.recv(65536, socket.MSG_DONTWAIT)
@@ -134,10 +134,10 @@ class NaiveAgent:
 
 
 def facts(pid: int, uid_at_connect: int) -> frozenset[Selector]:
-    """What `/proc/PID` says now of whoever has that number."""
+    """Return selectors of the process that has this PID now."""
     try:
         found = _of_process(Path(f"/proc/{pid}"))
-    except OSError:  # it has exited already, as short programs do; it still was who it was
+    except OSError:  # the process has exited: trust the UID at connect
         found = [f"uid:{uid_at_connect}", f"gid:{uid_at_connect}"]
     return frozenset(Selector("unix", fact) for fact in found)
 

@@ -27,7 +27,7 @@ class NotifySocket:
         return dict(line.split("=", 1) for line in lines)
 
     def receive_until(self, field: str, holds: Callable[[str], bool] = bool) -> dict[str, str]:
-        """Return the first message whose field has such a value."""
+        """Return the first message with a value of `field` that `holds` accepts."""
         message = self.receive()
         while not holds(message.get(field, "")):
             message = self.receive()

@@ -1,7 +1,7 @@
-"""Runs a command as on an older kernel: seccomp(2) answers SO_PEERPIDFD as that kernel does.
+"""Run a command with SO_PEERPIDFD as on an older kernel, by a seccomp(2) filter.
 
-python tests/support/old_kernel.py ENOPROTOOPT COMMAND...     Linux below 6.5: no such option
-python tests/support/old_kernel.py EINVAL COMMAND...          below 6.16, and the peer was reaped
+python tests/support/old_kernel.py ENOPROTOOPT COMMAND...     Linux < 6.5: the option is unknown
+python tests/support/old_kernel.py EINVAL COMMAND...          Linux < 6.16: the peer was reaped
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class _Program(ctypes.Structure):
 
 
 def answer_peerpidfd_with(number: int) -> None:
-    """From now on, for this process and all that it starts."""
+    """Answer SO_PEERPIDFD with this errno in this process and its children, permanently."""
     instructions = [
         (_LOAD, 0, 0, _NUMBER_AT),
         (_JUMP_IF_EQUAL, 0, 3, _GETSOCKOPT[platform.machine()]),
@@ -47,10 +47,10 @@ def answer_peerpidfd_with(number: int) -> None:
 
 
 def without_peerpidfd(answer: str) -> tuple[str, ...]:
-    """The prefix of a command that is to be run so."""
+    """Return the prefix of a command line that runs the command with this answer."""
     return (sys.executable, str(Path(__file__).resolve()), answer)
 
 
 if __name__ == "__main__":
     answer_peerpidfd_with(getattr(errno, sys.argv[1]))
-    os.execvp(sys.argv[2], sys.argv[2:])  # noqa: S606 - that is what it is for
+    os.execvp(sys.argv[2], sys.argv[2:])  # noqa: S606 - the command line is the test's

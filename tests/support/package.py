@@ -1,4 +1,4 @@
-"""The Debian package of this checkout, made when it is needed and kept until it would differ."""
+"""The Debian package of this checkout, built on demand and cached by its content."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ _INGREDIENTS = (
 
 
 def clean_debian() -> Path:
-    """The root file system of a Debian that has what the package needs, and what shows it."""
+    """Return the root file system of a Debian with the package's dependencies and three shells."""
     return debian("bookworm", "python3", "man-db", "bash-completion", "zsh", "fish")
 
 
 def install(machine: Machine) -> None:
-    """Install it, or upgrade to it."""
+    """Install the package, or upgrade to it."""
     package = built()
     shutil.copy(package, f"/proc/{machine.init}/root/run/{package.name}")
-    # Nobody pulls the plug: there is no need to wait for the disk.
+    # The test cuts no power, so dpkg need not fsync.
     machine.run("dpkg", "--force-unsafe-io", "--install", f"/run/{package.name}")
 
 
 def built() -> Path:
-    """The package file."""
+    """Return the package file; build it if its content has changed."""
     place = CACHE / f"package-{_digest()}"
     if not place.exists():
         for former in CACHE.glob("package-*"):

@@ -1,4 +1,4 @@
-"""Sockets with a peer of the test's choosing: this process, a child, or altered socket options."""
+"""Sockets with a chosen peer: this process, a child, or altered socket options."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def pair() -> Iterator[socket.socket]:
-    """A connected socket whose peer is this process."""
+    """Yield a connected socket with this process as its peer."""
     near, far = socket.socketpair()
     with near, far:
         yield near
@@ -29,7 +29,7 @@ def pair() -> Iterator[socket.socket]:
 
 @contextmanager
 def altered(**options: bytes | OSError) -> Iterator[socket.socket]:
-    """The same, with chosen answers of getsockopt(2) for `cred`, `pidfd` and `groups`."""
+    """Yield such a socket with chosen answers of getsockopt(2): `cred`, `pidfd` and `groups`."""
     names = {"cred": socket.SO_PEERCRED, "pidfd": SO_PEERPIDFD, "groups": SO_PEERGROUPS}
     with pair() as sock:
         yield _Altered(sock, {names[k]: v for k, v in options.items()})  # type: ignore[misc]
@@ -49,7 +49,7 @@ class _Altered:
 
 @contextmanager
 def listening() -> Iterator[tuple[socket.socket, Path]]:
-    """A listening socket that every user may connect to, and its path."""
+    """Yield a listening socket of mode 0666, and its path."""
     path = Path(f"/tmp/vouchd-test-{os.getpid()}")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(str(path))
@@ -65,7 +65,7 @@ def listening() -> Iterator[tuple[socket.socket, Path]]:
 def connected_child(
     behave: Callable[[socket.socket], object] = lambda _sock: signal.pause(),
 ) -> Iterator[tuple[int, socket.socket]]:
-    """A child that connects and then waits: its PID, and the accepted socket."""
+    """Fork a child that connects, then runs `behave`; yield its PID and the accepted socket."""
 
     def child(path: Path) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
@@ -82,7 +82,7 @@ def connected_child(
 def child_caller(
     behave: Callable[[socket.socket], object] = lambda _sock: signal.pause(),
 ) -> Iterator[tuple[int, Caller]]:
-    """A child that has connected and then behaves so, as a caller."""
+    """Fork a child that connects, then runs `behave`; yield its PID and its Caller."""
     with connected_child(behave) as (pid, sock):
         caller = identify(sock)
         try:

@@ -15,9 +15,9 @@ _WHEEL = "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-n
 
 
 def install(directory: Path, module: str, code: str, points: Mapping[str, str]) -> Path:
-    """Install a package of one module, far from this checkout; return the folder for PYTHONPATH.
+    """Install a package of one module outside this checkout; return the folder for PYTHONPATH.
 
-    `points` are its entry points in the group `vouchd.attestors`.
+    `points` are the package's entry points in the group `vouchd.attestors`.
     """
     wheel = directory / f"{module}-1.0-py3-none-any.whl"
     lines = [f"{name} = {place}\n" for name, place in points.items()]

@@ -1,4 +1,4 @@
-"""Root's Podman in a directory of the test's own, serving its API (needs root)."""
+"""Root's Podman with its API service, in a directory of the test (needs root)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OPTIONS = (
 
 
 class Podman:
-    """`podman system service`. It owns the process, the containers and the directory."""
+    """`podman system service`. Owns the process, the containers and the directory."""
 
     def __init__(self) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="vouchd-pm-", dir="/var/tmp"))
@@ -40,13 +40,13 @@ class Podman:
                 raise
 
     def _set_up(self) -> tuple[list[str], list[str]]:
-        """The command that uses the engine, and the one that is it."""
+        """Return the beginnings of the client's and the service's command lines."""
         own = (f"--root={self.directory}/root", f"--runroot={self.directory}/run")
         command = ["podman", *own, *OPTIONS]
         return command, command
 
     def podman(self, *arguments: str, stdin: bytes = b"") -> str:
-        """Run the command; what it prints."""
+        """Run a Podman command and return its output."""
         done = subprocess.run(
             [*self._podman, *arguments], input=stdin, capture_output=True, check=False
         )
@@ -54,8 +54,8 @@ class Podman:
         return done.stdout.decode().strip()
 
     def run(self, name: str, agent: Path, *options: str) -> Asker:
-        """A new container whose first process asks when told to."""
-        # The limits that it would set are above what some machines allow.
+        """Start a container with an Asker as its first process."""
+        # Podman's default limits are above the hard limits of some machines.
         limits = ("--ulimit=nofile=1024:2048", "--ulimit=nproc=1000:2000")
         return self._ask(
             agent, "run", "--detach", "--network=none", f"--name={name}", *limits,
@@ -63,13 +63,13 @@ class Podman:
         )  # fmt: skip
 
     def exec(self, name: str, agent: Path) -> Asker:
-        """Another process in a container."""
+        """Start an Asker as a further process of a container."""
         return self._ask(agent, "exec", "--detach", f"--workdir={REPOSITORY}", name)
 
     def close(self) -> None:
-        """Remove everything."""
+        """Remove the containers, stop the service and remove the directory."""
         try:
-            # While they run: Podman fails to end one that is just ending.
+            # Before the Askers end: Podman fails to remove a container that is ending.
             self.podman("rm", "--force", "--all", "--time=0")
         finally:
             for asker in self._askers:

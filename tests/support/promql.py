@@ -1,4 +1,4 @@
-"""Which metrics and labels a PromQL expression names; whether it is one, promtool says."""
+"""The metrics and labels in a PromQL expression. promtool checks the syntax in another test."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _KEYWORDS = {"and", "or", "unless", "offset", "bool", *_GROUPINGS}
 
 @dataclass(frozen=True, slots=True)
 class Selected:
-    """A metric and what it is selected by: (label, operator, value)."""
+    """A metric with its matchers: (label, operator, value)."""
 
     metric: str
     matchers: tuple[tuple[str, str, str], ...] = ()
@@ -21,14 +21,14 @@ class Selected:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What an expression is made of."""
+    """The metrics and grouping labels of an expression."""
 
     selected: tuple[Selected, ...]
     grouped_by: frozenset[str]
 
 
 def parse(expression: str) -> Parts:
-    """Read an expression, whose variables Grafana has not filled in yet."""
+    """Parse an expression that may contain Grafana's `$__rate_interval`."""
     words = _WORD.findall(expression.replace("$__rate_interval", "5m"))
     selected: list[Selected] = []
     groups: set[str] = set()

@@ -1,4 +1,4 @@
-"""A gRPC client over a socket that the test holds: one call at a time, every frame visible."""
+"""A gRPC client on a socket of the test: HTTP/2 frames under the test's control."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ConnectionEndedError(Exception):
 
 @dataclass
 class RawCall:
-    """What has arrived of one call."""
+    """The messages and the status of one call received so far."""
 
     messages: list[bytes] = field(default_factory=list)
     status: int | None = None
@@ -39,7 +39,7 @@ class RawCall:
 
 
 class RawClient:
-    """Speaks HTTP/2 over `sock`, which stays the test's own."""
+    """An HTTP/2 client on `sock`; the caller closes `sock`."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
@@ -57,7 +57,7 @@ class RawClient:
     def call(
         self, method: str, request: Message | bytes, headers: list[tuple[str, str]] | None = None
     ) -> int:
-        """Send a request; the result names the call."""
+        """Send a request and return its stream ID."""
         stream = self.http.get_next_available_stream_id()
         raw = request if isinstance(request, bytes) else request.SerializeToString()
         if headers is None:
@@ -81,10 +81,10 @@ class RawClient:
         return stream
 
     def read(self) -> None:
-        """Take in what arrives next.
+        """Receive once from the socket and process the data.
 
         Raises:
-            ConnectionEndedError: nothing will.
+            ConnectionEndedError: the agent closed the connection.
         """
         try:
             data = self.sock.recv(65536)
@@ -95,7 +95,7 @@ class RawClient:
         self.receive(data)
 
     def receive(self, data: bytes) -> None:
-        """Take in what has arrived, and answer what there is to answer."""
+        """Process received data and send the acknowledgements that HTTP/2 requires."""
         for event in self.http.receive_data(data):
             self._take(event)
         self.flush()
@@ -150,7 +150,7 @@ class RawClient:
 
 
 class StayingClient(RawClient):
-    """Continues after a GOAWAY, which h2 takes for the end of the connection."""
+    """A client that continues after GOAWAY, where h2 would end the connection."""
 
     _held = b""
 
@@ -172,9 +172,9 @@ def _text(value: bytes | str) -> str:
 
 
 def connect(path: str, timeout: float = 10.0, kind: type[RawClient] = RawClient) -> RawClient:
-    """A client on a connection of its own."""
+    """Return a client on a new connection."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    sock.connect(path)  # waits while the agent's queue is full, which a time-out would turn off
+    sock.connect(path)  # before settimeout: a blocking connect waits while the backlog is full
     sock.settimeout(timeout)
     client = kind(sock)
     try:

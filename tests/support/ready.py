@@ -1,4 +1,4 @@
-"""Programs that say when they are ready (sd_notify(3))."""
+"""A notify socket for a program's readiness (sd_notify(3))."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _MESSAGE_BYTES = 4096
 
 
 class Ready:
-    """The socket on which one program says so. A context manager, which owns it.
+    """A notify socket for one program. A context manager.
 
-    Start the program within `environment`, then `wait`.
+    Start the program with `environment`, then `wait`.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -37,25 +37,25 @@ class Ready:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Ours, and where to say it."""
+        """This process's environment, with NOTIFY_SOCKET."""
         return {**os.environ, "NOTIFY_SOCKET": str(self._path)}
 
     def wait(self, program: subprocess.Popen[bytes]) -> dict[str, str]:
-        """What it has said of itself when it is ready.
+        """Wait for READY=1 and return all fields received.
 
         Raises:
-            AssertionError: it ends first, or takes too long.
+            AssertionError: the program ended, or was not ready within PATIENCE_SECONDS.
         """
-        said: dict[str, str] = {}
+        fields: dict[str, str] = {}
         pidfd = os.pidfd_open(program.pid)
         try:
-            while said.get("READY") != "1":
+            while fields.get("READY") != "1":
                 ends = [self._sock.fileno(), pidfd]
                 able, _, _ = select.select(ends, [], [], PATIENCE_SECONDS)
-                assert ends[0] in able, "it ended" if able else "it takes too long"
+                assert ends[0] in able, "the program ended" if able else "not ready in time"
                 for line in self._sock.recv(_MESSAGE_BYTES).decode().splitlines():
                     name, _, value = line.partition("=")
-                    said[name] = value
+                    fields[name] = value
         finally:
             os.close(pidfd)
-        return said
+        return fields

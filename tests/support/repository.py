@@ -1,4 +1,4 @@
-"""Git, as an operator uses it."""
+"""Git commands in a repository of the test."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ if TYPE_CHECKING:
 
 
 def git(directory: Path, *command: str) -> None:
-    """Run a command in a directory, as somebody."""
+    """Run a Git command in a directory, with an author's name and address."""
     options = ("-c", "user.name=x", "-c", "user.email=x@example.org")
     subprocess.run(["git", "-C", directory, *options, *command], check=True, capture_output=True)

@@ -1,4 +1,4 @@
-"""Podman of a user who is nobody else on this host (needs root, to become that user)."""
+"""Rootless Podman of a user without an account on this host (needs root, to change the UID)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tests.support.agent import PATIENCE_SECONDS, REPOSITORY
 from tests.support.engine import mounts
 from tests.support.podman import OPTIONS, Podman
 
-# As systemd sets the user up on a host: a part of the cgroup tree that is the user's own. The user,
-# its subordinate IDs and what its containers mount exist in this mount namespace alone.
+# The user owns a part of the cgroup tree, as under systemd. The user, its subordinate IDs and the
+# mounts of its containers exist in this mount namespace only.
 _BECOME = """
 set -e
 own=$1 uid=$2 place=$3; shift 3
@@ -29,7 +29,7 @@ exec setpriv --reuid=$uid --regid=$uid --clear-groups env -i PATH=$PATH HOME=$ow
 
 
 class RootlessPodman(Podman):
-    """`podman system service` of a user, whom `uid` names; `place` is that user's cgroup."""
+    """`podman system service` of the user `uid`; `place` is the user's cgroup."""
 
     def __init__(self, uid: int) -> None:
         self.uid = uid
@@ -68,7 +68,7 @@ class RootlessPodman(Podman):
         return ["podman", "--remote", f"--url=unix://{self.socket}"], service
 
     def _mounts(self, agent: Path) -> list[str]:
-        """The user may not be let through to where the repository is."""
+        """Return the mounts by paths that the user can reach, unlike the repository's."""
         found = mounts(agent)
         for number, path in enumerate(self._shared):
             found = [
@@ -78,7 +78,7 @@ class RootlessPodman(Podman):
 
     def _end(self) -> None:
         super()._end()
-        # What holds the user's namespaces while no container runs.
+        # Podman's pause process holds the user's namespaces while no container runs.
         for root in cgroups.hierarchies():
             if (kill := root / self.place / "cgroup.kill").exists():
                 kill.write_text("1")

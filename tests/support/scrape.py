@@ -1,4 +1,4 @@
-"""What Prometheus would see, and a probe."""
+"""HTTP requests of Prometheus and of a probe, and a parser of the exposition format."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Series: TypeAlias = "dict[str, float]"
 
 
 def free_port() -> int:
-    """A loopback port that nobody had a moment ago."""
+    """Return a loopback port that was free a moment ago."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port: int = sock.getsockname()[1]
         return port
 
 
 def connect(where: Where) -> socket.socket:
-    """A connection to the telemetry."""
+    """Connect to the telemetry server."""
     if isinstance(where, tuple):
         return socket.create_connection(where, PATIENCE_SECONDS)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -38,7 +38,7 @@ def connect(where: Where) -> socket.socket:
 
 
 def ask(where: Where, request: bytes) -> tuple[int, bytes]:
-    """The status and the body of an answer; 0 if the connection ends without one."""
+    """Send a request; return the response's status and body, (0, b"") if none arrived."""
     with connect(where) as sock:
         received = b""
         try:
@@ -52,13 +52,13 @@ def ask(where: Where, request: bytes) -> tuple[int, bytes]:
 
 
 def get(where: Where, path: str) -> tuple[int, str]:
-    """The status and the body for a path."""
+    """Send a GET request; return the response's status and body."""
     status, body = ask(where, f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     return status, body.decode()
 
 
 def series(text: str) -> Series:
-    """All samples of an exposition, as `name{label="value"}` with the labels sorted."""
+    """Return the samples of an exposition by `name{label="value"}`, labels sorted."""
     return {
         f"{sample.name}{{{_labels(sample.labels)}}}": sample.value
         for family in text_string_to_metric_families(text)
@@ -67,14 +67,14 @@ def series(text: str) -> Series:
 
 
 def scrape(where: Where) -> Series:
-    """What `/metrics` says now."""
+    """Return the present samples of `/metrics`."""
     status, body = get(where, "/metrics")
     assert status == 200, body
     return series(body)
 
 
 def changes(before: Series, after: Series) -> Series:
-    """What has grown or shrunk, and by how much."""
+    """Return the differences of samples that have changed."""
     return {name: after[name] - before[name] for name in after if after[name] != before[name]}
 
 

@@ -1,7 +1,7 @@
-"""What a log must never hold, and everything that was logged since a test began.
+"""A search of logs for secrets: private keys, JWTs and values of environment variables.
 
-Agents in processes of their own, and logs in this one, are heard; `tests/conftest.py` looks after
-each test whether there was a secret in it.
+Agents in other processes and logs in this process record their lines here. A fixture in
+`tests/conftest.py` fails a test with a secret in its log.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from agent.spiffe.keys import PrivateKey
 
 CANARY = "canary-5e1f9c0b7d"
-"""The value of an environment variable that everything has which tests start, containers too."""
+"""The value of CANARY_VARIABLE in each process that tests start, containers included."""
 CANARY_VARIABLE = "VOUCHD_TEST_CANARY"
 
 # PKCS#8 of a P-256, P-384 or RSA key, from the algorithm on (RFC 5958 section 2).
@@ -44,43 +44,43 @@ _PATTERNS = {
 
 _PEM = re.compile("-----BEGIN PRIVATE KEY-----[^-]+-----END PRIVATE KEY-----")
 
-# A test may have made thousands of keys and logged megabytes.
+# Characters. The search is by blocks, since a test may make thousands of keys and log megabytes.
 _BLOCK = 16
 
-_heard: list[str] = []
+_recorded: list[str] = []
 _keys: list[PrivateKey] = []
 
 
-def hear(text: str) -> None:
-    """Something was logged."""
-    _heard.append(text)
+def record(text: str) -> None:
+    """Record logged text."""
+    _recorded.append(text)
 
 
-def know(key: PrivateKey) -> None:
-    """Somebody made this key."""
+def add_key(key: PrivateKey) -> None:
+    """Search for this key too."""
     _keys.append(key)
 
 
-def know_keys_below(directory: Path) -> None:
-    """An agent keeps its keys here, in PEM within JSON."""
+def add_keys_below(directory: Path) -> None:
+    """Search for the keys of an agent's data directory too: PEM within JSON."""
     for path in directory.rglob("*.json"):
         for pem in _PEM.findall(path.read_text().replace("\\n", "\n")):
-            know(keys.load_pem(pem.encode()))
+            add_key(keys.load_pem(pem.encode()))
 
 
-def forget() -> None:
-    """Begin anew."""
-    _heard.clear()
+def reset() -> None:
+    """Remove all recorded text and all keys."""
+    _recorded.clear()
     _keys.clear()
 
 
 def found() -> set[str]:
-    """The secrets that were logged."""
-    return secrets_in("\n".join(_heard))
+    """Return the kinds of secrets in the recorded text."""
+    return secrets_in("\n".join(_recorded))
 
 
 def secrets_in(text: str) -> set[str]:
-    """What in a text is secret."""
+    """Return the kinds of secrets in a text."""
     secrets = {what for what, pattern in _PATTERNS.items() if pattern.search(text)}
     lower = text.lower()
     if any(form in lower for beginning in _BEGINNINGS for form in _forms(beginning)):
@@ -91,9 +91,9 @@ def secrets_in(text: str) -> set[str]:
 
 
 def _holds_any(text: str, forms: Iterable[str]) -> bool:
-    """Whether one of many strings is in a long text.
+    """Return whether one of many strings is in a long text.
 
-    One that is covers a whole block of the text, wherever it begins, if it is two blocks long.
+    A string of two blocks or more covers a whole block of the text, at any offset.
     """
     blocks = {text[at : at + _BLOCK] for at in range(0, len(text), _BLOCK)}
 
@@ -106,7 +106,7 @@ def _holds_any(text: str, forms: Iterable[str]) -> bool:
 
 
 def _forms(content: bytes) -> set[str]:
-    """How bytes are written, in small letters. In base64 they may begin anywhere in three."""
+    """Return the text forms of bytes, in lower case; base64 for each of the three offsets."""
     in_base64 = (
         encode(bytes(shift) + content)[4 if shift else 0 : -4]
         for encode in (base64.b64encode, base64.urlsafe_b64encode)

@@ -1,4 +1,4 @@
-"""vouchd as a service of a real systemd, inside a machine of the test's (needs root)."""
+"""vouchd as a service of a real systemd, in a machine of systemd-nspawn (needs root)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _PYTHON = "/usr/lib/vouchd/bin/python3"
 
 
 class Service:
-    """A clean Debian with the package installed, not yet enabled. A context manager: it owns it."""
+    """A clean Debian with the package installed and not enabled. A context manager."""
 
     def __enter__(self) -> Self:
         with ExitStack() as held:
@@ -49,27 +49,27 @@ class Service:
 
     @property
     def pid(self) -> int:
-        """Of the agent, outside."""
+        """The agent's PID on the host."""
         [pid] = self.machine.processes_of(UNIT)
         return pid
 
     def write(self, path: str, text: str) -> None:
-        """A file inside, its directory made if need be."""
+        """Write a file in the machine, with its directory."""
         place = Path(f"/proc/{self.machine.init}/root{path}")
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text(text)
 
     def drop_in(self, text: str) -> None:
-        """Settings of the unit besides those of its file; none if there is no text."""
+        """Write a drop-in of the unit; empty text removes its settings."""
         self.write(f"/run/systemd/system/{UNIT}.d/test.conf", f"[Service]\n{text}")
         self.run("systemctl", "daemon-reload")
 
     def show(self, name: str) -> str:
-        """What systemd says of the unit."""
+        """Return a property of the unit (systemctl(1))."""
         return self.run("systemctl", "show", "--value", f"--property={name}", UNIT).strip()
 
     def ask(self, uid: int) -> list[str]:
-        """The paths of a user's identities; none if it is told that there are none."""
+        """Return the SPIFFE ID paths of a user; an empty list for `no identity`."""
         try:
             return _paths(self.run(*self.as_user(uid, _FETCH)))
         except AssertionError as error:
@@ -77,13 +77,13 @@ class Service:
             return []
 
     def ask_in_unit(self, unit: str, uid: int) -> list[str]:
-        """The same of a process that is a unit of systemd's."""
+        """Return the SPIFFE ID paths of a user's process that is a transient unit."""
         options = [f"--unit={unit}", f"--uid={uid}"]
         begin = ["systemd-run", "--quiet", "--collect", "--pipe", "--wait", *options]
         return _paths(self.run(*begin, *_FETCH))
 
     def load(self, uid: int, clients: int) -> subprocess.Popen[str]:
-        """A user's clients, all served once by now (tests.support.load)."""
+        """Start a user's clients and wait until each was served once (tests.support.load)."""
         program = [_PYTHON, "-m", "tests.support.load", SOCKET, str(clients)]
         load = self.machine.start(*self.as_user(uid, program))
         assert load.stdout is not None
@@ -91,7 +91,7 @@ class Service:
         return load
 
     def as_user(self, uid: int, command: Sequence[str]) -> list[str]:
-        """A command that runs as a user, in the checkout."""
+        """Return the command line to run a command as a user, in the checkout."""
         become = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
         return ["env", "--chdir=/opt/checkout", *become, *command]
 
@@ -105,7 +105,7 @@ class Service:
 
 
 class Journal:
-    """What the journal has of the unit, systemd's own words too. It owns what reads it."""
+    """The unit's journal, with systemd's messages about the unit. Owns its reader."""
 
     def __init__(self, machine: Machine) -> None:
         follow = ("--follow", "--lines=all", "--output=cat")
@@ -125,20 +125,20 @@ class Journal:
 
     @property
     def text(self) -> str:
-        """All of it, so far."""
+        """The journal so far."""
         with self._news:
             return "".join(self._lines)
 
     def mark(self) -> int:
-        """Now, for `wait`."""
+        """Return the present position, for `wait`."""
         with self._news:
             return len(self._lines)
 
     def wait(self, text: str, since: int) -> str:
-        """The first line with this text from then on.
+        """Wait for a line with this text after the position `since`, and return it.
 
         Raises:
-            AssertionError: there is none, for too long.
+            AssertionError: no such line within PATIENCE_SECONDS.
         """
 
         def found() -> str | None:
@@ -152,12 +152,12 @@ class Journal:
 
     def _read(self) -> None:
         for line in self._process.stdout or ():
-            secrecy.hear(line)
+            secrecy.record(line)
             with self._news:
                 self._lines.append(line)
                 self._news.notify_all()
 
 
-def _paths(said: str) -> list[str]:
-    svids = json.loads(said)["svids"]
+def _paths(output: str) -> list[str]:
+    svids = json.loads(output)["svids"]
     return [each["spiffe_id"].removeprefix(f"spiffe://{TRUST_DOMAIN}") for each in svids]

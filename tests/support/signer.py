@@ -45,7 +45,7 @@ class FakeSigner:
         self.issued: list[X509SvidRequest | JwtSvidRequest] = []
 
     async def ensure_can_sign(self) -> None:
-        """Always can."""
+        """Return True: this signer can always sign."""
 
     def sign_x509(self, request: X509SvidRequest) -> x509.Certificate:
         self._note(request)

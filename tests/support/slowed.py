@@ -6,7 +6,7 @@ from agent.cli.main import main
 from agent.gate.gate import Gate
 from agent.kernel.caller import Caller
 
-# About what a call takes, in instructions.
+# These turns take about the instructions of one call.
 WASTED_TURNS = 4_500
 
 _begin_call = Gate.begin_call

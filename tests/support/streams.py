@@ -1,4 +1,4 @@
-"""A stream of X.509-SVIDs of this process, read in a thread: what arrived, and how it ended."""
+"""A FetchX509SVID stream of this process, read in a thread."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Stream:
-    """Owns a connection and the thread that reads it; `close` ends both."""
+    """A connection with a FetchX509SVID stream and a reader thread; `close` ends both."""
 
     def __init__(self, socket: Path) -> None:
         self._client = WorkloadClient(socket, PATIENCE_SECONDS)
@@ -33,11 +33,11 @@ class Stream:
         self.close()
 
     def next(self) -> X509Update:
-        """The next message.
+        """Wait for the next message and return it.
 
         Raises:
-            VouchdError: the stream ended instead.
-            queue.Empty: nothing came.
+            VouchdError: the stream ended.
+            queue.Empty: no message arrived within PATIENCE_SECONDS.
         """
         update = self._updates.get(timeout=PATIENCE_SECONDS)
         if isinstance(update, VouchdError):
@@ -45,15 +45,15 @@ class Stream:
         return update
 
     def next_ids(self) -> list[str]:
-        """The paths of the identities in the next message."""
+        """Return the SPIFFE ID paths in the next message."""
         return [svid.spiffe_id.removeprefix("spiffe://example.org") for svid in self.next().svids]
 
     def is_silent(self) -> bool:
-        """Whether nothing has come that nobody looked at."""
+        """Return whether no unread message has arrived."""
         return self._updates.empty()
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection and end the reader thread."""
         self._client.close()
         self._thread.join(PATIENCE_SECONDS)
 
@@ -65,9 +65,9 @@ class Stream:
         except VouchdError as error:
             self._updates.put(error)
         except ValueError:
-            pass  # the channel was closed in the middle
+            pass  # `close` closed the channel during the read
 
 
 def issuer_of(update: X509Update) -> x509.Name:
-    """Who signed the first certificate of a message."""
+    """Return the issuer of the first certificate in a message."""
     return x509.load_der_x509_certificate(update.svids[0].chain_der).issuer

@@ -1,4 +1,4 @@
-"""A bus of the test, with a service manager whose answers the test decides."""
+"""A D-Bus of the test with a fake service manager; the test sets its answers."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ UNIT = f"/{SYSTEMD.replace('.', '/')}/unit/web_2eservice"
 
 
 class SystemBus:
-    """A dbus-daemon and the manager's connection to it, both of which it owns.
+    """A dbus-daemon with the manager's connection to it. Owns both.
 
-    `units` maps PIDs to units, at first this process to web.service; `properties` are those of each
-    unit; `methods` are the methods that the manager has.
+    `units` maps PIDs to units, at first this process to web.service. `properties` applies to each
+    unit. `methods` are the methods that the manager implements.
     """
 
     def __init__(self) -> None:

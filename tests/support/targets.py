@@ -18,13 +18,13 @@ from tests.support import pids, raw
 from tests.support.agent import PATIENCE_SECONDS, RunningAgent
 
 VICTIM = 1001
-"""The user that has an identity, and runs the trusted program."""
+"""The user with an identity and the trusted program."""
 ATTACKER = 1003
 """A user without an identity."""
 OTHER = 1002
-"""An ordinary user with an identity, which must be served meanwhile."""
+"""An ordinary user with an identity; the agent must serve it during an attack."""
 SOON_SECONDS = 5.0
-"""The deadline of a call, which takes milliseconds, on a busy test machine."""
+"""The deadline of a call. A call takes milliseconds; a busy test machine is slower."""
 
 TRUSTED_ID = "spiffe://example.org/trusted"
 VICTIM_ID = "spiffe://example.org/user/one"
@@ -51,14 +51,14 @@ class _NaiveProcess(RunningAgent):
         return ["tests.support.naive", str(self.directory)]
 
     def close(self) -> None:
-        """End it, if it still runs."""
+        """Kill the agent if it still runs, and remove its directory."""
         self.kill()
         shutil.rmtree(self.directory)
 
 
 @dataclass
 class Tally:
-    """The attacks of a whole run, and those that succeeded."""
+    """The attacks of a whole run, and the attacks that succeeded against each agent."""
 
     tried: set[str] = field(default_factory=set)
     naive: set[str] = field(default_factory=set)
@@ -66,7 +66,7 @@ class Tally:
 
 
 class Target:
-    """An agent under attack. It owns the agent and the directory of the trusted program."""
+    """An agent under attack. Owns the agent and the directory of the trusted program."""
 
     def __init__(
         self, *, naive: bool, name: str, tally: Tally, prefix: tuple[str, ...] = ()
@@ -79,9 +79,9 @@ class Target:
         self.trusted = self.programs / "trusted"
         # Netcat copies bytes, so that an attack can send requests through the trusted program.
         shutil.copy("/bin/nc.openbsd", self.trusted)
-        self.meeting = self.programs / "sockets"
-        self.meeting.mkdir()
-        self.meeting.chmod(0o777)
+        self.sockets = self.programs / "sockets"
+        self.sockets.mkdir()
+        self.sockets.chmod(0o777)
         entries = _ENTRIES.format(victim=VICTIM, other=OTHER, trusted=self.trusted)
         self.agent: RunningAgent = (
             _NaiveProcess(entries, prefix=prefix)
@@ -96,45 +96,47 @@ class Target:
 
     @property
     def pid(self) -> int:
-        """The agent's process."""
+        """The agent's PID."""
         return self.agent.pid
 
-    def judge(self, *, succeeded: bool) -> None:
-        """Count the attack; it must succeed against the naive agent, and only there."""
+    def record_result(self, *, succeeded: bool) -> None:
+        """Count the attack; it must succeed against the naive agent and fail against vouchd."""
         self._tally.tried.add(self._name)
         if succeeded:
             (self._tally.naive if self.naive else self._tally.vouchd).add(self._name)
         assert succeeded is self.naive, (
-            "the attack attacks nothing" if self.naive else f"vouchd was fooled:\n{self.agent.log}"
+            "the attack fails against the naive agent"
+            if self.naive
+            else f"the attack succeeds against vouchd:\n{self.agent.log}"
         )
 
-    def says(self, *words: str) -> None:
+    def require_log(self, *words: str) -> None:
         """Require a line of vouchd's log with these words; the naive agent logs nothing."""
         if not self.naive:
             line = self.agent.wait_for_log(words[0])
             assert all(word in line for word in words), line
 
     def close(self) -> None:
-        """Kill the agent; other tests stop it in order."""
+        """Kill the agent: other tests cover a clean stop."""
         self.agent.kill()
         self.agent.close()
         shutil.rmtree(self.programs)
 
 
 def connect(path: str) -> socket.socket:
-    """A socket connected by the calling process."""
+    """Connect a socket from the calling process."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.connect(path)
     except OSError:
-        sock.close()  # the naive agent may be down: some attacks end it
+        sock.close()  # some attacks end the naive agent
         raise
     sock.settimeout(PATIENCE_SECONDS)
     return sock
 
 
-def loot(client: raw.RawClient, stream: int | None = None) -> list[str]:
-    """The SPIFFE IDs in the response of this call, or of a new call."""
+def received_ids(client: raw.RawClient, stream: int | None = None) -> list[str]:
+    """Return the SPIFFE IDs in the response to this call, or to a new call."""
     try:
         if stream is None:
             stream = client.call("FetchX509SVID", pb.X509SVIDRequest())
@@ -148,30 +150,29 @@ def loot(client: raw.RawClient, stream: int | None = None) -> list[str]:
     ]
 
 
-def speak(sock: socket.socket) -> list[str]:
-    """Start HTTP/2 on a connected socket and make a call: the SPIFFE IDs of its response."""
+def fetch_ids(sock: socket.socket) -> list[str]:
+    """Start HTTP/2 on a connected socket, call FetchX509SVID and return the SPIFFE IDs."""
     client = raw.RawClient(sock)
     try:
         client.start()
     except OSError:
         return []
-    return loot(client)
+    return received_ids(client)
 
 
 def reuse(pid: int, uid: int) -> None:
-    """Start a process of that user with this PID, which must be free. It runs until it is
-    killed."""
+    """Start a process of this user with this free PID; it runs until it is killed."""
 
     def successor() -> None:
         pids.become(uid)
         os.kill(os.getpid(), signal.SIGSTOP)
 
     pids.fork_as(pid, successor)
-    os.waitpid(pid, os.WUNTRACED)  # it has become that user
+    os.waitpid(pid, os.WUNTRACED)  # the successor stops once it has the UID
 
 
 def prepared(sock: socket.socket) -> tuple[raw.RawClient, int, bytes]:
-    """A client with a call, the call's stream, and its bytes, which are not yet sent."""
+    """Prepare a call without sending it; return the client, the stream ID and the bytes."""
     near, far = socket.socketpair()
     with near, far:
         client = raw.RawClient(near)
@@ -183,9 +184,9 @@ def prepared(sock: socket.socket) -> tuple[raw.RawClient, int, bytes]:
 
 
 def found_by(behave: Callable[[Callable[[list[str]], object]], object]) -> list[str]:
-    """Run `behave` in a child; return the SPIFFE IDs that it or its own children report first.
+    """Run `behave` in a child; return the SPIFFE IDs of the first report of it or its children.
 
-    Its argument reports. The result is empty if all of them end without a report.
+    The argument of `behave` reports SPIFFE IDs. Without a report the result is empty.
     """
     read, write = os.pipe()
     pid = pids.fork(lambda: behave(lambda ids: os.write(write, f"{' '.join(ids)}\n".encode())))
@@ -197,20 +198,20 @@ def found_by(behave: Callable[[Callable[[list[str]], object]], object]) -> list[
 
 
 def others_are_served(target: Target, times: int = 5) -> bool:
-    """Whether an ordinary caller gets its identity several times, each within the deadline."""
+    """Return whether an ordinary caller gets its identity `times` times within the deadline."""
 
-    def call(tell: Callable[[list[str]], object]) -> None:
+    def call(report: Callable[[list[str]], object]) -> None:
         pids.become(OTHER)
         sock = connect(target.socket)
         sock.settimeout(SOON_SECONDS)
-        tell(speak(sock))
+        report(fetch_ids(sock))
 
     return all(found_by(call) == [OTHER_ID] for _ in range(times))
 
 
 @contextmanager
 def child_as(uid: int, behave: Callable[[], object]) -> Iterator[int]:
-    """A process of that user that runs until the block ends."""
+    """Run `behave` in a process of this user for the block; yield its PID."""
 
     def child() -> None:
         pids.become(uid)
@@ -221,14 +222,14 @@ def child_as(uid: int, behave: Callable[[], object]) -> Iterator[int]:
 
 
 def exec_trusted(target: Target) -> None:
-    """Execute the trusted program, which listens on another socket and waits."""
-    where = target.meeting / str(os.getpid())
+    """Execute the trusted program: it listens on another socket and waits."""
+    where = target.sockets / str(os.getpid())
     os.execv(target.trusted, ["trusted", "-l", "-k", "-U", str(where)])  # noqa: S606
 
 
 @contextmanager
-def talking_through(program: list[str], uid: int = VICTIM) -> Iterator[socket.socket]:
-    """A socket whose bytes a program (netcat) copies to the agent and back."""
+def relayed_through(program: list[str], uid: int = VICTIM) -> Iterator[socket.socket]:
+    """Yield a socket; a program (netcat) relays its bytes to the agent and back."""
     near, far = socket.socketpair()
     near.settimeout(PATIENCE_SECONDS)
     with near:

@@ -1,4 +1,4 @@
-"""The unix attestor, with digests that a test counts and holds."""
+"""The unix attestor with counted and delayed digests of executables."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class CountedDigests:
-    """An attestor whose reads of executables are counted, and wait for `go`."""
+    """A unix attestor; each read of an executable is counted and waits for `go`."""
 
     def __init__(self, seconds: float = DIGEST_SECONDS) -> None:
         self.count = 0

@@ -14,7 +14,7 @@ LATE = 1 << 50
 
 @dataclass
 class Workload:
-    """A process whose cgroup and start time may be read, and nothing else."""
+    """A process with a readable cgroup and start time; each other read is an AssertionError."""
 
     cgroup: bytes
     started: int = LATE
@@ -25,7 +25,7 @@ class Workload:
     groups: tuple[int, ...] = ()
     pidfd: int = -1
     error: OSError | None = None
-    """What a read raises."""
+    """The error that each read raises, if any."""
 
     def read(self, name: str, limit: int = 1 << 20) -> bytes:
         self.reads.append(name)

@@ -30,7 +30,7 @@ from agent.telemetry.metrics import Metrics
 from agent.workloads.entitlement import Entitlements
 from agent.workloads.entry_reload import EntryReloader
 from attestors.api import Findings, Options, Selector, WorkloadRef
-from tests.support.fakes import FakeClock, Lines
+from tests.support.fakes import FakeClock, FakeLog
 from tests.support.settings import settings
 
 TD = TrustDomain("example.org")
@@ -129,7 +129,7 @@ class Agent:
         known: dict[int, frozenset[Selector]],
         randomness: random.Random,
     ) -> None:
-        self.lines = Lines()
+        self.lines = FakeLog()
         log = self.lines.log
         self.keystore = Keystore(data)
         self.authority = EmbeddedAuthority.open(POLICY, self.keystore, clock, log)

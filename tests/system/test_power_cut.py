@@ -28,7 +28,7 @@ from agent.spiffe.keys import KeyType
 from agent.svids.disk_cache import cache_secret
 from tests.support import faults
 from tests.support.agent import PATIENCE_SECONDS, REPOSITORY, RunningAgent, entry_for_me
-from tests.support.fakes import Lines
+from tests.support.fakes import FakeLog
 from tests.support.faults import Disk
 
 pytestmark = pytest.mark.system
@@ -98,7 +98,7 @@ def test_a_cut_during_the_first_start_does_not_hinder_the_next_start(disk: Disk)
 
 def opens(directory: Path) -> None:
     """Open the authority and the cache secret, as the agent does at its start."""
-    lines, clock = Lines(), SystemClock()
+    lines, clock = FakeLog(), SystemClock()
     with closing(Keystore(directory)) as keystore:
         policy = AuthorityPolicy(
             trust_domain=TrustDomain("example.org"),

@@ -16,7 +16,7 @@ from agent.errors import PeerGoneError
 from agent.kernel.caller import identify
 from attestors.api import Findings, Selector, WorkloadRef
 from tests.support import pids
-from tests.support.fakes import FakeAttestor, Lines
+from tests.support.fakes import FakeAttestor, FakeLog
 
 pytestmark = pytest.mark.system
 
@@ -102,6 +102,6 @@ async def test_findings_are_dropped_if_the_pid_is_reused_during_attestation() ->
             return Findings(frozenset({Selector("fake", "stolen")}))
 
         with pytest.raises(PeerGoneError):
-            async with WorkloadAttestor([FakeAttestor(find)], Lines().log).attest(caller):
+            async with WorkloadAttestor([FakeAttestor(find)], FakeLog().log).attest(caller):
                 pass
         caller.close()

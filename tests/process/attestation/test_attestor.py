@@ -19,7 +19,7 @@ from agent.kernel.fingerprint import ProgramPin, read_fingerprint
 from attestors.api import AttestorError, Findings, WorkloadRef
 from tests.support import pids
 from tests.support.attestation import ONE, attest
-from tests.support.fakes import FakeAttestor, Lines
+from tests.support.fakes import FakeAttestor, FakeLog
 from tests.support.peers import child_caller
 
 PYTHON = [sys.executable, "-c", "import signal; signal.pause()"]
@@ -78,7 +78,7 @@ async def test_process_that_exits_during_its_attestation_gets_nothing(
             return Findings(frozenset({ONE}))
 
         with pytest.raises(PeerGoneError):
-            await attest(WorkloadAttestor([FakeAttestor(kill)], Lines().log), caller)
+            await attest(WorkloadAttestor([FakeAttestor(kill)], FakeLog().log), caller)
 
 
 async def test_exit_of_the_process_is_no_failure_of_an_attestor() -> None:
@@ -89,7 +89,7 @@ async def test_exit_of_the_process_is_no_failure_of_an_attestor() -> None:
             pids.kill_and_reap(pid)
             raise AttestorError("the process exited")
 
-        attestor = WorkloadAttestor([FakeAttestor(kill)], Lines().log)
+        attestor = WorkloadAttestor([FakeAttestor(kill)], FakeLog().log)
         with pytest.raises(PeerGoneError):
             async with attestor.attest(caller):
                 raise AssertionError
@@ -105,7 +105,7 @@ async def test_process_that_is_gone_is_not_attested() -> None:
     with child_caller() as (pid, caller):
         pids.kill_and_reap(pid)
         with pytest.raises(PeerGoneError):
-            await attest(WorkloadAttestor([FakeAttestor(ask)], Lines().log), caller)
+            await attest(WorkloadAttestor([FakeAttestor(ask)], FakeLog().log), caller)
     assert not asked
 
 
@@ -118,7 +118,7 @@ async def test_process_that_executes_another_program_is_refused() -> None:
             return Findings(frozenset({ONE}))
 
         with pytest.raises(PeerError, match="changed its program or user while"):
-            await attest(WorkloadAttestor([FakeAttestor(swap)], Lines().log), child.caller)
+            await attest(WorkloadAttestor([FakeAttestor(swap)], FakeLog().log), child.caller)
 
 
 async def test_process_that_executes_its_own_program_again_is_refused() -> None:
@@ -132,7 +132,7 @@ async def test_process_that_executes_its_own_program_again_is_refused() -> None:
             return Findings(frozenset({ONE}))
 
         with pytest.raises(PeerError, match="changed its program"):
-            await attest(WorkloadAttestor([FakeAttestor(swap)], Lines().log), child.caller)
+            await attest(WorkloadAttestor([FakeAttestor(swap)], FakeLog().log), child.caller)
         assert executable.stat() == before
 
 
@@ -144,7 +144,7 @@ async def test_process_with_remembered_findings_that_executes_a_program_is_refus
             asked.append(workload)
             return Findings(frozenset({ONE}))
 
-        attestor = WorkloadAttestor([Lasting(ask)], Lines().log)
+        attestor = WorkloadAttestor([Lasting(ask)], FakeLog().log)
         await attest(attestor, child.caller)
 
         async def swap_within() -> None:
@@ -164,7 +164,7 @@ async def test_processes_do_not_share_findings(me: Caller) -> None:
         asked.append(workload.pid)
         return Findings(frozenset({ONE}))
 
-    attestor = WorkloadAttestor([Lasting(ask)], Lines().log)
+    attestor = WorkloadAttestor([Lasting(ask)], FakeLog().log)
     await attest(attestor, me)
     with child_caller() as (pid, other):
         await attest(attestor, other)

@@ -19,7 +19,7 @@ import pytest
 
 from agent.limits.lockout import HANG_UPS_AT_ONCE, MOST_USERS, Lockout
 from agent.signals import NO_SIGNALS
-from tests.support.fakes import Lines
+from tests.support.fakes import FakeLog
 
 pytestmark = pytest.mark.skipif(
     shutil.which("getfacl") is None, reason="getfacl and setfacl are not installed (Debian: acl)"
@@ -36,8 +36,8 @@ def path(tmp_path: Path) -> Iterator[Path]:
         yield tmp_path / "s"
 
 
-def lockout(path: Path, lines: Lines | None = None) -> Lockout:
-    log = (lines or Lines()).log
+def lockout(path: Path, lines: FakeLog | None = None) -> Lockout:
+    log = (lines or FakeLog()).log
     return Lockout(asyncio.get_running_loop(), os.fspath(path), log, NO_SIGNALS, 0.02)
 
 
@@ -71,7 +71,7 @@ async def until_open(path: Path) -> None:
 
 async def test_a_flooding_user_is_locked_out_for_a_while_and_no_other(path: Path) -> None:
     before, mode = acl(path), path.stat().st_mode
-    lines = Lines()
+    lines = FakeLog()
     locks = lockout(path, lines)
     locks.hung_up(OTHER, 100)
     flood(locks)
@@ -131,7 +131,7 @@ async def two_of(tries: asyncio.Queue[None]) -> None:
 async def test_a_failed_write_is_retried_until_the_lockout_ends(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lines = Lines()
+    lines = FakeLog()
     locks = lockout(path, lines)
     flood(locks)
     with monkeypatch.context() as patch:
@@ -207,7 +207,7 @@ async def test_the_number_of_users_that_are_locked_out_is_bounded(path: Path) ->
 
 
 async def test_a_list_that_cannot_be_written_is_logged_with_advice(tmp_path: Path) -> None:
-    lines = Lines()
+    lines = FakeLog()
     locks = lockout(tmp_path / "gone", lines)
     flood(locks)
     flood(locks, OTHER)

@@ -13,49 +13,51 @@ import pytest
 
 from agent.errors import PeerError
 from tests.support import pids
-from tests.support.gate_site import FRAME, Site, guarded, until
+from tests.support.running_gate import FRAME, RunningGate, running_gate, until
 
 
 @pytest.fixture
-async def site(tmp_path: Path) -> AsyncIterator[Site]:
-    async with guarded(tmp_path) as site:
-        yield site
+async def running(tmp_path: Path) -> AsyncIterator[RunningGate]:
+    async with running_gate(tmp_path) as running:
+        yield running
 
 
 async def test_the_exit_of_the_process_ends_its_connection_while_another_holds_the_socket(
-    site: Site,
+    running: RunningGate,
 ) -> None:
     # The parent holds a copy of the connected socket, so the exit causes no end of file.
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connected, ready = os.pipe()
 
     def child() -> None:
-        sock.connect(str(site.path))
+        sock.connect(str(running.path))
         os.write(ready, b"!")
         signal.pause()
 
     with pids.sleeping_child(child) as pid:
         await asyncio.to_thread(os.read, connected, 1)
-        await until(lambda: len(site.gate) == 1)
+        await until(lambda: len(running.gate) == 1)
     assert pid
-    await until(lambda: len(site.gate) == 0)
+    await until(lambda: len(running.gate) == 0)
     sock.settimeout(5)
     assert sock.recv(1) == b"", "the holder of the copy sees the end"
-    assert site.lines.of("connection ended without a call")[0]["reason"] == "process exited"
+    assert running.lines.of("connection ended without a call")[0]["reason"] == "process exited"
     for descriptor in (connected, ready):
         os.close(descriptor)
     sock.close()
 
 
-async def test_bytes_of_another_process_end_the_connection_and_are_audited(site: Site) -> None:
-    reader, writer, name = await site.connected()
+async def test_bytes_of_another_process_close_the_connection(
+    running: RunningGate,
+) -> None:
+    reader, writer, name = await running.connected()
     child = pids.fork(lambda: os.write(writer.get_extra_info("socket").fileno(), FRAME))
     assert pids.reap(child) == 0
     assert await reader.read() == b"", "no byte passed"
-    [line] = site.lines.of("connection refused")
+    [line] = running.lines.of("connection refused")
     assert (line["pid"], line["sender_pid"], line["bytes"]) == (os.getpid(), child, len(FRAME))
     assert (line["uid"], line["sender_uid"]) == (os.getuid(), os.getuid())
-    assert site.refusals() == {'vouchd_refusals_total{reason="foreign_sender"}': 1}
+    assert running.refusals() == {'vouchd_refusals_total{reason="foreign_sender"}': 1}
     with pytest.raises(PeerError):
-        site.gate.caller(name)
+        running.gate.caller(name)
     writer.close()

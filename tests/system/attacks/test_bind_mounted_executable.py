@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from tests.support.targets import TRUSTED_ID, VICTIM, Target, speak, talking_through
+from tests.support.targets import TRUSTED_ID, VICTIM, Target, fetch_ids, relayed_through
 
 MOUNT_AND_RUN = """
 import os, subprocess, sys
@@ -30,7 +30,7 @@ def test_bind_mounted_executable(target: Target) -> None:
     shutil.copy("/bin/nc.openbsd", mine)
     run = [sys.executable, "-c", MOUNT_AND_RUN, str(mine), str(target.trusted)]
     command = ["unshare", "--mount", *run, str(VICTIM), target.socket]
-    with talking_through(command, uid=0) as sock:
-        found = speak(sock)
-    target.judge(succeeded=TRUSTED_ID in found)
-    target.says("caller attested", "no unix:path", "in another mount namespace")
+    with relayed_through(command, uid=0) as sock:
+        found = fetch_ids(sock)
+    target.record_result(succeeded=TRUSTED_ID in found)
+    target.require_log("caller attested", "no unix:path", "in another mount namespace")

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.targets import TRUSTED_ID, Target, speak, talking_through
+from tests.support.targets import TRUSTED_ID, Target, fetch_ids, relayed_through
 
 pytestmark = pytest.mark.system
 
 
 def test_deleted_executable(target: Target) -> None:
-    with talking_through([str(target.trusted), "-U", target.socket]) as sock:
+    with relayed_through([str(target.trusted), "-U", target.socket]) as sock:
         target.trusted.unlink()
-        found = speak(sock)
-    target.judge(succeeded=TRUSTED_ID in found)
-    target.says("caller attested", "no unix:path", "(deleted)")
+        found = fetch_ids(sock)
+    target.record_result(succeeded=TRUSTED_ID in found)
+    target.require_log("caller attested", "no unix:path", "(deleted)")

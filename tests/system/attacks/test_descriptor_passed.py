@@ -22,8 +22,8 @@ from tests.support.targets import (
     Target,
     child_as,
     connect,
+    fetch_ids,
     found_by,
-    speak,
 )
 
 pytestmark = pytest.mark.system
@@ -38,14 +38,16 @@ def test_descriptor_passed(target: Target) -> None:
         sock.close()
         signal.pause()
 
-    def attacker(tell: Callable[[list[str]], object]) -> None:
+    def attacker(report: Callable[[list[str]], object]) -> None:
         pids.become(ATTACKER)
         _, [descriptor], _, _ = socket.recv_fds(far, 1, 1)
         with socket.socket(fileno=descriptor) as sock:
             sock.settimeout(PATIENCE_SECONDS)
-            tell(speak(sock))
+            report(fetch_ids(sock))
 
     with near, far, child_as(VICTIM, victim) as pid:
         found = found_by(attacker)
-    target.judge(succeeded=VICTIM_ID in found)
-    target.says("connection refused", f"pid={pid}", f"uid={VICTIM}", f"sender_uid={ATTACKER}")
+    target.record_result(succeeded=VICTIM_ID in found)
+    target.require_log(
+        "connection refused", f"pid={pid}", f"uid={VICTIM}", f"sender_uid={ATTACKER}"
+    )

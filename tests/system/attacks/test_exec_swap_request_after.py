@@ -19,25 +19,25 @@ from tests.support.targets import (
     Target,
     connect,
     exec_trusted,
+    fetch_ids,
     found_by,
-    speak,
 )
 
 pytestmark = pytest.mark.system
 
 
 def test_exec_swap_request_after(target: Target) -> None:
-    def attacker(tell: Callable[[list[str]], object]) -> None:
+    def attacker(report: Callable[[list[str]], object]) -> None:
         pids.become(VICTIM)
         sock = connect(target.socket)
         swapped, swap = os.pipe()
         if os.fork() == 0:
             os.close(swap)
             os.read(swapped, 1)  # ends when exec closes the other end
-            tell(speak(sock))
+            report(fetch_ids(sock))
             os._exit(0)
         exec_trusted(target)
 
     found = found_by(attacker)
-    target.judge(succeeded=TRUSTED_ID in found)
-    target.says("connection refused", "bytes of another process", f"sender_uid={VICTIM}")
+    target.record_result(succeeded=TRUSTED_ID in found)
+    target.require_log("connection refused", "bytes of another process", f"sender_uid={VICTIM}")

@@ -19,7 +19,15 @@ import pytest
 
 from tests.support import pids
 from tests.support.agent import PATIENCE_SECONDS
-from tests.support.targets import TRUSTED_ID, VICTIM, Target, exec_trusted, found_by, loot, prepared
+from tests.support.targets import (
+    TRUSTED_ID,
+    VICTIM,
+    Target,
+    exec_trusted,
+    found_by,
+    prepared,
+    received_ids,
+)
 
 pytestmark = pytest.mark.system
 
@@ -32,7 +40,7 @@ pytestmark = pytest.mark.system
     ],
 )
 def test_exec_swap_request_before(target: Target, outcome: list[str], *, silent: bool) -> None:
-    def attacker(tell: Callable[[list[str]], object]) -> None:
+    def attacker(report: Callable[[list[str]], object]) -> None:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.settimeout(PATIENCE_SECONDS)
         client, stream, request = prepared(sock)
@@ -47,7 +55,7 @@ def test_exec_swap_request_before(target: Target, outcome: list[str], *, silent:
             pids.become(VICTIM)
             if silent:  # it only reads, so that no chunk shows another sender
                 client.flush = lambda: None  # type: ignore[method-assign]
-            tell(loot(client, stream))
+            report(received_ids(client, stream))
             os._exit(0)
         pids.become(VICTIM)
         sock.connect(target.socket)
@@ -59,5 +67,5 @@ def test_exec_swap_request_before(target: Target, outcome: list[str], *, silent:
         exec_trusted(target)
 
     found = found_by(attacker)
-    target.judge(succeeded=TRUSTED_ID in found)
-    target.says(*outcome)
+    target.record_result(succeeded=TRUSTED_ID in found)
+    target.require_log(*outcome)

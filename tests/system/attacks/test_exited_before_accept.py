@@ -17,7 +17,7 @@ import pytest
 
 from tests.support import pids
 from tests.support.agent import PATIENCE_SECONDS
-from tests.support.targets import ATTACKER, VICTIM, VICTIM_ID, Target, found_by, speak
+from tests.support.targets import ATTACKER, VICTIM, VICTIM_ID, Target, fetch_ids, found_by
 
 pytestmark = pytest.mark.system
 
@@ -30,14 +30,14 @@ def test_exited_before_accept(target: Target) -> None:
         pids.become(VICTIM)
         sock.connect(target.socket)
 
-    def attacker(tell: Callable[[list[str]], object]) -> None:
+    def attacker(report: Callable[[list[str]], object]) -> None:
         pids.become(ATTACKER)
-        tell(speak(sock))
+        report(fetch_ids(sock))
 
     os.kill(target.pid, signal.SIGSTOP)
     assert pids.reap(pids.fork(victim)) == 0
     os.kill(target.pid, signal.SIGCONT)
     found = found_by(attacker)
     sock.close()
-    target.judge(succeeded=VICTIM_ID in found)
-    target.says("connection refused", "exited before its connection was accepted")
+    target.record_result(succeeded=VICTIM_ID in found)
+    target.require_log("connection refused", "exited before its connection was accepted")

@@ -28,8 +28,8 @@ from tests.support.targets import (
     Target,
     connect,
     exec_trusted,
+    fetch_ids,
     found_by,
-    speak,
 )
 
 CLONE_NEWUSER, CLONE_NEWPID = 0x10000000, 0x20000000
@@ -49,7 +49,7 @@ class Forger(socket.socket):
 
 
 def test_forged_sender(target: Target) -> None:
-    def attacker(tell: Callable[[list[str]], object]) -> None:
+    def attacker(report: Callable[[list[str]], object]) -> None:
         pids.become(VICTIM)
         enter_own_namespaces()
         reports, reporting = os.pipe()
@@ -59,10 +59,10 @@ def test_forged_sender(target: Target) -> None:
         with os.fdopen(reports) as pipe:
             found = pipe.read()  # ends with the child of the child
         os.kill(pid, signal.SIGKILL)  # and its whole namespace
-        tell(found.split())  # last: the reader of this kills this process
+        report(found.split())  # last: the reader of this kills this process
 
-    target.judge(succeeded=TRUSTED_ID in found_by(attacker))
-    target.says("caller attested", "no selectors of its program")
+    target.record_result(succeeded=TRUSTED_ID in found_by(attacker))
+    target.require_log("caller attested", "no selectors of its program")
 
 
 def enter_own_namespaces() -> None:
@@ -75,7 +75,7 @@ def enter_own_namespaces() -> None:
     Path("/proc/self/gid_map").write_text(f"0 {VICTIM} 1")
 
 
-def swap_and_forge(target: Target, tell: Callable[[list[str]], object]) -> None:
+def swap_and_forge(target: Target, report: Callable[[list[str]], object]) -> None:
     """Run as process 1 of the new namespace."""
     sock = connect(target.socket)
     swapped, swap = os.pipe()
@@ -84,6 +84,6 @@ def swap_and_forge(target: Target, tell: Callable[[list[str]], object]) -> None:
         os.read(swapped, 1)  # ends when exec closes the other end
         forger = Forger(fileno=sock.detach())
         forger.settimeout(PATIENCE_SECONDS)
-        tell(speak(forger))
+        report(fetch_ids(forger))
         os._exit(0)
     exec_trusted(target)

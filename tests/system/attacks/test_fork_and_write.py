@@ -15,7 +15,7 @@ import pytest
 
 from tests.support import pids
 from tests.support.agent import PATIENCE_SECONDS
-from tests.support.targets import ATTACKER, VICTIM, VICTIM_ID, Target, child_as, found_by, speak
+from tests.support.targets import ATTACKER, VICTIM, VICTIM_ID, Target, child_as, fetch_ids, found_by
 
 pytestmark = pytest.mark.system
 
@@ -28,16 +28,16 @@ def test_fork_and_write(target: Target) -> None:
         sock.connect(target.socket)
         signal.pause()
 
-    def child(tell: Callable[[list[str]], object]) -> None:
+    def child(report: Callable[[list[str]], object]) -> None:
         pids.become(ATTACKER)
         sock.recv(1, socket.MSG_PEEK)
-        tell(speak(sock))
+        report(fetch_ids(sock))
 
     with sock, child_as(VICTIM, parent) as pid:
         _until_connected(sock)
         found = found_by(child)
-    target.judge(succeeded=VICTIM_ID in found)
-    target.says("connection refused", "bytes of another process", f"pid={pid}")
+    target.record_result(succeeded=VICTIM_ID in found)
+    target.require_log("connection refused", "bytes of another process", f"pid={pid}")
 
 
 def _until_connected(sock: socket.socket) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.agent import PATIENCE_SECONDS
-from tests.support.targets import VICTIM, VICTIM_ID, Target, child_as, found_by, speak
+from tests.support.targets import VICTIM, VICTIM_ID, Target, child_as, fetch_ids, found_by
 
 pytestmark = pytest.mark.system
 
@@ -34,17 +34,17 @@ def test_guessed_tokens(target: Target) -> None:
                 there.send(b"!")
                 there.recv(1)
 
-    def attacker(tell: Callable[[list[str]], object]) -> None:
+    def attacker(report: Callable[[list[str]], object]) -> None:
         names = public_names()
         here.send(b"!")  # the first connection ends
         here.recv(1)
         names |= public_names() | {f"caller-{number}" for number in range(20)}
-        tell([identity for name in sorted(names) for identity in speak_under(name, inner)])
+        report([identity for name in sorted(names) for identity in speak_under(name, inner)])
 
     with here, there, child_as(VICTIM, victim):
         here.recv(1)
         found = found_by(attacker)
-    target.judge(succeeded=VICTIM_ID in found)
+    target.record_result(succeeded=VICTIM_ID in found)
 
 
 def public_names() -> set[str]:
@@ -58,5 +58,5 @@ def speak_under(name: str, inner: Path) -> list[str]:
         with suppress(OSError):  # the kernel refuses the name while its connection is open
             sock.bind(f"\0{name}")
             sock.connect(os.fspath(inner))
-            return speak(sock)
+            return fetch_ids(sock)
     return []

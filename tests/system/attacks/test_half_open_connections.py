@@ -32,4 +32,4 @@ def test_half_open_connections(target: Target) -> None:
                 sock.send(PREFACE[: number % len(PREFACE)])
             except OSError:
                 break  # the agent is down
-        target.judge(succeeded=not others_are_served(target))
+        target.record_result(succeeded=not others_are_served(target))

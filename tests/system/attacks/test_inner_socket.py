@@ -15,7 +15,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.support.agent import PATIENCE_SECONDS
-from tests.support.targets import VICTIM, VICTIM_ID, Target, child_as, found_by, speak
+from tests.support.targets import VICTIM, VICTIM_ID, Target, child_as, fetch_ids, found_by
 
 pytestmark = pytest.mark.system
 
@@ -31,15 +31,15 @@ def test_inner_socket(target: Target) -> None:
             there.send(b"!")
             there.recv(1)
 
-    def attacker(tell: Callable[[list[str]], object]) -> None:
+    def attacker(report: Callable[[list[str]], object]) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             sock.settimeout(PATIENCE_SECONDS)
             sock.bind("\0caller-1")
             sock.connect(os.fspath(inner))
-            tell(speak(sock))
+            report(fetch_ids(sock))
 
     with here, there, child_as(VICTIM, victim):
         here.recv(1)
         found = found_by(attacker)
-    target.judge(succeeded=VICTIM_ID in found)
-    target.says("call refused", "did not come through the public socket")
+    target.record_result(succeeded=VICTIM_ID in found)
+    target.require_log("call refused", "did not come through the public socket")

@@ -12,18 +12,18 @@ import shutil
 
 import pytest
 
-from tests.support.targets import TRUSTED_ID, Target, speak, talking_through
+from tests.support.targets import TRUSTED_ID, Target, fetch_ids, relayed_through
 
 pytestmark = pytest.mark.system
 
 
 def test_other_mount_namespace(target: Target) -> None:
-    mine = target.meeting / "mine"
+    mine = target.sockets / "mine"
     shutil.copy("/bin/nc.openbsd", mine)
     mine.chmod(0o755)
     script = f"mount --bind {mine} {target.trusted} && exec {target.trusted} -U {target.socket}"
     command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script]
-    with talking_through(command) as sock:
-        found = speak(sock)
-    target.judge(succeeded=TRUSTED_ID in found)
-    target.says("caller attested", "no unix:path")
+    with relayed_through(command) as sock:
+        found = fetch_ids(sock)
+    target.record_result(succeeded=TRUSTED_ID in found)
+    target.require_log("caller attested", "no unix:path")

@@ -18,9 +18,9 @@ from tests.support.targets import (
     VICTIM_ID,
     Target,
     connect,
+    fetch_ids,
     found_by,
-    speak,
-    talking_through,
+    relayed_through,
 )
 
 pytestmark = pytest.mark.system
@@ -31,14 +31,14 @@ def test_other_pid_namespace(start: Callable[..., Target], kind: str) -> None:
     inside = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
     target = start(kind, prefix=inside)
 
-    def outsider(tell: Callable[[list[str]], object]) -> None:
+    def outsider(report: Callable[[list[str]], object]) -> None:
         pids.become(VICTIM)
         with connect(target.socket) as sock:
-            tell(speak(sock))
+            report(fetch_ids(sock))
 
     found = found_by(outsider)
-    target.judge(succeeded=VICTIM_ID in found)
-    target.says("call refused", "in a PID namespace that is not visible from here")
+    target.record_result(succeeded=VICTIM_ID in found)
+    target.require_log("call refused", "in a PID namespace that is not visible from here")
     target.agent.kill()  # unshare(1) does not forward signals
 
 
@@ -50,5 +50,5 @@ def test_a_caller_in_a_child_pid_namespace_is_served(
     inside = ["unshare", "--pid", "--fork", "--kill-child"]
     as_victim = ["setpriv", f"--reuid={VICTIM}", f"--regid={VICTIM}", "--clear-groups"]
     command = [*inside, *as_victim, str(target.trusted), "-U", target.socket]
-    with talking_through(command, uid=0) as sock:
-        assert speak(sock) == [VICTIM_ID, TRUSTED_ID]
+    with relayed_through(command, uid=0) as sock:
+        assert fetch_ids(sock) == [VICTIM_ID, TRUSTED_ID]

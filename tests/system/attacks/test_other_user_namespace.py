@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.targets import TRUSTED_ID, VICTIM_ID, Target, speak, talking_through
+from tests.support.targets import TRUSTED_ID, VICTIM_ID, Target, fetch_ids, relayed_through
 
 pytestmark = pytest.mark.system
 
 
 def test_other_user_namespace(target: Target) -> None:
     command = ["unshare", "--user", "--map-root-user", str(target.trusted), "-U", target.socket]
-    with talking_through(command) as sock:
-        found = speak(sock)
+    with relayed_through(command) as sock:
+        found = fetch_ids(sock)
     assert VICTIM_ID in found, "the selectors of its user count"
-    target.judge(succeeded=TRUSTED_ID in found)
-    target.says("caller attested", "no selectors of its program")
+    target.record_result(succeeded=TRUSTED_ID in found)
+    target.require_log("caller attested", "no selectors of its program")

@@ -16,7 +16,7 @@ import pytest
 
 from tests.support import pids
 from tests.support.agent import PATIENCE_SECONDS
-from tests.support.targets import ATTACKER, VICTIM, VICTIM_ID, Target, found_by, reuse, speak
+from tests.support.targets import ATTACKER, VICTIM, VICTIM_ID, Target, fetch_ids, found_by, reuse
 
 pytestmark = pytest.mark.system
 
@@ -33,13 +33,13 @@ def test_pid_reuse_after_connect(target: Target) -> None:
     pid = pids.fork(attacker)
     assert pids.reap(pid) == 0
 
-    def accomplice(tell: Callable[[list[str]], object]) -> None:
+    def accomplice(report: Callable[[list[str]], object]) -> None:
         pids.become(ATTACKER)
-        tell(speak(sock))
+        report(fetch_ids(sock))
 
     reuse(pid, VICTIM)
     found = found_by(accomplice)
     pids.kill_and_reap(pid)
     sock.close()
-    target.judge(succeeded=VICTIM_ID in found)
-    target.says("connection ended without a call", "process exited", f"pid={pid}")
+    target.record_result(succeeded=VICTIM_ID in found)
+    target.require_log("connection ended without a call", "process exited", f"pid={pid}")

@@ -17,7 +17,7 @@ import pytest
 
 from tests.support import pids
 from tests.support.agent import PATIENCE_SECONDS
-from tests.support.targets import ATTACKER, VICTIM, VICTIM_ID, Target, found_by, reuse, speak
+from tests.support.targets import ATTACKER, VICTIM, VICTIM_ID, Target, fetch_ids, found_by, reuse
 
 pytestmark = pytest.mark.system
 
@@ -30,9 +30,9 @@ def test_pid_reuse_before_accept(target: Target) -> None:
         pids.become(ATTACKER)
         sock.connect(target.socket)
 
-    def accomplice(tell: Callable[[list[str]], object]) -> None:
+    def accomplice(report: Callable[[list[str]], object]) -> None:
         pids.become(ATTACKER)
-        tell(speak(sock))
+        report(fetch_ids(sock))
 
     os.kill(target.pid, signal.SIGSTOP)
     pid = pids.fork(attacker)
@@ -42,5 +42,5 @@ def test_pid_reuse_before_accept(target: Target) -> None:
     found = found_by(accomplice)
     pids.kill_and_reap(pid)
     sock.close()
-    target.judge(succeeded=VICTIM_ID in found)
-    target.says("connection refused", "exited before its connection was accepted")
+    target.record_result(succeeded=VICTIM_ID in found)
+    target.require_log("connection refused", "exited before its connection was accepted")

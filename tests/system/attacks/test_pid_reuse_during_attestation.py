@@ -22,8 +22,8 @@ from tests.support.targets import (
     VICTIM,
     VICTIM_ID,
     Target,
-    loot,
     prepared,
+    received_ids,
     reuse,
 )
 
@@ -49,8 +49,8 @@ def test_pid_reuse_during_attestation(target: Target) -> None:
     assert pids.reap(pid) == 0
     reuse(pid, VICTIM)
     os.kill(target.pid, signal.SIGCONT)
-    found = loot(client, stream)
+    found = received_ids(client, stream)
     pids.kill_and_reap(pid)
     sock.close()
-    target.judge(succeeded=VICTIM_ID in found)
-    target.says("connection ended without a call", "process exited", f"pid={pid}")
+    target.record_result(succeeded=VICTIM_ID in found)
+    target.require_log("connection ended without a call", "process exited", f"pid={pid}")

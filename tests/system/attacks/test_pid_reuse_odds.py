@@ -19,7 +19,7 @@ from contextlib import suppress
 import pytest
 
 from tests.support import pids
-from tests.support.targets import ATTACKER, VICTIM, VICTIM_ID, Target, loot, prepared, reuse
+from tests.support.targets import ATTACKER, VICTIM, VICTIM_ID, Target, prepared, received_ids, reuse
 
 pytestmark = pytest.mark.system
 
@@ -33,7 +33,7 @@ def test_pid_reuse_odds(target: Target) -> None:
     stolen = sum(
         VICTIM_ID in one_round(target, moments.uniform(0, LATEST_SECONDS)) for _ in range(ROUNDS)
     )
-    target.judge(succeeded=stolen > 0)
+    target.record_result(succeeded=stolen > 0)
 
 
 def one_round(target: Target, moment: float) -> list[str]:
@@ -58,8 +58,8 @@ def one_round(target: Target, moment: float) -> list[str]:
     reuse(pid, VICTIM)
     with sock:
         sock.settimeout(1.0)
-        found = loot(client, stream)
+        found = received_ids(client, stream)
         with suppress(OSError):
-            found += loot(client)
+            found += received_ids(client)
     pids.kill_and_reap(pid)
     return found

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.system
 
 def test_ping_flood(target: Target) -> None:
     with flooded(target, frames):
-        target.judge(succeeded=not others_are_served(target))
+        target.record_result(succeeded=not others_are_served(target))
 
 
 def frames() -> Iterator[bytes]:

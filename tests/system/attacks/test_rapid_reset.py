@@ -28,7 +28,7 @@ pytestmark = pytest.mark.system
 
 def test_rapid_reset(target: Target) -> None:
     with flooded(target, frames):
-        target.judge(succeeded=not others_are_served(target))
+        target.record_result(succeeded=not others_are_served(target))
 
 
 def frames() -> Iterator[bytes]:

@@ -12,16 +12,16 @@ import shutil
 
 import pytest
 
-from tests.support.targets import TRUSTED_ID, Target, speak, talking_through
+from tests.support.targets import TRUSTED_ID, Target, fetch_ids, relayed_through
 
 pytestmark = pytest.mark.system
 
 
 def test_replaced_executable(target: Target) -> None:
-    with talking_through([str(target.trusted), "-U", target.socket]) as sock:
+    with relayed_through([str(target.trusted), "-U", target.socket]) as sock:
         update = target.trusted.with_suffix(".new")
         shutil.copy(target.trusted, update)
         update.rename(target.trusted)
-        found = speak(sock)
-    target.judge(succeeded=TRUSTED_ID in found)
-    target.says("caller attested", "no unix:path", "replaced, deleted")
+        found = fetch_ids(sock)
+    target.record_result(succeeded=TRUSTED_ID in found)
+    target.require_log("caller attested", "no unix:path", "replaced, deleted")

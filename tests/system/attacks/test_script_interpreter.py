@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import pids
-from tests.support.targets import TRUSTED_ID, VICTIM, Target, connect, found_by, speak
+from tests.support.targets import TRUSTED_ID, VICTIM, Target, connect, fetch_ids, found_by
 
 # proc_pid_stat(5): the field with the start of the arguments.
 ARG_START = 48
@@ -25,13 +25,13 @@ pytestmark = pytest.mark.system
 
 
 def test_script_interpreter(target: Target) -> None:
-    def attacker(tell: Callable[[list[str]], object]) -> None:
+    def attacker(report: Callable[[list[str]], object]) -> None:
         pids.become(VICTIM)
         claim_to_run(str(target.trusted))
         with connect(target.socket) as sock:
-            tell(speak(sock))
+            report(fetch_ids(sock))
 
-    target.judge(succeeded=TRUSTED_ID in found_by(attacker))
+    target.record_result(succeeded=TRUSTED_ID in found_by(attacker))
 
 
 def claim_to_run(script: str) -> None:

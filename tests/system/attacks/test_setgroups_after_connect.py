@@ -12,17 +12,17 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.support.targets import GROUP_ID, Target, connect, found_by, speak
+from tests.support.targets import GROUP_ID, Target, connect, fetch_ids, found_by
 
 pytestmark = pytest.mark.system
 
 
 def test_setgroups_after_connect(target: Target) -> None:
-    def attacker(tell: Callable[[list[str]], object]) -> None:
+    def attacker(report: Callable[[list[str]], object]) -> None:
         os.setgroups([])
         with connect(target.socket) as sock:
             os.setgroups([7001])
-            tell(speak(sock))
+            report(fetch_ids(sock))
 
-    target.judge(succeeded=GROUP_ID in found_by(attacker))
-    target.says("call refused", "changed its supplementary groups after it connected")
+    target.record_result(succeeded=GROUP_ID in found_by(attacker))
+    target.require_log("call refused", "changed its supplementary groups after it connected")

@@ -13,16 +13,16 @@ from collections.abc import Callable
 import pytest
 
 from tests.support import pids
-from tests.support.targets import VICTIM, VICTIM_ID, Target, connect, found_by, speak
+from tests.support.targets import VICTIM, VICTIM_ID, Target, connect, fetch_ids, found_by
 
 pytestmark = pytest.mark.system
 
 
 def test_setuid_after_connect(target: Target) -> None:
-    def attacker(tell: Callable[[list[str]], object]) -> None:
+    def attacker(report: Callable[[list[str]], object]) -> None:
         with connect(target.socket) as sock:
             pids.become(VICTIM)
-            tell(speak(sock))
+            report(fetch_ids(sock))
 
-    target.judge(succeeded=VICTIM_ID in found_by(attacker))
-    target.says("call refused", "changed its user or group after it connected")
+    target.record_result(succeeded=VICTIM_ID in found_by(attacker))
+    target.require_log("call refused", "changed its user or group after it connected")

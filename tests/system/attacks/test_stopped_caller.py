@@ -23,9 +23,9 @@ from tests.support.targets import (
     TRUSTED_ID,
     VICTIM,
     Target,
+    fetch_ids,
     found_by,
     others_are_served,
-    speak,
 )
 
 PIDFD_GETFD = 438
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.system
 
 
 def test_stopped_caller(target: Target) -> None:
-    def attacker(tell: Callable[[list[str]], object]) -> None:
+    def attacker(report: Callable[[list[str]], object]) -> None:
         pids.become(VICTIM)
         with subprocess.Popen(
             [target.trusted, "-U", target.socket], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -46,11 +46,12 @@ def test_stopped_caller(target: Target) -> None:
             os.waitpid(trusted.pid, os.WUNTRACED)
             with socket.socket(fileno=_taken_from(trusted.pid)) as sock:
                 sock.settimeout(PATIENCE_SECONDS)
-                tell(speak(sock))  # the program got the server's settings; the response needs none
+                # The trusted program got the server's SETTINGS; the response needs none.
+                report(fetch_ids(sock))
             trusted.kill()
 
-    target.judge(succeeded=TRUSTED_ID in found_by(attacker))
-    target.says("connection refused", "bytes of another process")
+    target.record_result(succeeded=TRUSTED_ID in found_by(attacker))
+    target.require_log("connection refused", "bytes of another process")
 
 
 def test_a_stopped_caller_delays_no_other_caller(start: Callable[[str], Target]) -> None:

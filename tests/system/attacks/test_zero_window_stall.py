@@ -33,7 +33,7 @@ LAST_STREAM = 179
 
 def test_zero_window_stall(target: Target) -> None:
     with flooded(target, frames, uid=VICTIM):  # only a caller with an identity gets a long response
-        target.judge(succeeded=not others_are_served(target))
+        target.record_result(succeeded=not others_are_served(target))
 
 
 def frames() -> Iterator[bytes]:

@@ -15,7 +15,7 @@ import pytest
 
 from tests.support import pids
 from tests.support.agent import PATIENCE_SECONDS
-from tests.support.targets import ATTACKER, VICTIM, VICTIM_ID, Target, found_by, speak
+from tests.support.targets import ATTACKER, VICTIM, VICTIM_ID, Target, fetch_ids, found_by
 
 pytestmark = pytest.mark.system
 
@@ -29,14 +29,14 @@ def test_zombie_caller(target: Target) -> None:
         sock.connect(target.socket)
         sock.recv(1, socket.MSG_PEEK)  # the server has sent bytes: the connection was accepted
 
-    def attacker(tell: Callable[[list[str]], object]) -> None:
+    def attacker(report: Callable[[list[str]], object]) -> None:
         pids.become(ATTACKER)
-        tell(speak(sock))
+        report(fetch_ids(sock))
 
     pid = pids.fork(victim)
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     found = found_by(attacker)
     pids.kill_and_reap(pid)
     sock.close()
-    target.judge(succeeded=VICTIM_ID in found)
-    target.says("process exited", f"pid={pid}")
+    target.record_result(succeeded=VICTIM_ID in found)
+    target.require_log("process exited", f"pid={pid}")

@@ -13,7 +13,7 @@ from agent.api.admin import SERVICE, AdminApi, Administrators
 from agent.errors import NotFoundError, PeerError, StartupError, VouchdError
 from agent.kernel.credentials import Credentials
 from agent.pb import admin_pb2 as pb
-from tests.support.fakes import START, Lines
+from tests.support.fakes import START, FakeLog
 from tests.unit.api.conftest import Aborted, Context, Table
 
 OWN_UID, OPERATORS = 2, 50
@@ -67,9 +67,9 @@ class Operations:
 
 async def call(
     method: str, raw: bytes, *, error: Exception | None = None, table: Table | None = None
-) -> tuple[bytes, Context, Lines]:
+) -> tuple[bytes, Context, FakeLog]:
     """Call a method; the response is empty if the call was aborted."""
-    lines, context = Lines(), Context()
+    lines, context = FakeLog(), Context()
     operations = cast("Any", Operations(error))
     api = AdminApi(operations, Administrators(OWN_UID), table or Table(), lines.log)
     details = cast("Any", SimpleNamespace(method=f"/{SERVICE}/{method}"))

@@ -15,7 +15,7 @@ from agent.errors import AuthorityError, NoIdentityError, PeerError, PeerGoneErr
 from agent.kernel.caller import Caller
 from agent.limits.quotas import Quotas
 from agent.pb import workloadapi_pb2 as pb
-from tests.support.fakes import Lines, quotas
+from tests.support.fakes import FakeLog, quotas
 from tests.unit.api.conftest import CALLER, HEADER, Aborted, Context, Table
 
 Code = grpc.StatusCode
@@ -26,10 +26,10 @@ def handler_of(
     *,
     table: Table | None = None,
     limits: Quotas | None = None,
-    lines: Lines | None = None,
+    lines: FakeLog | None = None,
 ) -> Any:
     """The handler of a method called FetchSomething, behind a guard."""
-    lines = lines or Lines()
+    lines = lines or FakeLog()
     guard = Guard(table or Table(), limits or quotas(), lines.audit().refused, lines.log)
     call = cast("Any", SimpleNamespace(method="/S/FetchSomething"))
     handler = cast("Any", guard.handlers("S", {"FetchSomething": method}).service(call))
@@ -41,7 +41,7 @@ async def stream(
     metadata: tuple[tuple[str, str], ...] = (HEADER,),
     raw: bytes = b"",
     table: Table | None = None,
-) -> tuple[Context, Lines]:
+) -> tuple[Context, FakeLog]:
     """Call a streaming method that yields these responses; an exception among them is raised."""
 
     async def answer(
@@ -53,7 +53,7 @@ async def stream(
                 raise response
             yield response
 
-    context, lines = Context(*metadata), Lines()
+    context, lines = Context(*metadata), FakeLog()
     handle = handler_of(Streaming(pb.JWTBundlesRequest, answer), table=table, lines=lines)
     with pytest.raises(Aborted):
         await handle(raw, cast("ServicerContext", context))
@@ -101,7 +101,7 @@ async def test_the_header_is_checked_before_the_caller() -> None:
 async def test_an_unknown_method_counts_as_a_call_and_is_logged_by_its_path(
     path: str, logged: str
 ) -> None:
-    table, context, lines = Table(), Context(), Lines()
+    table, context, lines = Table(), Context(), FakeLog()
     guard = Guard(table, quotas(), lines.audit().refused, lines.log)
     call = cast("Any", SimpleNamespace(method=path))
     handler = cast("Any", guard.unknown_methods().service(call))

@@ -35,7 +35,7 @@ class Watch(Context):
             await asyncio.get_running_loop().create_future()
 
 
-class Site:
+class ServedHealth:
     """Health of the services a and b; `reasons` are why the agent is not ready."""
 
     def __init__(self, table: Table | None = None) -> None:
@@ -53,35 +53,35 @@ class Site:
 
 @pytest.mark.parametrize("service", ["", "a", "b"])
 async def test_check_tells_whether_the_agent_is_ready_now(service: str) -> None:
-    site = Site()
-    assert await site.check(service) == SERVING
-    site.reasons = ("the authority cannot sign",)
-    assert await site.check(service) == NOT_SERVING
-    site.reasons = ()
-    assert await site.check(service) == SERVING
+    served = ServedHealth()
+    assert await served.check(service) == SERVING
+    served.reasons = ("the authority cannot sign",)
+    assert await served.check(service) == NOT_SERVING
+    served.reasons = ()
+    assert await served.check(service) == SERVING
 
 
 async def test_check_of_an_unknown_service_is_not_found() -> None:
     context = Context()
     with pytest.raises(Aborted):
-        await Site().health.Check(HealthCheckRequest(service="c"), cast("Any", context))
+        await ServedHealth().health.Check(HealthCheckRequest(service="c"), cast("Any", context))
     assert context.code is grpc.StatusCode.NOT_FOUND
 
 
 async def test_watch_sends_each_change_once() -> None:
-    site, clock = Site(), FakeClock()
+    served, clock = ServedHealth(), FakeClock()
     whole, one, unknown = Watch(), Watch(), Watch()
     async with asyncio.TaskGroup() as tasks:
         running = [
-            tasks.create_task(site.watch(whole)),
-            tasks.create_task(site.watch(one, "a")),
-            tasks.create_task(site.watch(unknown, "c")),
-            tasks.create_task(site.health.run(clock)),
+            tasks.create_task(served.watch(whole)),
+            tasks.create_task(served.watch(one, "a")),
+            tasks.create_task(served.watch(unknown, "c")),
+            tasks.create_task(served.health.run(clock)),
         ]
         await clock.advance(SECOND)
-        site.reasons = ("the authority cannot sign",)
+        served.reasons = ("the authority cannot sign",)
         await clock.advance(2 * SECOND)
-        site.reasons = ()
+        served.reasons = ()
         await clock.advance(2 * SECOND)
         for each in running:
             each.cancel()
@@ -90,15 +90,15 @@ async def test_watch_sends_each_change_once() -> None:
 
 
 async def test_a_client_that_does_not_read_its_watch_blocks_no_other() -> None:
-    site, blocked, other = Site(), Watch(blocked=True), Watch()
+    served, blocked, other = ServedHealth(), Watch(blocked=True), Watch()
     async with asyncio.TaskGroup() as tasks:
         running = [
-            tasks.create_task(site.watch(blocked)),
-            tasks.create_task(site.watch(other)),
+            tasks.create_task(served.watch(blocked)),
+            tasks.create_task(served.watch(other)),
         ]
         await settle()
-        site.reasons = ("the authority cannot sign",)
-        assert await site.check() == NOT_SERVING
+        served.reasons = ("the authority cannot sign",)
+        assert await served.check() == NOT_SERVING
         await settle()
         for each in running:
             each.cancel()
@@ -106,13 +106,13 @@ async def test_a_client_that_does_not_read_its_watch_blocks_no_other() -> None:
 
 
 async def test_an_agent_that_stops_is_not_serving_whatever_its_parts_say() -> None:
-    site = Site()
-    assert await site.check() == SERVING
-    site.health.stop()
-    assert await site.check() == NOT_SERVING
+    served = ServedHealth()
+    assert await served.check() == SERVING
+    served.health.stop()
+    assert await served.check() == NOT_SERVING
 
 
 async def test_a_check_counts_as_a_call_even_without_a_known_caller() -> None:
-    site = Site(Table(PeerError("unknown")))
-    assert await site.check() == SERVING
-    assert site.table.begun == 1
+    served = ServedHealth(Table(PeerError("unknown")))
+    assert await served.check() == SERVING
+    assert served.table.begun == 1

@@ -20,7 +20,7 @@ from agent.kernel.inspect import process_by_pid
 from agent.kernel.process import ProcessHandle, ProcessView
 from attestors.api import AttestorError, Findings, Selector, WorkloadRef
 from tests.support.attestation import ONE, attest
-from tests.support.fakes import FakeAttestor, Lines
+from tests.support.fakes import FakeAttestor, FakeLog
 
 OF_USER, OF_PROGRAM = Selector("fake", "user"), Selector("fake", "program")
 
@@ -53,7 +53,7 @@ class World:
         self._find = find
         self.attestor = WorkloadAttestor(
             [kind(self._ask)],
-            Lines().log,
+            FakeLog().log,
             evidence=Evidence(
                 fingerprint=lambda view: read_fingerprint(view)._replace(**self.changes),
                 pin=self._pin,

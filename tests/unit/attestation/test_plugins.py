@@ -11,7 +11,7 @@ import pytest
 from agent.attestation.plugins import known_attestors, known_options, make_attestors
 from agent.errors import StartupError
 from attestors.api import AttestorContext, AttestorError, Options
-from tests.support.fakes import FakeAttestor, Lines
+from tests.support.fakes import FakeAttestor, FakeLog
 
 ADVICE = "repair its package, or leave it out of `attestors`"
 
@@ -141,14 +141,14 @@ async def test_constructor_that_raises_is_named_and_the_other_attestors_are_clos
 ) -> None:
     Desk.made.clear()
     with pytest.raises(StartupError) as caught:
-        await make_attestors({"desk": Options(), name: Options()}, Lines().log, POINTS)
+        await make_attestors({"desk": Options(), name: Options()}, FakeLog().log, POINTS)
     assert str(caught.value) == f"the attestor {name} {message}"
     [desk] = Desk.made
     assert desk.closed
 
 
 async def test_traceback_of_a_constructor_is_logged() -> None:
-    lines = Lines()
+    lines = FakeLog()
     with pytest.raises(StartupError):
         await make_attestors({"breaking": Options()}, lines.log, POINTS)
     [line] = lines.of("internal error")
@@ -157,7 +157,7 @@ async def test_traceback_of_a_constructor_is_logged() -> None:
 
 
 async def test_log_lines_of_an_attestor_carry_its_name_at_a_limited_rate() -> None:
-    lines = Lines()
+    lines = FakeLog()
     [made] = await make_attestors({"desk": Options()}, lines.log, POINTS)
     log: Any = made
     for number in range(1000):

@@ -21,7 +21,7 @@ from agent.kernel.caller import Caller
 from agent.signals import NO_SIGNALS
 from attestors.api import AttestorError, Findings, Selector, WorkloadRef
 from tests.support.attestation import ONE, TWO, OtherAttestor, attest
-from tests.support.fakes import FakeAttestor, Lines
+from tests.support.fakes import FakeAttestor, FakeLog
 
 PROCESS: Any = None
 
@@ -38,7 +38,7 @@ def good() -> FakeAttestor:
 
 
 async def test_selectors_of_all_attestors_are_joined(me: Caller) -> None:
-    attestor = WorkloadAttestor([good(), OtherAttestor(frozenset({"two"}))], Lines().log)
+    attestor = WorkloadAttestor([good(), OtherAttestor(frozenset({"two"}))], FakeLog().log)
     attested = await attest(attestor, me)
     assert attested.selectors == {ONE, TWO}
     assert not attested.failures
@@ -51,7 +51,7 @@ async def test_attestors_run_concurrently(me: Caller) -> None:
         await meeting.wait()
         return Findings()
 
-    attestor = WorkloadAttestor([FakeAttestor(meet), OtherAttestor(meet)], Lines().log)
+    attestor = WorkloadAttestor([FakeAttestor(meet), OtherAttestor(meet)], FakeLog().log)
     assert not (await attest(attestor, me)).failures
 
 
@@ -59,7 +59,7 @@ async def test_notes_of_an_attestor_are_in_the_result(me: Caller) -> None:
     async def find(_workload: WorkloadRef) -> Findings:
         return Findings(notes=("not readable",))
 
-    attested = await attest(WorkloadAttestor([FakeAttestor(find)], Lines().log), me)
+    attested = await attest(WorkloadAttestor([FakeAttestor(find)], FakeLog().log), me)
     assert attested.notes == ("not readable",)
 
 
@@ -157,7 +157,7 @@ def is_no_coroutine(_workload: WorkloadRef) -> Any:
 async def test_fault_of_an_attestor_costs_only_its_own_selectors(
     me: Caller, behave: Callable[[WorkloadRef], Any], reason: str
 ) -> None:
-    attestor = WorkloadAttestor([Bad(behave), good()], Lines().log)
+    attestor = WorkloadAttestor([Bad(behave), good()], FakeLog().log)
     attested = await attest(attestor, me)
     assert attested.selectors == {ONE}
     assert attested.failures == {"bad": reason}
@@ -165,7 +165,7 @@ async def test_fault_of_an_attestor_costs_only_its_own_selectors(
 
 async def test_selectors_of_any_collection_are_taken(me: Caller) -> None:
     for selectors in ([ONE], {ONE}, (ONE,)):
-        attestor = WorkloadAttestor([FakeAttestor(constructs(selectors=selectors))], Lines().log)
+        attestor = WorkloadAttestor([FakeAttestor(constructs(selectors=selectors))], FakeLog().log)
         attested = await attest(attestor, me)
         assert hash(attested.selectors) == hash(frozenset({ONE}))
 
@@ -177,14 +177,14 @@ async def test_text_of_an_attestor_is_bounded(me: Caller) -> None:
     async def fail(_workload: WorkloadRef) -> Findings:
         raise AttestorError("e" * 100_000)
 
-    attested = await attest(WorkloadAttestor([FakeAttestor(find), Bad(fail)], Lines().log), me)
+    attested = await attest(WorkloadAttestor([FakeAttestor(find), Bad(fail)], FakeLog().log), me)
     assert len(attested.notes) == NOTES_MAX
     assert {len(text) for text in attested.notes} == {TEXT_CHARS}
     assert {len(text) for text in attested.failures.values()} == {TEXT_CHARS}
 
 
 async def test_tracebacks_of_a_broken_attestor_are_rate_limited(me: Caller) -> None:
-    lines = Lines()
+    lines = FakeLog()
     attestor = WorkloadAttestor([FakeAttestor(breaks)], lines.log)
     for _ in range(100):
         await attest(attestor, me)
@@ -195,7 +195,7 @@ async def test_tracebacks_of_a_broken_attestor_are_rate_limited(me: Caller) -> N
 
 
 async def test_foreign_selectors_are_logged_at_a_limited_rate(me: Caller) -> None:
-    lines = Lines()
+    lines = FakeLog()
     foreign = Findings(frozenset(Selector(f"type{n}", "x") for n in range(1000)))
     attestor = WorkloadAttestor([FakeAttestor(returns(foreign))], lines.log)
     for _ in range(100):
@@ -227,8 +227,8 @@ class Hanging:
         self._released.set()
 
 
-def runner(*attestors: FakeAttestor, log: Lines | None = None) -> AttestorRunner:
-    return AttestorRunner(attestors, (log or Lines()).log, NO_SIGNALS, grace_seconds=0.01)
+def runner(*attestors: FakeAttestor, log: FakeLog | None = None) -> AttestorRunner:
+    return AttestorRunner(attestors, (log or FakeLog()).log, NO_SIGNALS, grace_seconds=0.01)
 
 
 def nothing_remembered() -> Memory:
@@ -328,7 +328,7 @@ def close_is_no_coroutine() -> None:
 async def test_attestor_that_does_not_close_leaves_no_other_open(
     behave: Callable[[], Any], event: str
 ) -> None:
-    lines = Lines()
+    lines = FakeLog()
     others = [FakeAttestor(), FakeAttestor()]
     await close_attestors([others[0], Closing(behave), others[1]], lines.log, seconds=0.01)
     assert all(other.closed for other in others)
@@ -338,6 +338,6 @@ async def test_attestor_that_does_not_close_leaves_no_other_open(
 
 async def test_close_closes_every_attestor() -> None:
     attestors = [FakeAttestor(), OtherAttestor()]
-    await WorkloadAttestor(attestors, Lines().log).close()
+    await WorkloadAttestor(attestors, FakeLog().log).close()
     assert all(attestor.closed for attestor in attestors)
-    await WorkloadAttestor([], Lines().log).close()
+    await WorkloadAttestor([], FakeLog().log).close()

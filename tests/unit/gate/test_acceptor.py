@@ -16,7 +16,7 @@ import pytest
 
 from agent.gate.acceptor import BATCH, BATCHES_PER_TURN, Acceptor
 from agent.signals import NoSignals, Refused
-from tests.support.fakes import Lines
+from tests.support.fakes import FakeLog
 
 
 class Refusals(NoSignals):
@@ -63,8 +63,8 @@ class Server:
         self.users.append(uid)
         self.hung_up += times
 
-    def acceptor(self, lines: Lines | None = None, **options: Any) -> Acceptor:
-        loop, log = asyncio.get_running_loop(), (lines or Lines()).log
+    def acceptor(self, lines: FakeLog | None = None, **options: Any) -> Acceptor:
+        loop, log = asyncio.get_running_loop(), (lines or FakeLog()).log
         acceptor = Acceptor(loop, self.admit, lambda: 7, log, self.signals, **options)
         acceptor.start(self.listener, self.note_hung_up)
         return acceptor
@@ -138,7 +138,7 @@ async def test_a_flood_of_hung_up_connections_leaves_turns_to_open_connections(
 async def test_no_waiting_connection_is_lost_while_the_agent_is_out_of_descriptors(
     server: Server,
 ) -> None:
-    lines = Lines()
+    lines = FakeLog()
     server.failure = OSError(errno.EMFILE, "Too many open files")
     clients = [server.connect(name) for name in (b"first", b"second", b"third")]
     acceptor = server.acceptor(lines)

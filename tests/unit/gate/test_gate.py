@@ -14,160 +14,164 @@ import pytest
 from agent.errors import PeerError, PeerGoneError
 from agent.gate import disconnects
 from agent.kernel.caller import Caller
-from tests.support.gate_site import Site, descriptors, guarded, until
+from tests.support.running_gate import RunningGate, descriptors, running_gate, until
 
 
 @pytest.fixture
-async def site(tmp_path: Path) -> AsyncIterator[Site]:
-    async with guarded(tmp_path) as site:
-        yield site
+async def running(tmp_path: Path) -> AsyncIterator[RunningGate]:
+    async with running_gate(tmp_path) as running:
+        yield running
 
 
-async def test_the_caller_is_found_by_the_token_of_its_inner_connection(site: Site) -> None:
-    _reader, writer, name = await site.connected()
-    caller = site.gate.caller(name)
+async def test_caller_is_found_by_the_token_of_its_connection(
+    running: RunningGate,
+) -> None:
+    _reader, writer, name = await running.connected()
+    caller = running.gate.caller(name)
     assert caller.credentials.pid == os.getpid()
     assert caller.credentials.uid == os.getuid()
     assert caller.process.is_alive()
     writer.close()
 
 
-async def test_each_connection_has_its_own_token(site: Site) -> None:
-    _, first, name = await site.connected()
-    _, second, other = await site.connected()
+async def test_each_connection_has_its_own_token(running: RunningGate) -> None:
+    _, first, name = await running.connected()
+    _, second, other = await running.connected()
     assert name != other
     assert len(name.removeprefix("unix-abstract:")) == 32
     first.close()
     second.close()
 
 
-async def test_a_token_ends_with_its_connection(site: Site) -> None:
-    _, writer, name = await site.connected()
-    caller = site.gate.caller(name)
+async def test_a_token_ends_with_its_connection(running: RunningGate) -> None:
+    _, writer, name = await running.connected()
+    caller = running.gate.caller(name)
     writer.close()
-    await until(lambda: len(site.gate) == 0)
+    await until(lambda: len(running.gate) == 0)
     with pytest.raises(PeerError, match="did not come through the public socket"):
-        site.gate.caller(name)
+        running.gate.caller(name)
     assert not caller.process.is_alive(), "a closed handle counts as dead"
 
 
 @pytest.mark.parametrize("name", ["", "unix:", "unix-abstract:", "unix-abstract:" + "0" * 32])
-async def test_an_unknown_token_is_refused(site: Site, name: str) -> None:
+async def test_an_unknown_token_is_refused(running: RunningGate, name: str) -> None:
     with pytest.raises(PeerError):
-        site.gate.caller(name)
+        running.gate.caller(name)
 
 
 async def test_a_direct_connection_to_the_inner_server_is_refused(
-    site: Site, tmp_path: Path
+    running: RunningGate, tmp_path: Path
 ) -> None:
     reader, writer = await asyncio.open_unix_connection(tmp_path / "inner")
     writer.write(b"x")
     await reader.readexactly(1)
     with pytest.raises(PeerError):
-        site.gate.caller(site.names[-1])
+        running.gate.caller(running.names[-1])
     writer.close()
 
 
 async def test_a_caller_that_the_kernel_cannot_name_is_refused_even_without_a_call(
-    site: Site,
+    running: RunningGate,
 ) -> None:
     def refuse(_sock: socket.socket) -> Caller:
         raise PeerError("cannot be named")
 
-    site.gate.admission.identify_peer = refuse
-    _, writer = await site.connect()
+    running.gate.admission.identify_peer = refuse
+    _, writer = await running.connect()
     writer.close()
-    await until(lambda: bool(site.lines.lines) and len(site.gate) == 0)
-    [line] = site.lines.of("connection refused")
+    await until(lambda: bool(running.lines.lines) and len(running.gate) == 0)
+    [line] = running.lines.of("connection refused")
     assert line["reason"] == "cannot be named"
     assert "pid" not in line
 
 
-async def test_the_connection_of_a_dead_process_is_closed_at_once(site: Site) -> None:
+async def test_the_connection_of_a_dead_process_is_closed_at_once(running: RunningGate) -> None:
     def gone(_sock: socket.socket) -> Caller:
         raise PeerGoneError("exited")
 
-    site.gate.admission.identify_peer = gone
-    reader, writer = await site.connect()
+    running.gate.admission.identify_peer = gone
+    reader, writer = await running.connect()
     assert await reader.read() == b""
-    assert site.lines.of("connection refused")[0]["reason"] == "exited"
-    assert site.refusals() == {'vouchd_refusals_total{reason="gone"}': 1}
+    assert running.lines.of("connection refused")[0]["reason"] == "exited"
+    assert running.refusals() == {'vouchd_refusals_total{reason="gone"}': 1}
     writer.close()
 
 
 async def test_a_connection_over_the_quota_is_closed_and_the_audit_names_its_user(
     tmp_path: Path,
 ) -> None:
-    async with guarded(tmp_path, per_user=4, refused_seconds=0.0) as site:
-        kept = [await site.connected() for _ in range(2)]
+    async with running_gate(tmp_path, per_user=4, refused_seconds=0.0) as running:
+        kept = [await running.connected() for _ in range(2)]
         before = descriptors()
         for _ in range(50):
-            reader, writer = await site.connect()
+            reader, writer = await running.connect()
             assert await reader.read() == b""
             writer.close()
             await writer.wait_closed()
         reason = "connections_of_user_in_cgroup"
-        assert site.refusals() == {f'vouchd_refusals_total{{reason="{reason}"}}': 50}
-        line = site.lines.of("connection refused")[0]
+        assert running.refusals() == {f'vouchd_refusals_total{{reason="{reason}"}}': 50}
+        line = running.lines.of("connection refused")[0]
         assert line["uid"] == os.getuid()
         assert "cgroup" in line
         assert line["reason"].startswith("too many connections of this user in this cgroup")
         await until(lambda: descriptors() == before)
         kept.pop()[1].close()
-        await until(lambda: len(site.gate) == 1)
-        kept.append(await site.connected())
+        await until(lambda: len(running.gate) == 1)
+        kept.append(await running.connected())
         for _, writer, _ in kept:
             writer.close()
 
 
-async def test_connections_without_a_call_do_not_fill_the_log(site: Site) -> None:
+async def test_connections_without_a_call_do_not_fill_the_log(running: RunningGate) -> None:
     for _ in range(disconnects.LINES_PER_USER.at_once + 20):
-        _, writer, _ = await site.connected()
+        _, writer, _ = await running.connected()
         writer.close()
-    await until(lambda: not len(site.gate))
-    lines = site.lines.of("connection ended without a call")
+    await until(lambda: not len(running.gate))
+    lines = running.lines.of("connection ended without a call")
     assert len(lines) == disconnects.LINES_PER_USER.at_once
 
 
-async def test_a_thousand_connections_at_once_leave_no_descriptor(site: Site) -> None:
+async def test_a_thousand_connections_at_once_leave_no_descriptor(running: RunningGate) -> None:
     before = descriptors()
 
     async def connect() -> None:
-        _, writer, _ = await site.connected()
+        _, writer, _ = await running.connected()
         writer.close()
         await writer.wait_closed()
 
     await asyncio.gather(*(connect() for _ in range(1000)))
-    await until(lambda: len(site.gate) == 0)
+    await until(lambda: len(running.gate) == 0)
     await until(lambda: descriptors() <= before)
-    assert len(set(site.names)) == 1000
+    assert len(set(running.names)) == 1000
 
 
-async def test_ten_thousand_short_connections_leave_no_descriptor(site: Site) -> None:
-    _, writer, _ = await site.connected()
+async def test_ten_thousand_short_connections_leave_no_descriptor(running: RunningGate) -> None:
+    _, writer, _ = await running.connected()
     writer.close()
-    await until(lambda: len(site.gate) == 0)
+    await until(lambda: len(running.gate) == 0)
     before = descriptors()
     for _ in range(10_000):
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.setblocking(False)
-        while sock.connect_ex(str(site.path)) != 0:
+        while sock.connect_ex(str(running.path)) != 0:
             await asyncio.sleep(0)
         sock.close()
-    await until(lambda: len(site.gate) == 0)
+    await until(lambda: len(running.gate) == 0)
     await until(lambda: descriptors() <= before)
 
 
-async def test_several_connections_of_one_process_count_as_one_process(site: Site) -> None:
-    kept = [await site.connected() for _ in range(3)]
-    assert len(site.gate) == 3
-    assert site.gate.processes() == 1
+async def test_connections_of_one_process_count_as_one_process(
+    running: RunningGate,
+) -> None:
+    kept = [await running.connected() for _ in range(3)]
+    assert len(running.gate) == 3
+    assert running.gate.processes() == 1
     for _, writer, _ in kept:
         writer.close()
 
 
 async def test_a_connection_that_the_loop_cannot_watch_is_closed(
-    site: Site, monkeypatch: pytest.MonkeyPatch
+    running: RunningGate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop = asyncio.get_running_loop()
     watch = loop.add_reader
@@ -177,28 +181,28 @@ async def test_a_connection_that_the_loop_cannot_watch_is_closed(
         raise OSError(errno.ENOMEM, "Cannot allocate memory")
 
     with socket.socket(socket.AF_UNIX) as client:
-        client.connect(os.fspath(site.path))
+        client.connect(os.fspath(running.path))
         monkeypatch.setattr(loop, "add_reader", fail_once)
-        await until(lambda: site.lines.of("cannot accept connections"))
+        await until(lambda: running.lines.of("cannot accept connections"))
         assert client.recv(1) == b""
-    assert len(site.gate) == 0
-    _, served, _ = await site.connected()
+    assert len(running.gate) == 0
+    _, served, _ = await running.connected()
     served.close()
 
 
-async def test_close_ends_all_connections(site: Site) -> None:
-    reader, writer, _ = await site.connected()
-    site.gate.close()
+async def test_close_ends_all_connections(running: RunningGate) -> None:
+    reader, writer, _ = await running.connected()
+    running.gate.close()
     assert await reader.read() == b""
-    assert len(site.gate) == 0
+    assert len(running.gate) == 0
     writer.close()
 
 
-async def test_drain_waits_until_clients_have_closed_all_connections(site: Site) -> None:
-    _, writer, _ = await site.connected()
+async def test_drain_waits_until_clients_have_closed_all_connections(running: RunningGate) -> None:
+    _, writer, _ = await running.connected()
     async with asyncio.TaskGroup() as tasks:
-        drained = tasks.create_task(site.gate.drain(30))
+        drained = tasks.create_task(running.gate.drain(30))
         await asyncio.sleep(0)
         assert not drained.done()
         writer.close()
-    assert len(site.gate) == 0
+    assert len(running.gate) == 0

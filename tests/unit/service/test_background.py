@@ -8,7 +8,7 @@ import pytest
 
 from agent.errors import DefectError
 from agent.service.background import run_until
-from tests.support.fakes import Lines
+from tests.support.fakes import FakeLog
 
 
 async def endless(cancelled: list[str]) -> None:
@@ -29,14 +29,14 @@ async def breaks() -> None:
 async def test_stop_cancels_every_task() -> None:
     stop, cancelled = asyncio.Event(), list[str]()
     async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
-        tasks.create_task(run_until(stop, {"a": endless(cancelled), "b": returns()}, Lines().log))
+        tasks.create_task(run_until(stop, {"a": endless(cancelled), "b": returns()}, FakeLog().log))
         await asyncio.sleep(0)
         stop.set()
     assert cancelled == ["endless"]
 
 
 async def test_a_task_that_breaks_is_logged_by_name_and_stops_the_others() -> None:
-    lines, cancelled = Lines(), list[str]()
+    lines, cancelled = FakeLog(), list[str]()
     tasks = {"svid renewal": breaks(), "status line": endless(cancelled)}
     async with asyncio.timeout(5):
         with pytest.raises(DefectError, match="'svid renewal' ended with ZeroDivisionError"):

@@ -13,7 +13,7 @@ from agent.config.watch import FileWatch
 from agent.errors import ConfigError, Problem, StartupError, VouchdError
 from agent.service.reload import CurrentSettings, ReloadLoop, SettingsReloader
 from agent.telemetry.metrics import Metrics
-from tests.support.fakes import Lines, settle
+from tests.support.fakes import FakeLog, settle
 from tests.support.scrape import series
 from tests.support.settings import settings
 
@@ -23,7 +23,7 @@ class Files:
 
     def __init__(self, *, reload_seconds: float = 60.0) -> None:
         self.reload_seconds = reload_seconds
-        self.lines = Lines()
+        self.lines = FakeLog()
         self.version = self.in_force = 0
         self.while_loading: Callable[[], None] = lambda: None
         self.broken_watches = 0
@@ -223,7 +223,7 @@ class Site:
     """Settings in force, and those of the file: an exception is raised instead."""
 
     def __init__(self) -> None:
-        self.lines, self.metrics = Lines(), Metrics()
+        self.lines, self.metrics = FakeLog(), Metrics()
         self.current = CurrentSettings(settings())
         self.file: Settings | Exception = settings()
         self.applied: list[Settings] = []

@@ -16,7 +16,7 @@ from agent.authority.keystore import Keystore
 from agent.spiffe.ids import TrustDomain
 from agent.spiffe.keys import KeyType
 from agent.svids.disk_cache import DiskCache, cache_secret
-from tests.support.fakes import START, FakeClock, Lines, identity
+from tests.support.fakes import START, FakeClock, FakeLog, identity
 
 STORED = Path(__file__).parents[2] / "vectors/first_edition"
 TD = TrustDomain("example.org")
@@ -57,7 +57,7 @@ def test_authority_json_reads_back_to_the_same_bytes() -> None:
 
 
 def test_an_update_changes_no_file_and_serves_the_stored_svids(keystore: Keystore) -> None:
-    clock, lines = FakeClock(), Lines()
+    clock, lines = FakeClock(), FakeLog()
     authority = EmbeddedAuthority.open(POLICY, keystore, clock, lines.log)
     with closing(authority):
         cache = DiskCache(

@@ -9,7 +9,7 @@ import pytest
 
 from agent.errors import AuthorityError
 from agent.svids.jwt import JwtSvids
-from tests.support.fakes import START, FakeClock, Lines, identity
+from tests.support.fakes import START, FakeClock, FakeLog, identity
 from tests.support.signer import FakeSigner
 
 TTL = dt.timedelta(minutes=10)
@@ -20,7 +20,7 @@ class World:
     def __init__(self, cache_size: int = 100) -> None:
         self.clock = FakeClock()
         self.signer = FakeSigner(self.clock)
-        self.lines = Lines()
+        self.lines = FakeLog()
         self.svids = JwtSvids(self.signer, self.clock, TTL, self.lines.log, cache_size=cache_size)
 
 

@@ -15,7 +15,7 @@ from agent.entries.identity import Identity
 from agent.errors import AuthorityError
 from agent.spiffe.ids import SpiffeId
 from agent.svids.x509 import BATCH, MAX_PER_ENTRY, X509Svids
-from tests.support.fakes import START, FakeClock, Lines, identity
+from tests.support.fakes import START, FakeClock, FakeLog, identity
 from tests.support.signer import TD, FakeSigner
 
 TTL = dt.timedelta(hours=1)
@@ -30,7 +30,7 @@ class World:
         self.clock = FakeClock()
         self.signer = FakeSigner(self.clock)
         self.spread: Iterator[float] = iter([])
-        self.lines = Lines()
+        self.lines = FakeLog()
         self.svids = X509Svids(
             self.signer,
             self.clock,

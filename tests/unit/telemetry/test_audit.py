@@ -22,7 +22,7 @@ from agent.telemetry.audit import (
 )
 from agent.telemetry.throttled_log import Rate
 from attestors.api import Selector
-from tests.support.fakes import START, Lines
+from tests.support.fakes import START, FakeLog
 
 REFUSAL = RefusedCall(reason="nothing matches", code="PERMISSION_DENIED", method="FetchX509SVID")
 SVID = IssuedX509(
@@ -48,7 +48,7 @@ class Site:
     def __init__(self, per_user: Rate = LINES_PER_USER, in_all: Rate = LINES_IN_ALL) -> None:
         self.now = 0.0
         self.evidence: Any = EVIDENCE
-        self.lines = Lines()
+        self.lines = FakeLog()
         self.audit = Audit(
             self.lines.log.info,
             "boot",

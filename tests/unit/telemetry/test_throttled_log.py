@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from agent.telemetry.throttled_log import IN_ALL, PER_KEY, Rate, ThrottledLog
-from tests.support.fakes import Lines
+from tests.support.fakes import FakeLog
 
 
 def stopped_clock() -> float:
@@ -11,7 +11,7 @@ def stopped_clock() -> float:
 
 
 def test_repeated_lines_are_suppressed_and_the_next_line_counts_them() -> None:
-    lines, now = Lines(), [0.0]
+    lines, now = FakeLog(), [0.0]
     throttled = ThrottledLog(lines.log, seconds=lambda: now[0])
     for _ in range(100):
         throttled.warning("svid not issued", "web", entry_id="web", reason="no key")
@@ -24,7 +24,7 @@ def test_repeated_lines_are_suppressed_and_the_next_line_counts_them() -> None:
 
 
 def test_lines_of_one_key_or_event_do_not_suppress_those_of_another() -> None:
-    lines = Lines()
+    lines = FakeLog()
     throttled = ThrottledLog(lines.log, seconds=stopped_clock)
     for _ in range(100):
         throttled.warning("svid not issued", "web", entry_id="web")
@@ -37,7 +37,7 @@ def test_lines_of_one_key_or_event_do_not_suppress_those_of_another() -> None:
 
 
 def test_lines_of_all_keys_together_are_limited_and_counted() -> None:
-    lines, now = Lines(), [0.0]
+    lines, now = FakeLog(), [0.0]
     throttled = ThrottledLog(lines.log, seconds=lambda: now[0])
     for number in range(1000):
         throttled.warning("svid not renewed", f"entry-{number}")
@@ -48,7 +48,7 @@ def test_lines_of_all_keys_together_are_limited_and_counted() -> None:
 
 
 def test_tracebacks_are_limited_like_any_line() -> None:
-    lines = Lines()
+    lines = FakeLog()
     throttled = ThrottledLog(lines.log, Rate(1, 10.0), seconds=stopped_clock)
     for _ in range(3):
         try:

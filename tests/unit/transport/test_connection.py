@@ -18,8 +18,16 @@ from agent.gate.gate import Gate
 from agent.kernel.caller import Caller
 from agent.limits.fair_queue import READ_BYTES
 from agent.transport.connection import Connection
-from tests.support.fakes import Lines, admission, settle
-from tests.support.gate_site import FRAME, HELLO, Site, descriptors, guarded, listen, until
+from tests.support.fakes import FakeLog, admission, settle
+from tests.support.running_gate import (
+    FRAME,
+    HELLO,
+    RunningGate,
+    descriptors,
+    listen,
+    running_gate,
+    until,
+)
 
 PREFACE_AND_SETTINGS = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 HEADERS = bytes([0, 0, 1, 1, 4, 0, 0, 0, 1]) + b"\x82"
@@ -30,37 +38,41 @@ class Request:
 
 
 @pytest.fixture
-async def site(tmp_path: Path) -> AsyncIterator[Site]:
-    async with guarded(tmp_path) as site:
-        yield site
+async def running(tmp_path: Path) -> AsyncIterator[RunningGate]:
+    async with running_gate(tmp_path) as running:
+        yield running
 
 
-async def test_the_calls_of_a_caller_that_the_kernel_cannot_name_are_refused(site: Site) -> None:
+async def test_calls_of_an_unidentified_caller_are_refused(
+    running: RunningGate,
+) -> None:
     def refuse(_sock: socket.socket) -> Caller:
         raise PeerError("cannot be named")
 
-    site.gate.admission.identify_peer = refuse
-    _, writer, name = await site.connected()
+    running.gate.admission.identify_peer = refuse
+    _, writer, name = await running.connected()
     with pytest.raises(PeerError, match="cannot be named"):
-        site.gate.begin_call(name)
+        running.gate.begin_call(name)
     writer.close()
-    await until(lambda: len(site.gate) == 0)
-    assert not site.lines.lines, "the refused call has its own line"
+    await until(lambda: len(running.gate) == 0)
+    assert not running.lines.lines, "the refused call has its own line"
 
 
-async def test_refused_calls_of_an_unnamed_caller_are_not_kept_in_memory(site: Site) -> None:
+async def test_refused_calls_of_an_unidentified_caller_use_no_memory(
+    running: RunningGate,
+) -> None:
     def refuse(_sock: socket.socket) -> Caller:
         raise PeerError("cannot be named")
 
-    site.gate.admission.identify_peer = refuse
-    _, writer, name = await site.connected()
+    running.gate.admission.identify_peer = refuse
+    _, writer, name = await running.connected()
     kept: list[weakref.ref[Request]] = []
 
     def call() -> None:
         request = Request()
         kept.append(weakref.ref(request))
         with suppress(PeerError):
-            site.gate.begin_call(name)
+            running.gate.begin_call(name)
 
     for _ in range(10):
         call()
@@ -72,23 +84,23 @@ async def test_refused_calls_of_an_unnamed_caller_are_not_kept_in_memory(site: S
 async def test_a_connection_without_a_request_is_closed_after_the_timeout(
     tmp_path: Path, said: bytes
 ) -> None:
-    async with guarded(tmp_path, first_request_seconds=0.01) as site:
-        reader, writer = await site.connect()
+    async with running_gate(tmp_path, first_request_seconds=0.01) as running:
+        reader, writer = await running.connect()
         writer.write(said)
         assert await reader.read() == said, "the bytes were relayed until the end"
-        [line] = site.lines.of("connection ended without a call")
+        [line] = running.lines.of("connection ended without a call")
         assert line["pid"] == os.getpid()
         assert line["reason"] == "no request within 0.01 s"
-        assert site.refusals() == {'vouchd_refusals_total{reason="silent"}': 1}
+        assert running.refusals() == {'vouchd_refusals_total{reason="silent"}': 1}
         writer.close()
 
 
 async def test_a_connection_may_be_silent_after_its_first_request(tmp_path: Path) -> None:
-    async with guarded(tmp_path, first_request_seconds=0.05) as site:
-        reader, writer = await site.connect()
+    async with running_gate(tmp_path, first_request_seconds=0.05) as running:
+        reader, writer = await running.connect()
         writer.write(PREFACE_AND_SETTINGS + HEADERS)
         await reader.readexactly(len(PREFACE_AND_SETTINGS + HEADERS))
-        later, silent = await site.connect()
+        later, silent = await running.connect()
         assert await later.read() == b"", "the timeout of a later connection is over"
         silent.close()
         writer.write(FRAME)
@@ -97,12 +109,12 @@ async def test_a_connection_may_be_silent_after_its_first_request(tmp_path: Path
 
 
 async def test_a_connection_that_hangs_up_in_the_queue_leaves_no_descriptor(tmp_path: Path) -> None:
-    async with guarded(tmp_path, rate=2) as site:
+    async with running_gate(tmp_path, rate=2) as running:
         before = descriptors()
         for _ in range(100):  # its share is three connects
-            _, writer = await site.connect()
+            _, writer = await running.connect()
             writer.close()
-        await until(lambda: len(site.gate) == 0)
+        await until(lambda: len(running.gate) == 0)
         await until(lambda: descriptors() <= before)
 
 
@@ -116,38 +128,38 @@ def whole_request(stream: int) -> bytes:
 
 async def test_half_requests_count_against_the_quota_of_calls(tmp_path: Path) -> None:
     """The server holds a stream for each of them, and counts it only when it is complete."""
-    async with guarded(tmp_path, per_user=8) as site:  # 8 streams and 8 attestations
-        reader, writer = await site.connect()
+    async with running_gate(tmp_path, per_user=8) as running:  # 8 streams and 8 attestations
+        reader, writer = await running.connect()
         said = PREFACE_AND_SETTINGS + b"".join(map(half_a_request, range(1, 17, 2)))
         writer.write(said)
         assert await reader.readexactly(len(said)) == said
         writer.write(half_a_request(17))
         with suppress(ConnectionError):
             assert await reader.read() == b""
-        [line] = site.lines.of("connection refused")
+        [line] = running.lines.of("connection refused")
         assert line["reason"].startswith("too many calls of this user in this cgroup")
         assert line["pid"] == os.getpid()
         reason = "calls_of_user_in_cgroup"
-        assert site.refusals() == {f'vouchd_refusals_total{{reason="{reason}"}}': 1}
+        assert running.refusals() == {f'vouchd_refusals_total{{reason="{reason}"}}': 1}
         writer.close()
         # Its end released the quota.
-        reader, writer = await site.connect()
+        reader, writer = await running.connect()
         writer.write(said)
         assert await reader.readexactly(len(said)) == said
         writer.close()
 
 
-async def test_a_header_block_without_end_closes_the_connection(site: Site) -> None:
-    reader, writer = await site.connect()
+async def test_a_header_block_without_end_closes_the_connection(running: RunningGate) -> None:
+    reader, writer = await running.connect()
     writer.write(PREFACE_AND_SETTINGS + bytes([0, 0, 1, 1, 0, 0, 0, 0, 1]) + b"\x82")
     for _ in range(3000):
         writer.write(bytes([0, 0, 0, 9, 0, 0, 0, 0, 1]))
     with suppress(ConnectionError):
         await reader.read()
-    [line] = site.lines.of("connection refused")
+    [line] = running.lines.of("connection refused")
     assert line["reason"] == "headers of more than 16384 bytes"
     assert line["pid"] == os.getpid()
-    assert site.refusals() == {'vouchd_refusals_total{reason="headers"}': 1}
+    assert running.refusals() == {'vouchd_refusals_total{reason="headers"}': 1}
     writer.close()
 
 
@@ -158,8 +170,8 @@ def data(stream: int, length: int) -> bytes:
 async def test_a_call_that_is_too_large_closes_the_connection_and_is_counted(
     tmp_path: Path,
 ) -> None:
-    async with guarded(tmp_path, call_bytes=100) as site:
-        reader, writer = await site.connect()
+    async with running_gate(tmp_path, call_bytes=100) as running:
+        reader, writer = await running.connect()
         said = PREFACE_AND_SETTINGS + half_a_request(1) + data(1, 60) + half_a_request(3)
         said += data(3, 60) + data(3, 40)
         writer.write(said)
@@ -167,16 +179,16 @@ async def test_a_call_that_is_too_large_closes_the_connection_and_is_counted(
         writer.write(data(1, 41)[:9])  # the header alone is too much
         with suppress(ConnectionError):
             assert await reader.read() == b""
-        [line] = site.lines.of("connection refused")
+        [line] = running.lines.of("connection refused")
         assert line["reason"] == "a call of more than 100 bytes"
         assert line["pid"] == os.getpid()
-        assert site.refusals() == {'vouchd_refusals_total{reason="size"}': 1}
+        assert running.refusals() == {'vouchd_refusals_total{reason="size"}': 1}
         writer.close()
 
 
 async def test_requests_over_the_rate_arrive_in_order(tmp_path: Path) -> None:
-    async with guarded(tmp_path, rate=2000, patience_seconds=0.0) as site:
-        reader, writer = await site.connect()
+    async with running_gate(tmp_path, rate=2000, patience_seconds=0.0) as running:
+        reader, writer = await running.connect()
         flood = PREFACE_AND_SETTINGS + HEADERS * 3200  # more than the burst of 3000
         writer.write(flood)
         assert await reader.readexactly(len(flood)) == flood
@@ -184,12 +196,12 @@ async def test_requests_over_the_rate_arrive_in_order(tmp_path: Path) -> None:
 
 
 async def test_requests_over_the_rate_wait_in_the_socket(tmp_path: Path) -> None:
-    async with guarded(tmp_path, rate=2, patience_seconds=0.0) as site:
-        _, writer, token = await site.connected()
-        lane = site.gate.admission._fair_queue.lane(site.gate.caller(token).account)
+    async with running_gate(tmp_path, rate=2, patience_seconds=0.0) as running:
+        _, writer, token = await running.connected()
+        lane = running.gate.admission._fair_queue.lane(running.gate.caller(token).account)
         flood = HEADERS * 3200
         writer.write(flood)
-        [connection] = site.gate._connections.values()
+        [connection] = running.gate._connections.values()
         relay = connection._relay
         assert relay is not None
         await until(lambda: relay.outbound.waiting and relay.outbound.bytes > len(HELLO))
@@ -202,19 +214,19 @@ async def test_the_start_of_an_uncounted_call_does_not_release_a_counted_one(
     tmp_path: Path,
 ) -> None:
     """The server begins with a call of an unknown method before it has a message."""
-    async with guarded(tmp_path, patience_seconds=math.inf) as site:
-        one, two = await site.connected(), await site.connected()
+    async with running_gate(tmp_path, patience_seconds=math.inf) as running:
+        one, two = await running.connected(), await running.connected()
         for (reader, writer, _), said in ((one, half_a_request(1)), (two, whole_request(1))):
             writer.write(said)
             assert await reader.readexactly(len(said)) == said
         unknown, counted = one[2], two[2]
-        lane = site.gate.admission._fair_queue.lane(site.gate.caller(counted).account)
+        lane = running.gate.admission._fair_queue.lane(running.gate.caller(counted).account)
         next_turn = asyncio.Event()
         assert not lane.pass_or_wait(next_turn.set)
-        site.gate.begin_call(unknown)
+        running.gate.begin_call(unknown)
         await settle()
         assert not next_turn.is_set()
-        site.gate.begin_call(counted)
+        running.gate.begin_call(counted)
         async with asyncio.timeout(5):
             await next_turn.wait()
         for _, writer, _ in (one, two):
@@ -231,7 +243,9 @@ async def test_the_connect_to_a_busy_inner_server_is_retried(tmp_path: Path) -> 
         sock.setblocking(False)
         sock.connect_ex(str(tmp_path / "inner"))
     outer = listen(tmp_path / "outer")
-    gate = Gate(asyncio.get_running_loop(), str(tmp_path / "inner"), admission(), Lines().log, 10.0)
+    gate = Gate(
+        asyncio.get_running_loop(), str(tmp_path / "inner"), admission(), FakeLog().log, 10.0
+    )
     gate.start(outer)
     _, writer = await asyncio.open_unix_connection(tmp_path / "outer")
     await until(lambda: len(gate) == 1)
@@ -275,7 +289,7 @@ async def test_a_busy_inner_server_ends_the_connection_after_the_last_retry(tmp_
 async def test_a_missing_inner_server_is_logged_once_and_leaks_no_descriptor(
     tmp_path: Path,
 ) -> None:
-    lines = Lines()
+    lines = FakeLog()
     outer = listen(tmp_path / "outer")
     gate = Gate(asyncio.get_running_loop(), str(tmp_path / "missing"), admission(), lines.log, 10.0)
     gate.start(outer)
@@ -288,11 +302,11 @@ async def test_a_missing_inner_server_is_logged_once_and_leaks_no_descriptor(
     outer.close()
 
 
-async def test_a_caller_that_answers_the_ping_is_proven(site: Site) -> None:
-    reader, writer, name = await site.connected()
-    caller = site.gate.caller(name)
+async def test_a_caller_that_answers_the_ping_is_proven(running: RunningGate) -> None:
+    reader, writer, name = await running.connected()
+    caller = running.gate.caller(name)
     async with asyncio.TaskGroup() as tasks:
-        proof = tasks.create_task(site.gate.prove_sender(caller))
+        proof = tasks.create_task(running.gate.prove_sender(caller))
         question = await reader.readexactly(17)
         assert not proof.done()
         writer.write(question[:4] + b"\x01" + question[5:])
@@ -302,23 +316,23 @@ async def test_a_caller_that_answers_the_ping_is_proven(site: Site) -> None:
     writer.close()
 
 
-async def test_a_caller_that_hangs_up_instead_fails_the_proof(site: Site) -> None:
-    reader, writer, name = await site.connected()
+async def test_a_caller_that_hangs_up_instead_fails_the_proof(running: RunningGate) -> None:
+    reader, writer, name = await running.connected()
 
     async def hang_up() -> None:
         await reader.readexactly(17)
         writer.close()
 
-    proof = site.gate.prove_sender(site.gate.caller(name))
+    proof = running.gate.prove_sender(running.gate.caller(name))
     async with asyncio.timeout(5):
         outcome, _ = await asyncio.gather(proof, hang_up(), return_exceptions=True)
     assert isinstance(outcome, PeerGoneError)
 
 
-async def test_an_ended_connection_cannot_be_proven(site: Site) -> None:
-    _, writer, name = await site.connected()
-    caller = site.gate.caller(name)
+async def test_an_ended_connection_cannot_be_proven(running: RunningGate) -> None:
+    _, writer, name = await running.connected()
+    caller = running.gate.caller(name)
     writer.close()
-    await until(lambda: len(site.gate) == 0)
+    await until(lambda: len(running.gate) == 0)
     with pytest.raises(PeerGoneError):
-        await site.gate.prove_sender(caller)
+        await running.gate.prove_sender(caller)

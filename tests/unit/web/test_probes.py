@@ -17,7 +17,7 @@ from agent.rate_limit import RateLimit
 from agent.web.probes import Probes, expose
 from tests.support import scrape
 from tests.support.agent import PATIENCE_SECONDS
-from tests.support.fakes import Lines
+from tests.support.fakes import FakeLog
 
 GET = b"GET /live HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -28,11 +28,11 @@ async def served(
     *,
     text: Callable[[], str] = lambda: "vouchd_entries 1\n",
     not_ready_because: Callable[[], Sequence[str]] = tuple,
-    lines: Lines | None = None,
+    lines: FakeLog | None = None,
     connection_seconds: float = PATIENCE_SECONDS,
     connection_limit: RateLimit | None = None,
 ) -> AsyncIterator[None]:
-    log = (lines or Lines()).log
+    log = (lines or FakeLog()).log
     probes = Probes(
         text,
         not_ready_because,
@@ -94,7 +94,7 @@ async def test_ready_names_the_reason_while_the_agent_is_not_ready(tmp_path: Pat
 async def test_other_requests_are_refused_and_log_nothing(
     tmp_path: Path, request_: bytes, status: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    lines = Lines()
+    lines = FakeLog()
     async with served(tmp_path / "t", lines=lines):
         found, body = await ask(tmp_path / "t", request_)
     assert found == status
@@ -134,7 +134,7 @@ async def test_an_internal_error_is_logged_and_not_sent_to_the_client(tmp_path: 
     def broken() -> str:
         raise ZeroDivisionError("secret")
 
-    lines = Lines()
+    lines = FakeLog()
     async with served(tmp_path / "t", text=broken, lines=lines):
         status, body = await get(tmp_path / "t", "/metrics")
         assert (status, "secret" in body) == (500, False)

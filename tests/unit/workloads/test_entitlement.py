@@ -18,7 +18,7 @@ from agent.spiffe.ids import SpiffeId, TrustDomain
 from agent.telemetry.throttled_log import PER_KEY, Rate
 from agent.workloads.entitlement import Entitlements
 from attestors.api import AttestorError, Findings, Selector, WorkloadRef
-from tests.support.fakes import FakeAttestor, FakeClock, Lines
+from tests.support.fakes import FakeAttestor, FakeClock, FakeLog
 
 USER, PROGRAM = Selector("fake", "user"), Selector("fake", "program:x")
 
@@ -41,12 +41,12 @@ class Site:
         clock: FakeClock | None = None,
         attest: Callable[[WorkloadRef], Awaitable[Findings]] = find,
     ) -> None:
-        self.lines = Lines()
+        self.lines = FakeLog()
         self.proved: list[Caller] = []
         self.error: Exception | None = None
         self.while_proving: Callable[[], object] = lambda: None
         self.entitlements = Entitlements(
-            WorkloadAttestor([FakeAttestor(attest)], Lines().log),
+            WorkloadAttestor([FakeAttestor(attest)], FakeLog().log),
             EntrySet(
                 tuple(
                     Entry(
@@ -169,7 +169,7 @@ class Remembered(FakeAttestor):
 
 async def test_a_match_is_reused_only_while_entries_and_time_give_the_same(me: Caller) -> None:
     """The attestation is reused: the same selectors match other entries, or at another time."""
-    clock, lines = FakeClock(), Lines()
+    clock, lines = FakeClock(), FakeLog()
     ends = clock.now() + timedelta(minutes=1)
 
     async def prove(_caller: Caller) -> None:

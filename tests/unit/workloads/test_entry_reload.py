@@ -18,7 +18,7 @@ from agent.workloads.entitlement import Entitlement, Entitlements
 from agent.workloads.entry_reload import LOGGED_PROBLEMS, EntryReloader
 from agent.workloads.streams import Streams
 from attestors.api import Selector
-from tests.support.fakes import FakeAttestor, FakeClock, Lines
+from tests.support.fakes import FakeAttestor, FakeClock, FakeLog
 from tests.unit.workloads.test_streams import Stub
 
 SELECTOR = Selector("fake", "a")
@@ -42,7 +42,7 @@ class Site:
     """Entries in force, and those that the next load finds: an exception is raised instead."""
 
     def __init__(self) -> None:
-        self.lines, clock = Lines(), FakeClock()
+        self.lines, clock = FakeLog(), FakeClock()
         self.found: EntrySet | Exception = entries("one")
         attestor = WorkloadAttestor([FakeAttestor()], self.lines.log)
         self.entitlements = Entitlements(attestor, entries("one"), _prove, clock, self.lines.log)

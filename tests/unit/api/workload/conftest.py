@@ -23,7 +23,7 @@ from agent.spiffe.ids import TrustDomain
 from agent.spiffe.keys import KeyType
 from agent.workloads.entitlement import Entitlement
 from attestors.api import Selector
-from tests.support.fakes import FakeClock, Lines, identity
+from tests.support.fakes import FakeClock, FakeLog, identity
 from tests.support.settings import settings
 
 TD = TrustDomain("example.org")
@@ -44,8 +44,8 @@ HOUR = dt.timedelta(hours=1)
 SETTINGS = settings(authority={"jwt_svid_ttl": "1h"})
 
 
-class Site:
-    """The API, for a caller that has `identities`. `asked` has each `releasing`."""
+class ServedApi:
+    """The Workload API for one caller; `asked` records `releasing` of each attestation."""
 
     def __init__(self, keystore: Keystore, *, open_verifiers: bool = False) -> None:
         self.identities: tuple[Identity, ...] | VouchdError = (identity("a"),)
@@ -53,7 +53,7 @@ class Site:
         self.asked: list[bool] = []
         self.selectors: frozenset[Selector] = frozenset()
         self.clock = FakeClock()
-        self.lines = Lines()
+        self.lines = FakeLog()
         policy = AuthorityPolicy(
             trust_domain=TD, key_type=KeyType.EC_P256, ttl=dt.timedelta(days=1)
         )
@@ -95,14 +95,14 @@ def keystore(tmp_path: Path) -> Iterator[Keystore]:
 
 
 @pytest.fixture
-def site(keystore: Keystore) -> Iterator[Site]:
-    site = Site(keystore)
-    yield site
-    site.authority.close()
+def served(keystore: Keystore) -> Iterator[ServedApi]:
+    served = ServedApi(keystore)
+    yield served
+    served.authority.close()
 
 
-async def first_x509(site: Site) -> pb.X509SVIDResponse:
-    stream = site.api.fetch_x509_svid(CALLER, pb.X509SVIDRequest())
+async def first_x509(served: ServedApi) -> pb.X509SVIDResponse:
+    stream = served.api.fetch_x509_svid(CALLER, pb.X509SVIDRequest())
     response = await anext(stream)
     await stream.aclose()
     assert isinstance(response, pb.X509SVIDResponse)
@@ -113,8 +113,8 @@ def jwt_request(*audience: str, spiffe_id: str = "") -> pb.JWTSVIDRequest:
     return pb.JWTSVIDRequest(audience=audience or ["a"], spiffe_id=spiffe_id)
 
 
-def bundle_streams(site: Site) -> list[AsyncGenerator[Any, None]]:
+def bundle_streams(served: ServedApi) -> list[AsyncGenerator[Any, None]]:
     return [
-        site.api.fetch_x509_bundles(CALLER, pb.X509BundlesRequest()),
-        site.api.fetch_jwt_bundles(CALLER, pb.JWTBundlesRequest()),
+        served.api.fetch_x509_bundles(CALLER, pb.X509BundlesRequest()),
+        served.api.fetch_jwt_bundles(CALLER, pb.JWTBundlesRequest()),
     ]

@@ -17,7 +17,7 @@ from agent.telemetry.audit import selectors_sha256
 from agent.telemetry.plain import to_plain
 from attestors.api import Selector
 from tests.support.fakes import identity
-from tests.unit.api.workload.conftest import CALLER, HOUR, Site, first_x509, jwt_request
+from tests.unit.api.workload.conftest import CALLER, HOUR, ServedApi, first_x509, jwt_request
 
 
 def hinted(name: str, hint: str = "") -> Identity:
@@ -25,27 +25,27 @@ def hinted(name: str, hint: str = "") -> Identity:
 
 
 async def test_callers_with_the_same_svids_share_one_response_until_the_keys_are_replaced(
-    site: Site,
+    served: ServedApi,
 ) -> None:
-    first = await first_x509(site)
-    assert await first_x509(site) is first
-    await site.clock.advance(HOUR)
-    renewed = await first_x509(site)
+    first = await first_x509(served)
+    assert await first_x509(served) is first
+    await served.clock.advance(HOUR)
+    renewed = await first_x509(served)
     assert renewed.svids[0].x509_svid_key != first.svids[0].x509_svid_key
     gc.collect()
     assert sys.getrefcount(first) == 2, "one here, one of the call"
 
 
-async def test_svids_come_in_the_order_of_the_entries(site: Site) -> None:
-    site.identities = (identity("c"), identity("a"), identity("b"))
+async def test_svids_come_in_the_order_of_the_entries(served: ServedApi) -> None:
+    served.identities = (identity("c"), identity("a"), identity("b"))
     ids = ["spiffe://example.org/c", "spiffe://example.org/a", "spiffe://example.org/b"]
-    assert [svid.spiffe_id for svid in (await first_x509(site)).svids] == ids
-    tokens = await site.api.fetch_jwt_svid(CALLER, jwt_request())
+    assert [svid.spiffe_id for svid in (await first_x509(served)).svids] == ids
+    tokens = await served.api.fetch_jwt_svid(CALLER, jwt_request())
     assert [svid.spiffe_id for svid in tokens.svids] == ids
 
 
-async def test_the_first_of_several_svids_keeps_a_common_hint(site: Site) -> None:
-    site.identities = (
+async def test_the_first_of_several_svids_keeps_a_common_hint(served: ServedApi) -> None:
+    served.identities = (
         hinted("a", "x"),
         hinted("b", "x"),
         hinted("c", "y"),
@@ -53,21 +53,23 @@ async def test_the_first_of_several_svids_keeps_a_common_hint(site: Site) -> Non
         identity("e"),
     )
     hints = ["x", "", "y", "", ""]
-    assert [svid.hint for svid in (await first_x509(site)).svids] == hints
-    tokens = await site.api.fetch_jwt_svid(CALLER, jwt_request())
+    assert [svid.hint for svid in (await first_x509(served)).svids] == hints
+    tokens = await served.api.fetch_jwt_svid(CALLER, jwt_request())
     assert [svid.hint for svid in tokens.svids] == hints
 
 
-async def test_a_jwt_svid_for_one_requested_spiffe_id(site: Site) -> None:
-    site.identities = (identity("a"), identity("b"))
+async def test_a_jwt_svid_for_one_requested_spiffe_id(served: ServedApi) -> None:
+    served.identities = (identity("a"), identity("b"))
     request = jwt_request(spiffe_id="spiffe://example.org/b")
-    [svid] = (await site.api.fetch_jwt_svid(CALLER, request)).svids
+    [svid] = (await served.api.fetch_jwt_svid(CALLER, request)).svids
     assert svid.spiffe_id == "spiffe://example.org/b"
 
 
-async def test_a_caller_gets_no_jwt_svid_for_a_spiffe_id_that_it_does_not_have(site: Site) -> None:
+async def test_a_caller_gets_no_jwt_svid_for_a_spiffe_id_that_it_does_not_have(
+    served: ServedApi,
+) -> None:
     with pytest.raises(NoIdentityError):
-        await site.api.fetch_jwt_svid(CALLER, jwt_request(spiffe_id="spiffe://example.org/z"))
+        await served.api.fetch_jwt_svid(CALLER, jwt_request(spiffe_id="spiffe://example.org/z"))
 
 
 @pytest.mark.parametrize(
@@ -83,49 +85,49 @@ async def test_a_caller_gets_no_jwt_svid_for_a_spiffe_id_that_it_does_not_have(s
     ],
 )
 async def test_a_malformed_request_is_refused_before_any_attestation(
-    site: Site, request_: pb.JWTSVIDRequest
+    served: ServedApi, request_: pb.JWTSVIDRequest
 ) -> None:
-    site.identities = AssertionError("attested")  # type: ignore[assignment]
+    served.identities = AssertionError("attested")  # type: ignore[assignment]
     with pytest.raises(RequestError):
-        await site.api.fetch_jwt_svid(CALLER, request_)
+        await served.api.fetch_jwt_svid(CALLER, request_)
 
 
 async def test_an_svid_that_cannot_be_issued_does_not_delay_the_others(
-    site: Site, monkeypatch: pytest.MonkeyPatch
+    served: ServedApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    site.identities = (identity("a"), identity("b"))
-    sign = site.authority.sign_x509
+    served.identities = (identity("a"), identity("b"))
+    sign = served.authority.sign_x509
 
     def sign_some(request: Any) -> Any:
         if request.spiffe_id.path == "/a":
             raise AuthorityError("not this one")
         return sign(request)
 
-    monkeypatch.setattr(site.authority, "sign_x509", sign_some)
+    monkeypatch.setattr(served.authority, "sign_x509", sign_some)
     for _ in range(20):
-        [svid] = (await first_x509(site)).svids
+        [svid] = (await first_x509(served)).svids
         assert svid.spiffe_id == "spiffe://example.org/b"
-    assert site.lines.of("svid not issued")[0]["entry_id"] == "a"
-    assert len(site.lines.of("svid not issued")) < 10
-    site.identities = (identity("a"),)
+    assert served.lines.of("svid not issued")[0]["entry_id"] == "a"
+    assert len(served.lines.of("svid not issued")) < 10
+    served.identities = (identity("a"),)
     with pytest.raises(AuthorityError, match="not this one"):
-        await first_x509(site)
+        await first_x509(served)
 
 
-async def test_the_audit_trail_has_every_svid_of_every_message(site: Site) -> None:
-    site.identities = (identity("a"), identity("b"))
-    stream = site.api.fetch_x509_svid(CALLER, pb.X509SVIDRequest())
+async def test_the_audit_trail_has_every_svid_of_every_message(served: ServedApi) -> None:
+    served.identities = (identity("a"), identity("b"))
+    stream = served.api.fetch_x509_svid(CALLER, pb.X509SVIDRequest())
     first = cast("pb.X509SVIDResponse", await anext(stream))
-    site.identities = (identity("b"), identity("c"))
+    served.identities = (identity("b"), identity("c"))
     second = cast("pb.X509SVIDResponse", await anext(stream))
     await stream.aclose()
-    tokens = (await site.api.fetch_jwt_svid(CALLER, jwt_request("x", "y"))).svids
+    tokens = (await served.api.fetch_jwt_svid(CALLER, jwt_request("x", "y"))).svids
     issued = [
         x509.load_der_x509_certificate(svid.x509_svid)
         for response in (first, second)
         for svid in response.svids
     ]
-    lines = site.lines.of("svid issued")
+    lines = served.lines.of("svid issued")
     assert [(line["serial"], line["expires_at"]) for line in lines[:4]] == [
         (f"{leaf.serial_number:x}", to_plain(leaf.not_valid_after_utc)) for leaf in issued
     ]
@@ -136,49 +138,49 @@ async def test_the_audit_trail_has_every_svid_of_every_message(site: Site) -> No
     assert {line["kind"] for line in lines[4:]} == {"jwt"}
 
 
-async def test_the_audit_trail_names_the_evidence_of_each_svid(site: Site) -> None:
+async def test_the_audit_trail_names_the_evidence_of_each_svid(served: ServedApi) -> None:
     """A later attestation of the same caller may have other selectors."""
-    site.selectors = frozenset({Selector("unix", "uid:1001")})
-    await first_x509(site)
-    await site.api.fetch_jwt_svid(CALLER, jwt_request())
-    digests = [line.get("selectors_sha256") for line in site.lines.of("svid issued")]
-    assert digests == [selectors_sha256(site.selectors)] * 2
+    served.selectors = frozenset({Selector("unix", "uid:1001")})
+    await first_x509(served)
+    await served.api.fetch_jwt_svid(CALLER, jwt_request())
+    digests = [line.get("selectors_sha256") for line in served.lines.of("svid issued")]
+    assert digests == [selectors_sha256(served.selectors)] * 2
 
 
 async def test_an_svid_that_could_not_be_issued_is_neither_audited_nor_served(
-    site: Site, monkeypatch: pytest.MonkeyPatch
+    served: ServedApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    site.identities = (identity("a"), identity("b"))
-    sign = site.authority.sign_x509
+    served.identities = (identity("a"), identity("b"))
+    sign = served.authority.sign_x509
 
     def sign_some(request: Any) -> Any:
         if request.spiffe_id.path == "/a":
             raise AuthorityError("not this one")
         return sign(request)
 
-    monkeypatch.setattr(site.authority, "sign_x509", sign_some)
-    await first_x509(site)
-    assert [line["entry_id"] for line in site.lines.of("svid issued")] == ["b"]
-    [served] = site.streams.served(CALLER)
-    assert served.method == "FetchX509SVID"
-    assert [each.entry_id for each in served.identities] == ["b"]
+    monkeypatch.setattr(served.authority, "sign_x509", sign_some)
+    await first_x509(served)
+    assert [line["entry_id"] for line in served.lines.of("svid issued")] == ["b"]
+    [stream] = served.streams.served(CALLER)
+    assert stream.method == "FetchX509SVID"
+    assert [each.entry_id for each in stream.identities] == ["b"]
 
 
-async def test_wit_svids_are_not_served(site: Site) -> None:
+async def test_wit_svids_are_not_served(served: ServedApi) -> None:
     with pytest.raises(VouchdError, match="WIT"):
-        site.api.fetch_wit(CALLER, pb.WITSVIDRequest())
+        served.api.fetch_wit(CALLER, pb.WITSVIDRequest())
 
 
 async def test_the_first_response_after_a_suspend_longer_than_every_lifetime_is_valid(
-    site: Site,
+    served: ServedApi,
 ) -> None:
-    stream = site.api.fetch_x509_svid(CALLER, pb.X509SVIDRequest())
+    stream = served.api.fetch_x509_svid(CALLER, pb.X509SVIDRequest())
     await anext(stream)
     await stream.aclose()
-    site.clock.set(site.clock.now() + 100 * HOUR)
-    [svid] = (await first_x509(site)).svids
+    served.clock.set(served.clock.now() + 100 * HOUR)
+    [svid] = (await first_x509(served)).svids
     leaf = x509.load_der_x509_certificate(svid.x509_svid)
-    assert leaf.not_valid_before_utc <= site.clock.now() < leaf.not_valid_after_utc
-    token = (await site.api.fetch_jwt_svid(CALLER, jwt_request())).svids[0].svid
+    assert leaf.not_valid_before_utc <= served.clock.now() < leaf.not_valid_after_utc
+    token = (await served.api.fetch_jwt_svid(CALLER, jwt_request())).svids[0].svid
     request = pb.ValidateJWTSVIDRequest(audience="a", svid=token)
-    assert (await site.api.validate_jwt_svid(CALLER, request)).spiffe_id
+    assert (await served.api.validate_jwt_svid(CALLER, request)).spiffe_id

@@ -13,15 +13,15 @@ from agent.errors import AttestationError, NoIdentityError, PeerError
 from agent.pb import workloadapi_pb2 as pb
 from attestors.api import Selector
 from tests.support.fakes import identity, settle
-from tests.unit.api.workload.conftest import CALLER, HOUR, Site, bundle_streams
+from tests.unit.api.workload.conftest import CALLER, HOUR, ServedApi, bundle_streams
 
 
-async def is_silent(site: Site, stream: Responses, *, attestations: int) -> bool:
+async def is_silent(served: ServedApi, stream: Responses, *, attestations: int) -> bool:
     """Wait for so many further attestations of the caller; whether the stream sends nothing."""
-    enough = len(site.asked) + attestations
+    enough = len(served.asked) + attestations
     async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
         reading = tasks.create_task(_read(stream))
-        while len(site.asked) < enough and not reading.done():
+        while len(served.asked) < enough and not reading.done():
             await asyncio.sleep(0.001)
         await settle()
         silent = not reading.done()
@@ -33,22 +33,22 @@ async def _read(stream: Responses) -> None:
     await anext(stream)
 
 
-async def test_a_stream_sends_a_renewal(site: Site) -> None:
-    stream = site.api.fetch_x509_svid(CALLER, pb.X509SVIDRequest())
+async def test_a_stream_sends_a_renewal(served: ServedApi) -> None:
+    stream = served.api.fetch_x509_svid(CALLER, pb.X509SVIDRequest())
     first = await anext(stream)
-    site.clock.set(site.clock.now() + HOUR / 2)
-    site.svids.renew_due()
+    served.clock.set(served.clock.now() + HOUR / 2)
+    served.svids.renew_due()
     second = await anext(stream)
     await stream.aclose()
     assert first != second
-    assert not site.svids._watchers
+    assert not served.svids._watchers
 
 
-async def test_bundle_streams_send_a_new_authority(site: Site) -> None:
-    certificates, keys = bundle_streams(site)
+async def test_bundle_streams_send_a_new_authority(served: ServedApi) -> None:
+    certificates, keys = bundle_streams(served)
     before = [await anext(certificates), await anext(keys)]
-    site.clock.set(site.clock.now() + 21 * HOUR)
-    await site.authority.take_due_steps()
+    served.clock.set(served.clock.now() + 21 * HOUR)
+    await served.authority.take_due_steps()
     after = [await anext(certificates), await anext(keys)]
     assert before[0] != after[0]
     assert before[1] != after[1]
@@ -57,32 +57,32 @@ async def test_bundle_streams_send_a_new_authority(site: Site) -> None:
 
 
 async def test_a_change_causes_one_attestation_and_an_equal_response_is_not_sent(
-    site: Site,
+    served: ServedApi,
 ) -> None:
-    site.api.policy = ServingPolicy(review=Review(HOUR, lambda: 0.0))
-    stream = site.api.fetch_x509_svid(CALLER, pb.X509SVIDRequest())
+    served.api.policy = ServingPolicy(review=Review(HOUR, lambda: 0.0))
+    stream = served.api.fetch_x509_svid(CALLER, pb.X509SVIDRequest())
     await anext(stream)
-    site.streams.wake(lambda _stream: True)
-    assert await is_silent(site, stream, attestations=1)
-    assert len(site.asked) == 2
-    assert len(site.lines.of("svid issued")) == 1
+    served.streams.wake(lambda _stream: True)
+    assert await is_silent(served, stream, attestations=1)
+    assert len(served.asked) == 2
+    assert len(served.lines.of("svid issued")) == 1
 
 
-async def test_the_caller_is_attested_before_each_message(site: Site) -> None:
-    stream = site.api.fetch_x509_svid(CALLER, pb.X509SVIDRequest())
+async def test_the_caller_is_attested_before_each_message(served: ServedApi) -> None:
+    stream = served.api.fetch_x509_svid(CALLER, pb.X509SVIDRequest())
     await anext(stream)
-    site.identities = NoIdentityError("gone")
-    site.streams.wake(lambda _stream: True)
+    served.identities = NoIdentityError("gone")
+    served.streams.wake(lambda _stream: True)
     with pytest.raises(NoIdentityError):
         await anext(stream)
 
 
-async def test_a_stream_retries_soon_while_an_attestor_fails(site: Site) -> None:
-    site.api.policy = ServingPolicy(review=Review(HOUR, lambda: 0.0, retry_seconds=0.01))
-    site.complete = False
-    stream = site.api.fetch_x509_svid(CALLER, pb.X509SVIDRequest())
+async def test_a_stream_retries_soon_while_an_attestor_fails(served: ServedApi) -> None:
+    served.api.policy = ServingPolicy(review=Review(HOUR, lambda: 0.0, retry_seconds=0.01))
+    served.complete = False
+    stream = served.api.fetch_x509_svid(CALLER, pb.X509SVIDRequest())
     await anext(stream)
-    site.complete, site.identities = True, (identity("a"), identity("b"))
+    served.complete, served.identities = True, (identity("a"), identity("b"))
     response = await anext(stream)
     assert isinstance(response, pb.X509SVIDResponse)
     assert len(response.svids) == 2
@@ -90,44 +90,44 @@ async def test_a_stream_retries_soon_while_an_attestor_fails(site: Site) -> None
 
 
 async def test_a_review_that_fails_ends_the_stream(
-    site: Site,
+    served: ServedApi,
 ) -> None:
-    stream = site.api.fetch_x509_svid(CALLER, pb.X509SVIDRequest())
+    stream = served.api.fetch_x509_svid(CALLER, pb.X509SVIDRequest())
     await anext(stream)
-    site.identities = PeerError("it changed")
+    served.identities = PeerError("it changed")
     with pytest.raises(PeerError):
         await anext(stream)
-    assert site.asked == [True, False]
+    assert served.asked == [True, False]
 
 
-async def test_a_stream_sends_an_identity_that_a_review_finds(site: Site) -> None:
-    stream = site.api.fetch_x509_svid(CALLER, pb.X509SVIDRequest())
+async def test_a_stream_sends_an_identity_that_a_review_finds(served: ServedApi) -> None:
+    stream = served.api.fetch_x509_svid(CALLER, pb.X509SVIDRequest())
     await anext(stream)
-    site.identities = (identity("a"), identity("b"))
+    served.identities = (identity("a"), identity("b"))
     response = await anext(stream)
     await stream.aclose()
     assert isinstance(response, pb.X509SVIDResponse)
     assert len(response.svids) == 2
-    assert site.asked == [True, False, True], "attested again before the release"
+    assert served.asked == [True, False, True], "attested again before the release"
 
 
-async def test_a_review_without_a_change_sends_nothing(site: Site) -> None:
-    stream = site.api.fetch_x509_svid(CALLER, pb.X509SVIDRequest())
+async def test_a_review_without_a_change_sends_nothing(served: ServedApi) -> None:
+    stream = served.api.fetch_x509_svid(CALLER, pb.X509SVIDRequest())
     await anext(stream)
-    assert await is_silent(site, stream, attestations=3)
-    assert len(site.lines.of("svid issued")) == 1
+    assert await is_silent(served, stream, attestations=3)
+    assert len(served.lines.of("svid issued")) == 1
 
 
 @pytest.mark.parametrize("failing", ["every attestor", "one attestor"])
-async def test_a_stream_stays_open_while_attestors_fail(site: Site, failing: str) -> None:
-    site.identities = (identity("a"), identity("b"))
-    stream = site.api.fetch_x509_svid(CALLER, pb.X509SVIDRequest())
+async def test_a_stream_stays_open_while_attestors_fail(served: ServedApi, failing: str) -> None:
+    served.identities = (identity("a"), identity("b"))
+    stream = served.api.fetch_x509_svid(CALLER, pb.X509SVIDRequest())
     await anext(stream)
     if failing == "every attestor":
-        site.identities = AttestationError("the engine is down")
+        served.identities = AttestationError("the engine is down")
     else:
-        site.complete, site.identities = False, (identity("a"),)
-    assert await is_silent(site, stream, attestations=3)
+        served.complete, served.identities = False, (identity("a"),)
+    assert await is_silent(served, stream, attestations=3)
 
 
 def test_reviews_are_spread_and_never_later_than_the_interval() -> None:
@@ -137,31 +137,31 @@ def test_reviews_are_spread_and_never_later_than_the_interval() -> None:
     assert Review(minute, lambda: 1.0).seconds(complete=False) == pytest.approx(10)
 
 
-async def test_a_reload_uses_the_attestation_of_the_last_review(site: Site) -> None:
-    stream = site.api.fetch_x509_svid(CALLER, pb.X509SVIDRequest())
+async def test_a_reload_uses_the_attestation_of_the_last_review(served: ServedApi) -> None:
+    stream = served.api.fetch_x509_svid(CALLER, pb.X509SVIDRequest())
     await anext(stream)
-    [opened] = site.streams.open
-    site.selectors = frozenset({Selector("unix", "uid:1")})
-    asked = len(site.asked)
+    [opened] = served.streams.open
+    served.selectors = frozenset({Selector("unix", "uid:1")})
+    asked = len(served.asked)
     async with asyncio.TaskGroup() as tasks:
         reading = tasks.create_task(anext(stream))
-        while len(site.asked) < asked + 2:
+        while len(served.asked) < asked + 2:
             await asyncio.sleep(0.01)
         assert opened.entitlement is not None
         assert opened.entitlement.attestation is not None
-        assert opened.entitlement.attestation.selectors == site.selectors
+        assert opened.entitlement.attestation.selectors == served.selectors
         reading.cancel()
     await stream.aclose()
 
 
-async def test_a_step_of_the_jwt_authority_does_not_wake_x509_streams(site: Site) -> None:
-    x509_stream = site.api.fetch_x509_svid(CALLER, pb.X509SVIDRequest())
+async def test_a_step_of_the_jwt_authority_does_not_wake_x509_streams(served: ServedApi) -> None:
+    x509_stream = served.api.fetch_x509_svid(CALLER, pb.X509SVIDRequest())
     await anext(x509_stream)
-    asked = len(site.asked)
-    await site.authority.prepare(AuthorityKind.JWT)
-    [stream] = site.streams.open
+    asked = len(served.asked)
+    await served.authority.prepare(AuthorityKind.JWT)
+    [stream] = served.streams.open
     assert not stream.changed.is_set()
-    await site.authority.prepare(AuthorityKind.X509)
+    await served.authority.prepare(AuthorityKind.X509)
     assert stream.changed.is_set()
-    assert len(site.asked) == asked
+    assert len(served.asked) == asked
     await x509_stream.aclose()

@@ -13,7 +13,7 @@ from agent.pb import workloadapi_pb2 as pb
 from tests.unit.api.workload.conftest import (
     CALLER,
     HOUR,
-    Site,
+    ServedApi,
     bundle_streams,
     first_x509,
     jwt_request,
@@ -25,38 +25,42 @@ from tests.unit.api.workload.conftest import (
     [pb.ValidateJWTSVIDRequest(audience="a"), pb.ValidateJWTSVIDRequest(svid="x.y.z")],
 )
 async def test_validation_needs_the_audience_and_the_token(
-    site: Site, request_: pb.ValidateJWTSVIDRequest
+    served: ServedApi, request_: pb.ValidateJWTSVIDRequest
 ) -> None:
     with pytest.raises(RequestError, match="must be specified"):
-        await site.api.validate_jwt_svid(CALLER, request_)
+        await served.api.validate_jwt_svid(CALLER, request_)
 
 
-async def test_a_token_of_this_authority_is_valid_and_its_claims_are_returned(site: Site) -> None:
-    token = (await site.api.fetch_jwt_svid(CALLER, jwt_request("a", "b"))).svids[0].svid
+async def test_a_token_of_this_authority_is_valid_and_its_claims_are_returned(
+    served: ServedApi,
+) -> None:
+    token = (await served.api.fetch_jwt_svid(CALLER, jwt_request("a", "b"))).svids[0].svid
     request = pb.ValidateJWTSVIDRequest(audience="b", svid=token)
-    valid = await site.api.validate_jwt_svid(CALLER, request)
+    valid = await served.api.validate_jwt_svid(CALLER, request)
     assert valid.spiffe_id == "spiffe://example.org/a"
     assert list(cast("Any", valid.claims["aud"])) == ["a", "b"]
     assert valid.claims["sub"] == "spiffe://example.org/a"
-    assert valid.claims["exp"] == int((site.clock.now() + HOUR).timestamp())
+    assert valid.claims["exp"] == int((served.clock.now() + HOUR).timestamp())
 
 
-async def test_an_expired_token_is_not_valid(site: Site) -> None:
-    token = (await site.api.fetch_jwt_svid(CALLER, jwt_request())).svids[0].svid
-    site.clock.set(site.clock.now() + HOUR + dt.timedelta(minutes=1))
+async def test_an_expired_token_is_not_valid(served: ServedApi) -> None:
+    token = (await served.api.fetch_jwt_svid(CALLER, jwt_request())).svids[0].svid
+    served.clock.set(served.clock.now() + HOUR + dt.timedelta(minutes=1))
     with pytest.raises(RequestError, match="expired"):
-        await site.api.validate_jwt_svid(
+        await served.api.validate_jwt_svid(
             CALLER, pb.ValidateJWTSVIDRequest(audience="a", svid=token)
         )
 
 
-async def test_a_caller_without_an_identity_gets_no_bundle_and_no_validation(site: Site) -> None:
-    site.identities = NoIdentityError("none")
-    for stream in bundle_streams(site):
+async def test_a_caller_without_an_identity_gets_no_bundle_and_no_validation(
+    served: ServedApi,
+) -> None:
+    served.identities = NoIdentityError("none")
+    for stream in bundle_streams(served):
         with pytest.raises(NoIdentityError):
             await anext(stream)
     with pytest.raises(NoIdentityError):
-        await site.api.validate_jwt_svid(
+        await served.api.validate_jwt_svid(
             CALLER, pb.ValidateJWTSVIDRequest(audience="a", svid="x.y.z")
         )
 
@@ -64,15 +68,15 @@ async def test_a_caller_without_an_identity_gets_no_bundle_and_no_validation(sit
 async def test_allow_unauthenticated_verifiers_gives_every_caller_bundles_and_validation(
     keystore: Keystore,
 ) -> None:
-    site = Site(keystore, open_verifiers=True)
-    token = (await site.api.fetch_jwt_svid(CALLER, jwt_request())).svids[0].svid
-    site.identities = NoIdentityError("none")
-    for stream in bundle_streams(site):
+    served = ServedApi(keystore, open_verifiers=True)
+    token = (await served.api.fetch_jwt_svid(CALLER, jwt_request())).svids[0].svid
+    served.identities = NoIdentityError("none")
+    for stream in bundle_streams(served):
         response = await anext(stream)
         assert list(response.bundles) == ["spiffe://example.org"]
         await stream.aclose()
     request = pb.ValidateJWTSVIDRequest(audience="a", svid=token)
-    assert (await site.api.validate_jwt_svid(CALLER, request)).spiffe_id
+    assert (await served.api.validate_jwt_svid(CALLER, request)).spiffe_id
     with pytest.raises(NoIdentityError):
-        await first_x509(site)
-    site.authority.close()
+        await first_x509(served)
+    served.authority.close()

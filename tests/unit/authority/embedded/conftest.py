@@ -17,7 +17,7 @@ from agent.authority.x509_template import X509SvidRequest
 from agent.spiffe import keys
 from agent.spiffe.ids import SpiffeId, TrustDomain
 from agent.spiffe.keys import KeyType
-from tests.support.fakes import FakeClock, Lines
+from tests.support.fakes import FakeClock, FakeLog
 
 TD = TrustDomain("example.org")
 DAY = dt.timedelta(days=1)
@@ -47,9 +47,9 @@ def open_authority(keystore: Keystore, clock: FakeClock) -> Iterator[Open]:
     opened: list[EmbeddedAuthority] = []
 
     def open_again(
-        policy: AuthorityPolicy = POLICY, lines: Lines | None = None
+        policy: AuthorityPolicy = POLICY, lines: FakeLog | None = None
     ) -> EmbeddedAuthority:
-        opened.append(EmbeddedAuthority.open(policy, keystore, clock, (lines or Lines()).log))
+        opened.append(EmbeddedAuthority.open(policy, keystore, clock, (lines or FakeLog()).log))
         return opened[-1]
 
     yield open_again

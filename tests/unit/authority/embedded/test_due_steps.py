@@ -13,7 +13,7 @@ from agent.authority.issuance import IssuanceError
 from agent.authority.keystore import Keystore, KeystoreError
 from agent.spiffe.jwt_rules import validate_jwt_svid
 from agent.spiffe.x509_rules import validate_x509_svid
-from tests.support.fakes import START, FakeClock, Lines
+from tests.support.fakes import START, FakeClock, FakeLog
 from tests.unit.authority.embedded.conftest import (
     DAY,
     HOUR,
@@ -77,7 +77,7 @@ async def test_a_retired_authority_leaves_the_bundle_after_its_last_svid(
 async def test_a_step_is_on_disk_before_it_takes_effect(
     open_authority: Open, clock: FakeClock, keystore: Keystore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lines = Lines()
+    lines = FakeLog()
     authority = open_authority(lines=lines)
     before = authority.bundle.document()
     clock.set(START + 13 * HOUR)
@@ -131,7 +131,7 @@ async def test_after_a_suspend_past_every_expiry_due_steps_restore_signing(
 async def test_the_loop_survives_a_full_disk_and_logs_it(
     open_authority: Open, keystore: Keystore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lines = Lines()
+    lines = FakeLog()
     authority = open_authority(lines=lines)
     clock.set(START + 13 * HOUR)
     failed: asyncio.Queue[None] = asyncio.Queue()

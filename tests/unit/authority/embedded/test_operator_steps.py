@@ -8,7 +8,7 @@ import pytest
 
 from agent.authority.authority_set import AuthorityKind
 from agent.authority.embedded import RotationError
-from tests.support.fakes import Lines
+from tests.support.fakes import FakeLog
 from tests.unit.authority.embedded.conftest import Open, states
 
 
@@ -62,7 +62,7 @@ async def test_of_two_simultaneous_preparations_one_is_refused(open_authority: O
 
 
 async def test_each_change_of_state_is_logged(open_authority: Open) -> None:
-    lines = Lines()
+    lines = FakeLog()
     authority = open_authority(lines=lines)
     former = authority.authorities.active_jwt.id
     successor = await authority.prepare(AuthorityKind.JWT)

@@ -26,7 +26,7 @@ from agent.spiffe.keys import KeyType
 from agent.svids.disk_cache import FILE as CACHE_FILE
 from agent.svids.disk_cache import DiskCache, cache_secret
 from agent.svids.x509 import X509Svids
-from tests.support.fakes import FakeClock, Lines, identity
+from tests.support.fakes import FakeClock, FakeLog, identity
 
 TD = TrustDomain("example.org")
 HOUR = dt.timedelta(hours=1)
@@ -116,7 +116,7 @@ async def boot(files: Files, directory: Path) -> bytes:
     for name, content in files.items():
         (directory / name).write_bytes(content)
         (directory / name).chmod(0o600)
-    clock, lines = FakeClock(), Lines()
+    clock, lines = FakeClock(), FakeLog()
     with closing(Keystore(directory)) as keystore:
         authority = EmbeddedAuthority.open(POLICY, keystore, clock, lines.log)
         authority.close()
@@ -137,7 +137,7 @@ async def test_each_remainder_is_the_state_before_or_after_a_step(
     disk: Disk, tmp_path: Path
 ) -> None:
     """First start, SVIDs, and two steps of a rotation, cut between all of them."""
-    clock, lines = FakeClock(), Lines()
+    clock, lines = FakeClock(), FakeLog()
     known: list[bytes] = []
     begins = [0]
     with closing(Keystore(disk.directory)) as keystore:

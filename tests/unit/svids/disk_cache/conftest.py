@@ -18,7 +18,7 @@ from agent.spiffe.keys import KeyType
 from agent.svids import disk_cache
 from agent.svids.disk_cache import FILE, DiskCache
 from agent.svids.x509 import X509Svids
-from tests.support.fakes import FakeClock, Lines, identity, settle
+from tests.support.fakes import FakeClock, FakeLog, identity, settle
 
 TD = TrustDomain("example.org")
 TTL = dt.timedelta(hours=1)
@@ -31,7 +31,7 @@ class Host:
 
     def __init__(self, directory: Path) -> None:
         self.clock = FakeClock()
-        self.lines = Lines()
+        self.lines = FakeLog()
         self.keystore = Keystore(directory)
         self.file = directory / FILE
         self.secret = SECRET

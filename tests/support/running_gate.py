@@ -1,4 +1,4 @@
-"""A gate between real sockets and an inner server that echoes."""
+"""A gate between a real public socket and an inner echo server."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from agent.gate.gate import Gate
 from agent.kernel.sender import stamp_senders
 from agent.limits.quotas import REASONS
 from agent.telemetry.metrics import Metrics, Words
-from tests.support.fakes import Lines, admission
+from tests.support.fakes import FakeLog, admission
 from tests.support.scrape import series
 
-# Passes both ways at once: as long as a client's preface, and a whole frame of the server's.
+# As long as a client's preface, and a whole SETTINGS frame of a server: valid in both directions.
 HELLO = bytes([0, 0, 15, 4, 0, 0, 0, 0, 0]) + bytes(15)
 FRAME = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 
 
 @dataclass
-class Site:
-    """A gate, and the peer names (tokens) that its inner server has seen."""
+class RunningGate:
+    """A gate with its socket, log and metrics; `names`: peer names (tokens) at the inner server."""
 
     gate: Gate
     outer: socket.socket
     path: Path
     names: list[str]
-    lines: Lines
+    lines: FakeLog
     metrics: Metrics
 
     def refusals(self) -> dict[str, float]:
@@ -41,7 +41,7 @@ class Site:
         return await asyncio.open_unix_connection(self.path)
 
     async def connected(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, str]:
-        """A connection that reached the inner server, and its peer name there."""
+        """Open a connection to the inner server; return it with its peer name there."""
         before = len(self.names)
         reader, writer = await self.connect()
         writer.write(HELLO)
@@ -59,9 +59,9 @@ def listen(path: Path) -> socket.socket:
 
 
 @asynccontextmanager
-async def guarded(
+async def running_gate(
     tmp_path: Path, *, first_request_seconds: float = 10.0, **admission_options: Any
-) -> AsyncIterator[Site]:
+) -> AsyncIterator[RunningGate]:
     names: list[str] = []
     echoes: set[asyncio.StreamWriter] = set()
 
@@ -77,7 +77,7 @@ async def guarded(
 
     server = await asyncio.start_unix_server(echo, tmp_path / "inner")
     outer = listen(tmp_path / "outer")
-    lines = Lines()
+    lines = FakeLog()
     metrics = Metrics(Words(limits=REASONS))
     gate = Gate(
         asyncio.get_running_loop(),
@@ -88,7 +88,7 @@ async def guarded(
         metrics,
     )
     gate.start(outer)
-    yield Site(gate, outer, tmp_path / "outer", names, lines, metrics)
+    yield RunningGate(gate, outer, tmp_path / "outer", names, lines, metrics)
     gate.close()
     outer.close()
     for writer in list(echoes):
