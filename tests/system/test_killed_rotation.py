@@ -22,6 +22,8 @@ from agent.client.workload import WorkloadClient
 from agent.errors import UnavailableError
 from tests.support.agent import PATIENCE_SECONDS, REPOSITORY, RunningAgent, entry_for_me
 
+pytestmark = pytest.mark.system
+
 
 class MortalAgent(RunningAgent):
     """An agent that is killed at system call number `moment` of a write; 0 is never."""
