@@ -65,10 +65,10 @@ class Selector:
         Raises:
             ValueError: no colon, or one of the two parts is not valid.
         """
-        kind, colon, value = text.partition(":")
+        type_, colon, value = text.partition(":")
         if not colon:
             raise ValueError(f"selector {text!r} is not of the form type:value")
-        return cls(kind, value)
+        return cls(type_, value)
 
     def __str__(self) -> str:
         return f"{self.type}:{self.value}"
@@ -93,9 +93,9 @@ class SelectorKind:
     example: str
     """A whole selector of this kind, such as `unix:uid:1001`."""
     meaning: str
-    """What is true of the process, as the rest of a sentence that begins with "true if"."""
+    """The condition on the process, as the rest of a sentence that begins with "true if"."""
     basis: str
-    """What this rests on: the kernel, the running program, or the answer of an engine."""
+    """The source of the fact: the kernel, the running program, or the answer of an engine."""
 
 
 class AttestorError(Exception):
@@ -103,10 +103,10 @@ class AttestorError(Exception):
 
 
 class WorkloadRef(Protocol):
-    """The process being attested: what the kernel recorded at connect, and pinned reads of /proc.
+    """The process: the kernel's record at connect, and reads of /proc through one descriptor.
 
-    All reads go through one descriptor of the process's own `/proc` directory; they never reach a
-    successor with the same PID. The reference is valid until `attest` returns, and only on the
+    The descriptor is that of the process's own `/proc` directory: no read reaches a successor with
+    the same PID. The reference is valid until `attest` returns, and only on the
     thread of the event loop: for work in a thread, `open` the file first and hand over its
     descriptor.
 
@@ -174,7 +174,7 @@ class Findings:
     The log and `vouchd explain` show `notes` and `pending` to operators; callers never see them.
 
     Raises:
-        TypeError: a field does not hold what its type says.
+        TypeError: a field has a value of another type.
         ValueError: a selector in `program` is not among the selectors.
     """
 
@@ -273,5 +273,5 @@ class Attestor(Protocol):
         ...
 
     async def close(self) -> None:
-        """Release what was opened. Called once, at stop, and if the agent cannot start."""
+        """Release every resource. The agent calls it once: at stop, or if it cannot start."""
         ...

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 # These engines do not serve the Docker Engine API.
 _OTHER_ENGINES = frozenset({Engine.CONTAINERD, Engine.CRIO, Engine.FARGATE})
 
-_ENGINE = "the engine, and the cgroup"
+_BASIS = "the engine, and the cgroup"
 
 
 class DockerOptions(Options):
@@ -48,23 +48,23 @@ class DockerAttestor:
 
     name: ClassVar[str] = "docker"
     selectors: ClassVar[tuple[SelectorKind, ...]] = (
-        SelectorKind("docker:label:tier:front", "the container has this label", _ENGINE),
+        SelectorKind("docker:label:tier:front", "the container has this label", _BASIS),
         SelectorKind(
-            "docker:env:MODE=fast", "it was created with this environment variable", _ENGINE
+            "docker:env:MODE=fast", "it was created with this environment variable", _BASIS
         ),
         SelectorKind(
-            "docker:image_id:nginx:1.29", "it was created from an image of this name", _ENGINE
+            "docker:image_id:nginx:1.29", "it was created from an image of this name", _BASIS
         ),
         SelectorKind(
             "docker:image_config_digest:sha256:<64 hex digits>",
             "it was created from exactly this image",
-            _ENGINE,
+            _BASIS,
         ),
-        SelectorKind("docker:container_name:web", "it has this name now", _ENGINE),
-        SelectorKind("docker:compose_project:shop", "Compose created it for this project", _ENGINE),
-        SelectorKind("docker:compose_service:web", "Compose created it for this service", _ENGINE),
+        SelectorKind("docker:container_name:web", "it has this name now", _BASIS),
+        SelectorKind("docker:compose_project:shop", "Compose created it for this project", _BASIS),
+        SelectorKind("docker:compose_service:web", "Compose created it for this service", _BASIS),
         SelectorKind(
-            "docker:engine:docker", "it belongs to this engine, `docker` or `podman`", _ENGINE
+            "docker:engine:docker", "it belongs to this engine, `docker` or `podman`", _BASIS
         ),
     )
     Options: ClassVar[type[BaseModel]] = DockerOptions

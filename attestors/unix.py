@@ -63,8 +63,8 @@ SHOWN_NAMELESS = 5
 _KERNEL = "the kernel, at connect"
 _PROGRAM = "the running program"
 _PROGRAM_KINDS = ("path:", "sha256:")
-# The path of the executable is over 4,095 bytes; the process has no memory map, and so no
-# executable, since its first thread ended. A new try gives the same.
+# ENAMETOOLONG: the path is over 4,095 bytes. ENOENT: the first thread has ended, and with it the
+# memory map of the process. A retry gives the same.
 _PERMANENT = frozenset({errno.ENAMETOOLONG, errno.ENOENT})
 
 K = TypeVar("K", bound="Hashable")
@@ -163,7 +163,7 @@ class UnixAttestor:
             except ProcessLookupError as error:
                 raise AttestorError("the process exited") from error
             except OSError as error:
-                _sort(error, what, notes, pending)
+                _note_read_error(error, what, notes, pending)
         selectors, program = _selectors(tuple(facts))
         return Findings(selectors, tuple(notes), tuple(pending), program)
 
@@ -231,7 +231,7 @@ class UnixAttestor:
         return [f"sha256:{await self._digests.get(workload, key, until)}"]
 
 
-def _sort(error: OSError, what: str, notes: list[str], pending: list[str]) -> None:
+def _note_read_error(error: OSError, what: str, notes: list[str], pending: list[str]) -> None:
     """Note an error of a read of the executable, which costs no other kind of selector."""
     if isinstance(error, PermissionError):
         notes.append(

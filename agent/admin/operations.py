@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from agent.attestation.attestor import WorkloadAttestor
     from agent.attestation.result import Attested, Report
     from agent.authority.authority_set import JwtAuthority, X509Authority
-    from agent.authority.embedded import EmbeddedAuthority
     from agent.authority.rotation import Step
+    from agent.authority.signer import ManagedAuthority
     from agent.clock import Clock
     from agent.config.yaml_document import Source
     from agent.entries.entry import EntrySet
@@ -84,7 +84,7 @@ class Operations:
 
     trust_domain: str
     attestors: tuple[str, ...]
-    authority: EmbeddedAuthority
+    authority: ManagedAuthority
     x509_svids: X509Svids
     jwt_svids: JwtSvids
     attestor: WorkloadAttestor

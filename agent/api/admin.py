@@ -1,4 +1,4 @@
-"""The admin API: the methods of proto/admin.proto, for the users whom the configuration names.
+"""The admin API: the methods of proto/admin.proto, for the users that the configuration names.
 
 The mode of the socket keeps other users out. Each call is checked against the credentials of its
 caller as well, and each command that changes something is logged with its caller.

@@ -130,7 +130,7 @@ class Guard:
     def unknown_methods(self) -> grpc.GenericRpcHandler:
         """Return the handler, to be added last, that refuses every other method.
 
-        The call counts: otherwise it would hold back the next calls of its user in the fair queue.
+        The guard counts the call; an uncounted call delays the user's next calls in the fair queue.
         """
         return _AnyMethod(self._refuse_unknown)
 

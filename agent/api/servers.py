@@ -2,7 +2,8 @@
 
 The public server takes a list of APIs. Each names its service and makes its handlers with the
 guard; health and reflection list the names. A further API (SDS, for instance) is one more module
-here and one more element of that list (agent.service.wiring).
+here and, in agent.service.wiring, one more element of `public_apis`; `make_metrics` there takes the
+names of its methods.
 """
 
 from __future__ import annotations

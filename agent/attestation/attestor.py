@@ -216,9 +216,9 @@ class _Attestation:
             PeerError: the credentials differ from those at connect.
         """
         known, now = self._known, self._before
-        if known.checked != now:
+        if known.checked_fingerprint != now:
             check_credentials(now, self._caller.credentials)
-            known.checked = now
+            known.checked_fingerprint = now
         memory = known.memory or self._recall_from_other_connections()
         if memory is None or memory.fingerprint != now:
             memory = Memory(now, self._evidence.executable(self._process))

@@ -54,7 +54,7 @@ class KnownCaller:
 
     process: KnownProcess
     memory: Memory | None = None
-    checked: Fingerprint | None = None
+    checked_fingerprint: Fingerprint | None = None
     """The last fingerprint whose credentials equalled those at connect."""
     latest: Attested | None = None
     """The latest result; None if the process changed during it."""

@@ -7,7 +7,8 @@
 * `write_unsynced` and `append` skip every fsync: cheap, for files that a power cut may damage.
 * A lock (flock(2)) keeps a second agent out of the directory.
 
-The content is bytes; other modules give it a meaning.
+The content is bytes. `agent.authority.embedded` writes authority.json, `agent.svids.disk_cache` the
+cache of SVIDs and its key.
 """
 
 from __future__ import annotations

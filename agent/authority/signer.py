@@ -1,4 +1,4 @@
-"""What the rest of the agent needs of an authority: signatures, the trust bundle, and trust."""
+"""The Protocols of an authority: `Signer` to issue SVIDs, `ManagedAuthority` to administer it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from cryptography import x509
 
+    from agent.authority.authority_set import AuthorityKind, AuthoritySet
     from agent.authority.jwt_issuer import JwtSvid, JwtSvidRequest
+    from agent.authority.rotation import Step
     from agent.authority.x509_template import X509SvidRequest
     from agent.spiffe.bundle import TrustBundle
 
@@ -46,4 +48,61 @@ class Signer(Protocol):
 
     def trusts(self, authority_id: str) -> bool:
         """Whether an SVID of this authority may still be handed out: it is not tainted."""
+        ...
+
+
+class ManagedAuthority(Signer, Protocol):
+    """A signer with keys that an administrator can see and rotate."""
+
+    @property
+    def authorities(self) -> AuthoritySet:
+        """All authorities, with their private keys."""
+        ...
+
+    @property
+    def next_steps(self) -> tuple[Step, ...]:
+        """The next step of each authority, soonest first."""
+        ...
+
+    @property
+    def failure(self) -> str:
+        """Why a due step failed; empty when no step is due."""
+        ...
+
+    @property
+    def can_sign(self) -> bool:
+        """Whether the active authorities of both kinds are valid now."""
+        ...
+
+    async def prepare(self, kind: AuthorityKind) -> str:
+        """Create a successor now and return its ID.
+
+        Raises:
+            RotationError: one is prepared already.
+            KeystoreError: the new state cannot be stored. This holds for all four commands.
+        """
+        ...
+
+    async def activate(self, kind: AuthorityKind) -> str:
+        """Make the prepared authority the active one now and return its ID.
+
+        Raises:
+            RotationError: none is prepared.
+        """
+        ...
+
+    async def taint(self, authority_id: str) -> None:
+        """Replace every SVID that this authority signed, at once.
+
+        Raises:
+            RotationError: no authority has this ID, or it is the active one.
+        """
+        ...
+
+    async def revoke(self, authority_id: str) -> None:
+        """Remove a tainted authority from the bundle now.
+
+        Raises:
+            RotationError: no authority has this ID, or it is not tainted.
+        """
         ...

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Data: TypeAlias = "bool | int | str | datetime | Mapping[str, Data] | Sequence[Data] | None"
 
 _INDENT = "  "
-# A list that fits into a line of this length is printed on one.
+# Print a list of at most this length on one line.
 _LINE_CHARS = 90
 _UNITS = ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
 

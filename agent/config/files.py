@@ -1,7 +1,7 @@
 """Read configuration files and entry files from the disk.
 
 A file that cannot be found or read is a `Problem` on line 1 of that file. All functions here block
-as long as the file system does; `agent.config.file_thread` keeps them off the event loop.
+as long as the file system does; `agent.config.daemon_thread` keeps them off the event loop.
 """
 
 from __future__ import annotations

@@ -35,9 +35,7 @@ def load_configured_entries(settings: Settings, clock: Clock) -> LoadedEntries:
     )
 
 
-def parse_configured_entries(
-    sources: Sequence[Source], settings: Settings, clock: Clock
-) -> LoadedEntries:
+def parse_by_settings(sources: Sequence[Source], settings: Settings, clock: Clock) -> LoadedEntries:
     """Parse registration entries from elsewhere by the rules of these settings.
 
     Raises:

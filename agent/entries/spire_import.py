@@ -1,8 +1,8 @@
 """Convert SPIRE's registration entries to vouchd's.
 
-Two formats are read: the JSON of `spire-server entry show -output json`, and ClusterStaticEntry
-objects of the SPIRE controller manager in YAML. Fields without a counterpart are left out and
-reported. Every converted entry has passed `agent.entries.schema`.
+The importer reads two formats: the JSON of `spire-server entry show -output json`, and
+ClusterStaticEntry objects of the SPIRE controller manager in YAML. It leaves out fields without a
+counterpart, and reports them. Every converted entry has passed `agent.entries.schema`.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ class _Importer:
     parents: int = 0
     _alike: set[tuple[str, frozenset[str]]] = field(default_factory=set)
     _ids: dict[str, int] = field(default_factory=dict)
-    """Each ID in use, with the last number that is known to be in use behind it."""
+    """Each ID in use, with the highest number appended so far."""
 
     def add(self, foreign: _Foreign) -> None:
         name = foreign.id or foreign.spiffe_id

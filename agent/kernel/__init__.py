@@ -4,5 +4,5 @@
 of a connection. `process` holds the pidfd, asks it whether the process is alive, and reads
 `/proc/PID`. `fingerprint` detects a process that changed. `sender` checks the SCM_CREDENTIALS of
 each chunk. `account` names the user and cgroup that a quota counts against. `inspect` shows a
-process to an operator. This room imports no other room; every room may import it.
+process to an operator. This room imports no other room.
 """

@@ -1,4 +1,4 @@
-"""Show a process to an operator: all facts that the kernel states about it, and its ancestors.
+"""Collect facts for an operator: all that the kernel states about a process and its ancestors.
 
 Nothing here is evidence. A process that an operator names by its PID has not connected: the agent
 can only say which identities it would get.
@@ -29,7 +29,7 @@ _NAMESPACES = ("user", "pid", "mnt", "cgroup")
 
 
 def process_by_pid(pid: int) -> Caller:
-    """Make a caller of the process that has this PID now, as if it had just connected: close it.
+    """Return a Caller for this PID, as if the process had just connected. Close the result.
 
     Raises:
         PeerGoneError: there is no such process.

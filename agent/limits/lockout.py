@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 
 # At the start the queue may hold 4096 connections, hung up while no agent was running.
 HANG_UPS_AT_ONCE = 2 * 4096
-# More than any sensible program makes; a loop makes some 200,000. Each second before the next
-# lockout lets so many through, and other users wait behind them for 3 ms.
+# More than any sensible program makes; a loop makes some 200,000. In the second before a lockout
+# the agent takes this many; other users wait 5 ms.
 HANG_UPS_PER_SECOND = 1000.0
 LOCKED_SECONDS = 1.0
-# Users at a time: the kernel walks the list at each connect.
+# Users at a time: the kernel searches the list at each connect.
 MOST_USERS = 64
 # Log lines of each user, and of all users together.
 LINES_PER_USER = Rate(1, 10.0)
@@ -80,7 +80,7 @@ class Lockout:
         self._throttled = ThrottledLog(log, LINES_PER_USER, LINES_IN_ALL, loop.time)
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._retry: asyncio.TimerHandle | None = None
-        self._change(())
+        self._set_locked_out(())
 
     @property
     def users(self) -> Collection[int]:
@@ -108,10 +108,10 @@ class Lockout:
             timer.cancel()
         self._timers.clear()
         if pending:
-            self._change(())
+            self._set_locked_out(())
 
     def _lock(self, uid: int) -> None:
-        if uid in {0, self._owner()} or not self._change((*self._timers, uid)):
+        if uid in {0, self._owner()} or not self._set_locked_out((*self._timers, uid)):
             return
         self._timers[uid] = self._loop.call_later(self._locked_seconds, self._unlock, uid)
         self._signals.refused(Refused.LOCKED_OUT)
@@ -132,7 +132,7 @@ class Lockout:
         if self._retry is not None:
             self._retry.cancel()  # one retry serves all users
             self._retry = None
-        if not self._change(tuple(self._timers)):
+        if not self._set_locked_out(tuple(self._timers)):
             self._retry = self._loop.call_later(self._locked_seconds, self._write_list)
 
     def _owner(self) -> int:
@@ -141,10 +141,10 @@ class Lockout:
         except OSError:
             return -1
 
-    def _change(self, users: Collection[int]) -> bool:
+    def _set_locked_out(self, users: Collection[int]) -> bool:
         """Lock these users out and no others; return whether the list could be written."""
         try:
-            entries = sorted(_locked(_read(self._path), users))
+            entries = sorted(_acl_with(_read(self._path), users))
             os.setxattr(self._path, _ATTRIBUTE, _encode(entries), follow_symlinks=False)
         except OSError as error:
             self._throttled.warning(
@@ -158,7 +158,7 @@ class Lockout:
         return True
 
 
-def _locked(entries: Sequence[AclEntry], users: Collection[int]) -> Sequence[AclEntry]:
+def _acl_with(entries: Sequence[AclEntry], users: Collection[int]) -> Sequence[AclEntry]:
     """Return the operator's entries, and the agent's for these users.
 
     Of two entries for one user the kernel takes the first. After sorting that is the agent's, which

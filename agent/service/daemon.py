@@ -147,9 +147,11 @@ async def _start(settings: Settings, host: Host, stack: AsyncExitStack) -> Runni
         admin = _admin_endpoint(settings, settings.admin_socket_path, parts, host.log, passed)
         await _open(admin, stack)
     readiness = parts.readiness()
-    parts.metrics.watch(readiness.levels)
+    parts.metrics.watch(parts.gauges(readiness).levels)
     await _expose_metrics(settings, parts, readiness, host.log, stack)
-    health = Health(parts.gate, [parts.api.service], readiness.not_ready_because)
+    health = Health(
+        parts.gate, [each.service for each in parts.public_apis], readiness.not_ready_because
+    )
     await _open(_public_endpoint(settings, parts, health, host.log, passed), stack)
 
     async def apply(changed: Settings) -> None:
@@ -184,7 +186,7 @@ def _public_endpoint(
     gate, quotas = parts.gate, parts.gate.admission.quotas
     guard = Guard(gate, quotas, partial(_note_refused_call, parts), log, parts.metrics)
     inner = Path(settings.data_dir) / INNER
-    server = make_public_server([parts.api], guard, health, gate, inner)
+    server = make_public_server(parts.public_apis, guard, health, gate, inner)
     listener = passed.get(AGENT) or Listener(public_socket(settings))
     if AGENT in passed:
         _warn_of_settings_without_effect(settings, log)

@@ -1,4 +1,8 @@
-"""From settings to the arguments of the parts: no other room reads the configuration."""
+"""From settings to the arguments of the parts.
+
+The parts get values, not the settings. `agent.entries.load` is the exception: each load takes the
+settings in force.
+"""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from agent.admin.gauges import Gauges
 from agent.admin.operations import Operations
 from agent.admin.readiness import Readiness
 from agent.api.servers import MAX_CALL_BYTES
@@ -26,7 +27,7 @@ from agent.clock import SystemClock
 from agent.config.daemon_thread import run_in_daemon_thread
 from agent.config.settings import LogLevel
 from agent.config.watch import FileWatch
-from agent.entries.load import load_configured_entries, parse_configured_entries
+from agent.entries.load import load_configured_entries, parse_by_settings
 from agent.gate.admission import Admission
 from agent.gate.gate import Gate
 from agent.kernel.process import boot_id
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
+    from agent.api.servers import Api
     from agent.attestation.result import Attested
     from agent.clock import Clock
     from agent.config.settings import Settings
@@ -124,6 +126,11 @@ class Parts:
         self.issuing.jwt_svids.default_ttl = settings.authority.jwt_svid_ttl
         self.api.policy = serving_policy(settings)
 
+    @property
+    def public_apis(self) -> tuple[Api, ...]:
+        """Every gRPC service on the public socket, besides health and reflection."""
+        return (self.api,)
+
     def operations(self) -> Operations:
         """Make the operations of the admin API on these parts."""
         return Operations(
@@ -145,7 +152,12 @@ class Parts:
 
     def readiness(self) -> Readiness:
         """Make the readiness of these parts."""
-        return Readiness(
+        return Readiness(self.issuing.authority, self.gate)
+
+    def gauges(self, readiness: Readiness) -> Gauges:
+        """Make the gauges of these parts."""
+        return Gauges(
+            readiness=readiness,
             authority=self.issuing.authority,
             x509_svids=self.issuing.x509_svids,
             jwt_svids=self.issuing.jwt_svids,
@@ -155,7 +167,7 @@ class Parts:
         )
 
     def _parse_entries(self, sources: Sequence[Source]) -> EntrySet:
-        return parse_configured_entries(sources, self.current.settings, self.clock).entries
+        return parse_by_settings(sources, self.current.settings, self.clock).entries
 
 
 async def build(settings: Settings, host: Host, stack: AsyncExitStack) -> Parts:

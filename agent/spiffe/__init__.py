@@ -1,4 +1,5 @@
 """The SPIFFE standards as pure functions: IDs, trust bundles, keys, lifetimes, rules of SVIDs.
 
-Every room may import this one. It imports only `agent.errors`.
+It imports only `agent.errors`. Rooms that handle names and SVIDs import it; those of the host side
+(kernel, limits, transport, gate, attestation) do not, and know no SPIFFE ID.
 """

@@ -1,6 +1,6 @@
 """X.509-SVIDs by identity: issued once, shared by all callers with that identity, renewed in time.
 
-* One SVID and one key for each identity. `get` never awaits, so that two callers who ask at the
+* One SVID and one key for each identity. `get` never awaits, so that two callers that ask at the
   same time cannot both cause one to be issued.
 * Renewal is due at half of the lifetime, spread by a tenth. The moment is drawn once for each SVID:
   drawn at every check, the spread would collapse to its early end.

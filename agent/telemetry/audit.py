@@ -5,6 +5,9 @@ the evidence of its attestation. Nothing is read afterwards: the PID may belong 
 
 Lines about SVIDs are never suppressed. Lines about refusals are limited per user and in all, and
 the next line counts the suppressed ones, so that no user can fill the disk.
+
+`Audit` forms the fields. Its `write` is `agent.telemetry.log.LogWriter.audit`, which queues the
+line for the thread of the log; `agent.cli.run` passes it to the daemon as `Host.audit`.
 """
 
 from __future__ import annotations
@@ -89,7 +92,7 @@ class RefusedSender(RefusedConnection):
 
 
 Issued: TypeAlias = "IssuedX509 | IssuedJwt"
-Refused: TypeAlias = "RefusedCall | RefusedConnection"
+Refusal: TypeAlias = "RefusedCall | RefusedConnection"
 
 
 class Evidence(Protocol):
@@ -139,7 +142,7 @@ class Audit:
             holder = self._fields_of_caller(caller, evidence)
             self._write("svid issued", **_fields_of(svid), **holder)
 
-    def refused(self, caller: Caller | None, refusal: Refused) -> None:
+    def refused(self, caller: Caller | None, refusal: Refusal) -> None:
         """Write a refusal. `caller` is None if the kernel could not identify it."""
         if not self.enabled:
             return

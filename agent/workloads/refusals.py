@@ -39,7 +39,7 @@ class Refusals:
         self._by_uid: FIFOCache[int, deque[Refusal]] = FIFOCache(users)
 
     def note(self, credentials: Credentials, call: RefusedCall) -> None:
-        """Add a refusal; drop the oldest of the user, or of the user without one for longest."""
+        """Add a refusal; drop the user's oldest, or the user whose last refusal is oldest."""
         uid = credentials.uid
         refusal = Refusal(
             at=self._clock.now(),

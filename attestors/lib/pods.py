@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from attestors.lib.cgroups import Container
 
-# etcd refuses objects above 1.5 MiB.
+# etcd stores at most 1.5 MiB; JSON may be longer.
 POD_BYTES = 4 << 20
 _ITEMS = re.compile(r'"items"\s*:\s*(?:(?P<list>\[)|null)')
 _SPACE = re.compile(r"\s*")
@@ -83,7 +83,7 @@ class Pod:
     containers: Mapping[str, frozenset[str]]
     ended: bool
 
-    def is_called(self, uid: str) -> bool:
+    def has_uid(self, uid: str) -> bool:
         """Return whether a cgroup with this UID is the pod's; a static pod has its file's hash."""
         return uid in {self.uid, self.static_hash}
 
@@ -111,7 +111,7 @@ class PodList:
         pods = self._by_container.get(container.id, ())
         if not pods:
             return None
-        if len(pods) > 1 or (container.pod_uid and not pods[0].is_called(container.pod_uid)):
+        if len(pods) > 1 or (container.pod_uid and not pods[0].has_uid(container.pod_uid)):
             raise AttestorError(
                 f"the kubelet has container {container.id[:12]} in pod "
                 f"{' and '.join(pod.uid for pod in pods)}, its cgroup says "
@@ -121,7 +121,7 @@ class PodList:
 
     def has_ended(self, container: Container) -> bool:
         """Return whether the container's pod has ended: the container will not appear any more."""
-        return any(pod.ended and pod.is_called(container.pod_uid) for pod in self.pods)
+        return any(pod.ended and pod.has_uid(container.pod_uid) for pod in self.pods)
 
 
 class PodReader:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 TWO_IDENTITIES = entry_for_me("/first", hint="internal", dns_names="[a.example]") + (
     f"  - {{spiffe_id: /second, selectors: ['unix:gid:{os.getgid()}']}}\n"
 )
-NOBODYS = "entries:\n  - {spiffe_id: /other, selectors: ['unix:uid:4294967294']}\n"
+ENTRY_OF_ANOTHER_USER = "entries:\n  - {spiffe_id: /other, selectors: ['unix:uid:4294967294']}\n"
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +39,9 @@ def agent() -> Iterator[RunningAgent]:
 
 
 @pytest.fixture(scope="module")
-def closed_agent() -> Iterator[RunningAgent]:
+def agent_without_entry() -> Iterator[RunningAgent]:
     """An agent without an entry for this process."""
-    running = RunningAgent(NOBODYS)
+    running = RunningAgent(ENTRY_OF_ANOTHER_USER)
     yield running
     running.close()
 
@@ -148,9 +148,9 @@ def test_fetch_bundles_prints_x509_and_jwt_authorities(agent: RunningAgent) -> N
     ],
 )
 def test_a_command_without_an_identity_prints_the_way_out(
-    closed_agent: RunningAgent, arguments: list[str]
+    agent_without_entry: RunningAgent, arguments: list[str]
 ) -> None:
-    outcome = ask(closed_agent, *arguments)
+    outcome = ask(agent_without_entry, *arguments)
     assert outcome == Outcome(
         1,
         "",
@@ -160,8 +160,8 @@ def test_a_command_without_an_identity_prints_the_way_out(
     )
 
 
-def test_health_needs_no_identity(closed_agent: RunningAgent) -> None:
-    assert ask(closed_agent, "health") == Outcome(0, "status  SERVING\n", "")
+def test_health_needs_no_identity(agent_without_entry: RunningAgent) -> None:
+    assert ask(agent_without_entry, "health") == Outcome(0, "status  SERVING\n", "")
 
 
 # --- an agent that is not reachable -----------------------------------------------------------
@@ -212,7 +212,7 @@ def test_an_agent_that_does_not_answer_is_an_error(short_path: Path) -> None:
 
 
 def test_a_server_of_another_protocol_is_an_error(short_path: Path) -> None:
-    with chatting(short_path, b"SSH-2.0-OpenSSH\r\n"):
+    with serving_bytes(short_path, b"SSH-2.0-OpenSSH\r\n"):
         outcome = vouchd("health", "--socket", short_path)
     assert outcome.code == 1
     assert outcome.stderr.startswith("vouchd: the agent cannot answer now (UNAVAILABLE: ")
@@ -225,7 +225,7 @@ def short_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def chatting(path: Path, words: bytes) -> Iterator[None]:
+def serving_bytes(path: Path, content: bytes) -> Iterator[None]:
     """A server that sends the same bytes on each connection and closes it."""
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(path))
@@ -238,7 +238,7 @@ def chatting(path: Path, words: bytes) -> Iterator[None]:
             except OSError:
                 return
             with connection, suppress(OSError):
-                connection.sendall(words)
+                connection.sendall(content)
 
     thread = threading.Thread(target=serve)
     thread.start()

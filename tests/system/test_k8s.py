@@ -37,7 +37,7 @@ FORGED = {
     "of a service": f"system.slice/web.service/kubepods.slice/{SLICE}/cri-containerd-{ID}.scope",
     "below another container": f"kubepods/pod{uuid.UUID(int=7)}/{OTHER}/pod{UID}/{ID}",
     "outside of the kubelet's tree": f"elsewhere/pod{UID}/{ID}",
-    "of a runtime unknown to us": f"sandbox/17/kubepods/burstable/pod{UID}/{ID}",
+    "of an unknown runtime": f"sandbox/17/kubepods/burstable/pod{UID}/{ID}",
     "of a build": f"docker/buildkit/kc2mx/kubepods.slice/{SLICE}/cri-containerd-{ID}.scope",
 }
 
@@ -50,7 +50,7 @@ def kubelet() -> Iterator[KubeletServer]:
 
 @contextmanager
 def asking(agent: RunningAgent, path: str) -> Iterator[Asker]:
-    """A process in this cgroup, which asks the agent when the test says so."""
+    """A process in this cgroup that calls the agent at each request of the test."""
     with ExitStack() as stack:
         place = stack.enter_context(cgroups.directory(path))
 

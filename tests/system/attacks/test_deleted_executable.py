@@ -1,8 +1,8 @@
 """The trusted program was removed from the host, and one of its processes still runs.
 
-The link in `/proc` still shows the name, followed by " (deleted)". A tolerant agent cuts this off,
-because a package update looks like that for a moment. vouchd finds no file of that name and reports
-no path.
+The link in `/proc` still shows the name, followed by " (deleted)". A tolerant agent removes the
+suffix, because a package update looks like that for a moment. vouchd finds no file of that name and
+reports no path.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Four thousand connections that send nothing, or stop in the middle of the preface.
+"""Four thousand connections send nothing, or stop in the middle of the preface.
 
 Each costs the client one descriptor and the agent several: a naive agent soon has none left, before
 any attestation. vouchd raises its limit to the host's, closes connections without a request after a

@@ -50,8 +50,6 @@ def test_findings_keep_the_very_set_of_an_attestor() -> None:
     ("type_", "value", "error"),
     [("unix", 1, TypeError), (1, "x", TypeError), ("a:b", "x", ValueError), ("a", "", ValueError)],
 )
-def test_selector_of_other_values_than_text_is_refused(
-    type_: Any, value: Any, error: type[Exception]
-) -> None:
+def test_malformed_selector_is_refused(type_: Any, value: Any, error: type[Exception]) -> None:
     with pytest.raises(error):
         Selector(type_, value)

@@ -138,5 +138,7 @@ def test_no_signals_discards_all_reports() -> None:
     with Stopwatch(NO_SIGNALS, Stage.SEND):
         pass
     NO_SIGNALS.attested("unix", 1.0, failed=True)
+    NO_SIGNALS.waited()
     NO_SIGNALS.refused(Refused.OTHER)
     NO_SIGNALS.ended("FetchX509SVID", "OK")
+    assert not vars(NO_SIGNALS), "it keeps nothing"

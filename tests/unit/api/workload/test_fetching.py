@@ -58,7 +58,9 @@ async def test_the_first_of_several_svids_keeps_a_common_hint(served: ServedApi)
     assert [svid.hint for svid in tokens.svids] == hints
 
 
-async def test_a_jwt_svid_for_one_requested_spiffe_id(served: ServedApi) -> None:
+async def test_a_caller_that_requests_one_spiffe_id_gets_no_other_jwt_svid(
+    served: ServedApi,
+) -> None:
     served.identities = (identity("a"), identity("b"))
     request = jwt_request(spiffe_id="spiffe://example.org/b")
     [svid] = (await served.api.fetch_jwt_svid(CALLER, request)).svids
@@ -92,7 +94,7 @@ async def test_a_malformed_request_is_refused_before_any_attestation(
         await served.api.fetch_jwt_svid(CALLER, request_)
 
 
-async def test_an_svid_that_cannot_be_issued_does_not_delay_the_others(
+async def test_a_caller_gets_its_other_svids_when_one_cannot_be_issued(
     served: ServedApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served.identities = (identity("a"), identity("b"))

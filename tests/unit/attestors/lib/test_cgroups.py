@@ -42,19 +42,19 @@ def test_layout_yields_its_container(path: Path) -> None:
 
 
 def test_same_container_has_the_same_directory() -> None:
-    init = located(f"0::/system.slice/docker-{A}.scope/init.scope")
-    inside = located(f"0::/system.slice/docker-{A}.scope/system.slice/cron.service")
-    elsewhere = located(f"0::/other.slice/docker-{A}.scope")
+    init = container_in(f"0::/system.slice/docker-{A}.scope/init.scope")
+    inside = container_in(f"0::/system.slice/docker-{A}.scope/system.slice/cron.service")
+    elsewhere = container_in(f"0::/other.slice/docker-{A}.scope")
     assert init.is_same(inside)
     assert not init.is_same(elsewhere)
-    assert not init.is_same(located(f"0::/system.slice/docker-{B}.scope"))
+    assert not init.is_same(container_in(f"0::/system.slice/docker-{B}.scope"))
     assert not init.is_same(None)
 
 
-def test_hierarchy_that_only_one_of_two_has_is_not_compared() -> None:
-    one = located(f"2:cpu:/docker/{A}\n0::/")
-    assert one.is_same(located(f"3:pids:/x\n2:cpu:/docker/{A}"))
-    assert not one.is_same(located(f"3:pids:/docker/{A}"))
+def test_comparison_ignores_a_hierarchy_of_one_process_only() -> None:
+    one = container_in(f"2:cpu:/docker/{A}\n0::/")
+    assert one.is_same(container_in(f"3:pids:/x\n2:cpu:/docker/{A}"))
+    assert not one.is_same(container_in(f"3:pids:/docker/{A}"))
 
 
 def test_skipped_line_is_quoted_without_control_characters() -> None:
@@ -69,7 +69,7 @@ def test_container_without_id_or_cgroup_is_refused(missing: dict[str, Any]) -> N
         Container(**{**good, **missing})
 
 
-def located(text: str) -> Container:
+def container_in(text: str) -> Container:
     found = locate(text.encode()).container
     assert found is not None
     return found

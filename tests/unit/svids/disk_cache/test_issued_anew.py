@@ -5,8 +5,9 @@ from __future__ import annotations
 import datetime as dt
 
 from agent.authority.authority_set import AuthorityKind
+from agent.svids.sealed_file import unseal
 from tests.support.fakes import START, identity
-from tests.unit.svids.disk_cache.conftest import MINUTE, Host
+from tests.unit.svids.disk_cache.conftest import MINUTE, SECRET, TD, Host
 
 
 async def test_an_svid_that_is_due_at_the_start_is_issued_anew(host: Host) -> None:
@@ -69,18 +70,21 @@ async def test_after_the_clock_was_set_back_svids_are_issued_anew(host: Host) ->
         before = agent.serials("a")
     host.clock.set(START - dt.timedelta(seconds=9))
     async with host.agent() as agent:
-        # The authority was backdated by ten seconds, and so can sign.
+        # The authority is valid from ten seconds before its creation, and so can sign.
         assert agent.serials("a") != before
 
 
 async def test_the_key_of_a_single_process_is_never_on_disk(host: Host) -> None:
     mine = identity(holder="process:1")
     async with host.agent() as agent:
-        before = agent.svids.get(mine)
-        agent.serials("shared")
+        of_one_process = agent.svids.get(mine)
+        shared = agent.svids.get(identity("shared"))
+    stored = unseal(host.file.read_bytes(), SECRET, TD)
+    assert [each.key_der for each in stored.svids] == [shared.key_der]
+    files = [each.read_bytes() for each in host.keystore.directory.iterdir()]
+    assert not any(of_one_process.key_der in content for content in files)
     async with host.agent() as agent:
-        assert host.lines.of("svid cache loaded")[-1]["count"] == 1
-        assert agent.svids.get(mine).key_der != before.key_der
+        assert agent.svids.get(mine).key_der != of_one_process.key_der
 
 
 async def test_a_restored_backup_gives_no_svid_that_is_due(host: Host) -> None:
