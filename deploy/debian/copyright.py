@@ -28,9 +28,9 @@ CLASSIFIER = "License :: OSI Approved :: "
 
 def licence(package: Distribution) -> str:
     """The licence of a package in one line: its expression, name, or classifier."""
-    told = package.metadata.json
-    lines = str(told.get("license_expression") or told.get("license") or "").splitlines()
-    classes = [each for each in told.get("classifier", []) if each.startswith(CLASSIFIER)]
+    metadata = package.metadata.json
+    lines = str(metadata.get("license_expression") or metadata.get("license") or "").splitlines()
+    classes = [each for each in metadata.get("classifier", []) if each.startswith(CLASSIFIER)]
     return lines[0] if lines else ", ".join(each.removeprefix(CLASSIFIER) for each in classes)
 
 

@@ -73,7 +73,7 @@ class Cast:
 
 
 def cast_of_root() -> Cast:
-    """Use three users, which need no account: the kernel knows numbers."""
+    """Use three UIDs; the demo needs no accounts for them."""
     return Cast(
         selectors={"orders": f"unix:uid:{ORDERS_UID}", "payments": f"unix:uid:{PAYMENTS_UID}"},
         service=[sys.executable],
@@ -169,7 +169,7 @@ def agent(folder: Path, *, keep: bool) -> Iterator[int]:
 
 
 def wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> None:
-    """Wait for the line that says so."""
+    """Wait for the ready line in the agent's log."""
     while " ready on " not in log.read_text():
         if process.poll() is not None:
             sys.exit(f"the agent did not start:\n{log.read_text()}")
@@ -274,7 +274,7 @@ def explained(folder: Path) -> Iterator[None]:
 
 
 def explore(folder: Path, pid: int) -> None:
-    """Say what can be tried with the agent that stays."""
+    """Print commands to try with the agent, which keeps running."""
     vouchd = shlex.quote(os.path.relpath(VOUCHD))
     print(f"""The agent stays, with its files in {folder}:
 

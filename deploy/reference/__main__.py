@@ -1,4 +1,4 @@
-"""Write what is generated from the code: `python -m deploy.reference [DIRECTORY]`.
+"""Write the files that are generated from the code: `python -m deploy.reference [DIRECTORY]`.
 
 Without a directory: the tables in docs/reference, and config/schema. With one: the manual pages.
 """
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def files() -> dict[Path, str]:
-    """What each generated file of the checkout should hold."""
+    """Return the content of each generated file of the checkout, by path."""
     found = {
         ROOT / f"config/schema/{name}.schema.json": (
             json.dumps(schema_of(model), indent=2, ensure_ascii=False) + "\n"

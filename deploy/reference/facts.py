@@ -31,7 +31,7 @@ _TYPES = {
 # --- keys of files ------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Key:
-    """A key of a file: its type and default as they are written, and its meaning."""
+    """A key of a file: its type and default as written in YAML, and its meaning."""
 
     name: str
     type: str
@@ -85,7 +85,7 @@ def _sections(
 
 
 def _section_in(value: dict[str, Any], defs: dict[str, Any]) -> dict[str, Any] | None:
-    """The mapping that a value is, or may be, or whose list it is."""
+    """Return the mapping schema of a value, of an optional value or of a list's items."""
     options = [value, *(_resolved(each, defs) for each in value.get("anyOf", ()))]
     for option in [*options, *(_resolved(each.get("items", {}), defs) for each in options)]:
         if "properties" in option:
@@ -94,7 +94,7 @@ def _section_in(value: dict[str, Any], defs: dict[str, Any]) -> dict[str, Any] |
 
 
 def _resolved(schema: dict[str, Any], defs: dict[str, Any]) -> dict[str, Any]:
-    """A schema together with the definition that it refers to; its own words come first."""
+    """Merge a schema with the definition it refers to; the schema's own keys take precedence."""
     return {**defs.get(schema.get("$ref", "").rpartition("/")[2], {}), **schema}
 
 
@@ -143,7 +143,7 @@ def _bounds(value: dict[str, Any]) -> str:
 
 
 def _written(default: object, value: dict[str, Any]) -> str:
-    """A default as YAML has it; nothing if there is none to be written."""
+    """Return a default in YAML; an empty string if no default can be written."""
     match default:
         case bool():
             return str(default).lower()
@@ -197,7 +197,7 @@ def _commands(command: click.Command, context: click.Context) -> Iterator[Comman
 
 
 def _options(context: click.Context) -> Iterator[tuple[str, str]]:
-    """Flags and meaning of each option; --help goes without saying."""
+    """Return flags and meaning of each option except --help."""
     for parameter in context.command.get_params(context):
         is_shown = isinstance(parameter, click.Option) and "--help" not in parameter.opts
         if is_shown and (record := parameter.get_help_record(context)):

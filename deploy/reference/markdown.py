@@ -25,7 +25,7 @@ _PART = re.compile(
 
 
 def with_generated(text: str) -> str:
-    """A document with its generated sections as the code says now.
+    """Return a document with its sections generated from the present code.
 
     Raises:
         KeyError: a section is unknown.

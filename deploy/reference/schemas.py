@@ -38,14 +38,16 @@ class _Generator(GenerateJsonSchema):
     def model_schema(self, schema: ModelSchema) -> JsonSchemaValue:
         made = super().model_schema(schema)
         models = itertools.takewhile(lambda each: each is not BaseModel, schema["cls"].__mro__)
-        for model in (each for each in models if each.__name__.isidentifier()):  # none with [...]
+        for model in (
+            each for each in models if each.__name__.isidentifier()
+        ):  # no generic classes such as A[B]
             for name, text in _described(model).items():
                 made["properties"][name].setdefault("description", text)
         return made
 
     def default_schema(self, schema: WithDefaultSchema) -> JsonSchemaValue:
         made = super().default_schema(schema)
-        # The one number that is written as text is a file mode.
+        # The only number written as text is a file mode.
         if made.get("type") == "string" and isinstance(made.get("default"), int):
             made["default"] = f"{made['default']:04o}"
         return made
@@ -77,7 +79,7 @@ def _described(model: type[BaseModel]) -> dict[str, str]:
 
 
 def _without_fillers(schema: Any) -> Any:
-    """None and "" are how our models say "left out"; they cannot be written."""
+    """Remove None and "", the models' defaults for absent keys: a file cannot contain them."""
     if isinstance(schema, list):
         return [_without_fillers(item) for item in schema]
     if not isinstance(schema, dict):

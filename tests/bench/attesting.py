@@ -1,4 +1,4 @@
-"""What each attestor takes: the first time and again, for one caller and for many at once."""
+"""Latency of each attestor: first and repeated, for one caller and for many at once."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Making = Callable[[], Attestor]
 
 
 def measure() -> list[Finding]:
-    """Milliseconds until the last of them has its answer; and the price of a long list."""
+    """Measure the milliseconds until the last caller has its selectors, and a long pod list."""
     long = (finding for pods in LISTED for finding in asyncio.run(_long_list(pods)))
     return [*asyncio.run(_measure()), *long]
 
@@ -53,7 +53,7 @@ async def _measure() -> list[Finding]:
 
 
 async def _long_list(count: int) -> list[Finding]:
-    """What it takes, and what of it the agent's own event loop pays."""
+    """Measure a pod list: the total time, and the part that blocks the event loop."""
     with KubeletServer() as kubelet:
         pods = [_long_pod(number) for number in range(count)]
         kubelet.body = json.dumps({"kind": "PodList", "items": pods}).encode()
@@ -86,7 +86,7 @@ async def _long_list(count: int) -> list[Finding]:
 
 
 def _long_pod(number: int) -> dict[str, object]:
-    """A pod of some 7 KB, as usual with managed fields and a few variables."""
+    """Return a pod of about 7 KB, a usual size with managed fields and variables."""
     long = pod(f"web-{number}", None, app=f"{number:064x}")
     fields = {f"f:key-{each}": {"f:value": "y" * 40} for each in range(60)}
     long["metadata"]["managedFields"] = [{"manager": "kubelet", "fieldsV1": fields}]
@@ -123,7 +123,7 @@ async def _systemd(process: WorkloadRef) -> list[Finding]:
         click.echo(f"attestors: systemd left out, {lacking}", err=True)
         return []
     async with SystemBus() as bus:
-        # By PID: the library that plays the manager mixes up descriptors it receives at once.
+        # By PID: the D-Bus library of the fake manager mixes up concurrently received descriptors.
         bus.methods.remove("GetUnitByPIDFD")
         options = SystemdOptions(bus=bus.address)
         return await _rows("systemd", process, lambda: SystemdAttestor(options, AttestorContext()))

@@ -1,7 +1,7 @@
 """The baseline: a bare grpc.aio server on a Unix socket that answers with given bytes.
 
-`python baseline.py SOCKET DIRECTORY`: the directory has a file for each method, named like it. On
-SIGUSR1 every open stream gets its message again, as at a change of the bundle.
+`python baseline.py SOCKET DIRECTORY`: the directory has a file for each method, with its name. On
+SIGUSR1 each open stream gets its message again, as after a change of the bundle.
 
 It imports nothing of the agent, since its start is measured too.
 """
@@ -30,7 +30,7 @@ Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 
 
 class Bare:
-    """The methods. `begin` is told the peer of each call."""
+    """The methods of the server. `begin` gets the peer of each call."""
 
     def __init__(self, answers: Answers, begin: Callable[[str], object] | None = None) -> None:
         self._answers = answers
@@ -38,12 +38,12 @@ class Bare:
         self._changed = asyncio.Event()
 
     def push(self) -> None:
-        """Each open stream gets its message again."""
+        """Send the message on each open stream again."""
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
     def handlers(self) -> grpc.GenericRpcHandler:
-        """For the server."""
+        """Return the gRPC handler of the methods."""
         return grpc.method_handlers_generic_handler(
             SERVICE, {name: self._handler(name) for name in self._answers}
         )
@@ -72,7 +72,7 @@ class Bare:
 
 
 async def start(bare: Bare, socket: str) -> grpc.aio.Server:
-    """Serve there. The streams stay open, as the agent's do."""
+    """Serve on a socket. Streams stay open, as the agent's do."""
     server = grpc.aio.server()
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, bare.push)
     server.add_generic_rpc_handlers((bare.handlers(),))
@@ -82,18 +82,18 @@ async def start(bare: Bare, socket: str) -> grpc.aio.Server:
 
 
 async def until_killed(server: grpc.aio.Server) -> None:
-    """Say that it serves, and go on."""
+    """Print the ready line and serve."""
     print("ready", flush=True)  # noqa: T201 - the bench waits for it
     await server.wait_for_termination()
 
 
 async def serve(socket: str, answers: Answers) -> None:
-    """With nothing before it."""
+    """Serve without a gate."""
     await until_killed(await start(Bare(answers), socket))
 
 
 def run(serving: Callable[[str, Answers], Coroutine[None, None, None]]) -> None:
-    """Serve what the command line says."""
+    """Serve the responses that the command line names."""
     socket, directory = sys.argv[1:]
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         answers = {file.name: file.read_bytes() for file in Path(directory).iterdir()}

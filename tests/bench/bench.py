@@ -1,4 +1,4 @@
-"""`make bench`: what the agent costs, against a bare grpc.aio server in the same run.
+"""`make bench`: the agent's costs, compared with a bare grpc.aio server in the same run.
 
 CPU time of the server's process, and latencies as a client sees them; the clients run elsewhere and
 are not measured. Servers take turns, round by round: only ratios within one run mean something.
@@ -42,7 +42,7 @@ from tests.bench import (
 from tests.bench.findings import OURS, Finding, RefusedError
 from tests.bench.servers import Server, all_servers, other_server, still
 
-# Connections at once that the agent needs descriptors for, where they are many.
+# The greatest number of concurrent connections of scenarios with many.
 CONNECTIONS = {
     "storm": max(storm.SIZES),
     "edits": max(edits.STREAMS),
@@ -79,18 +79,18 @@ def _floods(_other: Server | None) -> Iterator[list[Finding]]:
     if os.geteuid() == 0:
         yield floods.measure()
     else:
-        click.echo("floods: left out, since only root can be two users", err=True)
+        click.echo("floods: skipped, needs root for two users", err=True)
 
 
 def _instructions(_other: Server | None) -> Iterator[list[Finding]]:
     if missing := instructions.missing():
         lacking = f"{' and '.join(missing)} not found (Debian: valgrind)"
-        click.echo(f"instructions: left out, {lacking}", err=True)
+        click.echo(f"instructions: skipped, {lacking}", err=True)
     else:
         yield instructions.measure()
 
 
-# Those of the first part are what clients do, whoever serves.
+# CLIENT_SIDE works with any Workload API server, INSIDE with vouchd only.
 CLIENT_SIDE: dict[str, Callable[[Server | None], Iterator[list[Finding]]]] = {
     "calls": _calls,
     "storm": _storm,
@@ -110,10 +110,10 @@ SCENARIOS = {**CLIENT_SIDE, **INSIDE}
 
 
 def in_own_process(measure: Callable[..., list[Finding]], *arguments: float) -> list[Finding]:
-    """What it finds in a process in which nothing else was done."""
+    """Run `measure` in a new process and return its findings."""
     context = get_context("spawn")
     with ProcessPoolExecutor(1, context, initializer=_end_by_sigterm) as pool:
-        with _ctrl_c_blocked():  # which the process inherits: this one ends it
+        with _ctrl_c_blocked():  # the child inherits the mask; this process ends the child
             found = pool.submit(measure, *arguments)
         try:
             return found.result()
@@ -137,14 +137,14 @@ def _end_by_sigterm() -> None:
 
 
 def _end_in_silence(number: int, frame: object) -> None:
-    """Without what asyncio has to say of tasks that end midway."""
+    """End without asyncio's warnings about cancelled tasks."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     _end(number, frame)
 
 
 def _end_by_signals() -> None:
-    """SIGTERM and Ctrl-C unwind what the bench has begun."""
-    # Last of the hooks, and no Python, in which a signal might be noticed after it.
+    """Make SIGTERM and Ctrl-C end the benchmark's servers and remove its folders."""
+    # The hooks are C functions: a Python function could raise inside a hook, which is swallowed.
     os.register_at_fork(
         before=partial(_forking.append, True),
         after_in_parent=_forking.clear,
@@ -155,28 +155,30 @@ def _end_by_signals() -> None:
 
 
 def _end(number: int, _frame: object) -> None:
-    if _forking:  # the hooks of a fork swallow what is raised in them: once more when it is over
+    if _forking:  # the hooks of a fork swallow exceptions: repeat the signal after the fork
         signal.signal(signal.SIGALRM, lambda *_: _end(number, None))
         signal.setitimer(signal.ITIMER_REAL, _MOMENT_SECONDS)
-    elif not isinstance(sys.exception(), SystemExit):  # which is tidying up, undisturbed
+    elif not isinstance(sys.exception(), SystemExit):  # a SystemExit is already cleaning up
         raise SystemExit(128 + number)
 
 
 @click.command()
 @click.argument("scenarios", nargs=-1, type=click.Choice(list(SCENARIOS)))
-@click.option("--agent-socket", help="Another Workload API server, to be measured beside ours.")
+@click.option("--agent-socket", help="Socket of another Workload API server to measure too.")
 @click.option(
-    "--pid", type=click.IntRange(min=1), help="Its process, unless that made the socket itself."
+    "--pid",
+    type=click.IntRange(min=1),
+    help="PID of the other server, if another process created its socket.",
 )
 @click.option(
     "--results",
     type=click.Path(path_type=Path, dir_okay=False),
     default=report.RESULTS,
     show_default=True,
-    help="The file in which new values replace those of the same scenario, measure and size.",
+    help="Results file; new values replace values of the same scenario, measure and size.",
 )
 @click.option(
-    "--write-reference", is_flag=True, help="Only record what the regression test compares with."
+    "--write-reference", is_flag=True, help="Only record the ratios for the regression test."
 )
 def main(
     scenarios: tuple[str, ...],
@@ -186,8 +188,8 @@ def main(
     *,
     write_reference: bool,
 ) -> None:
-    """Measure SCENARIOS; without any, all (with --agent-socket, all that clients do)."""
-    # The thread that reads the agent's log, with a line for each call, must not hold up a client.
+    """Measure SCENARIOS; default: all (with --agent-socket: calls, storm and streams)."""
+    # Switch threads often: the thread that reads the agent's log must not delay a client.
     sys.setswitchinterval(1e-4)
     chosen = scenarios or tuple(SCENARIOS if agent_socket is None else CLIENT_SIDE)
     _refuse_without_effect(chosen)
@@ -197,11 +199,11 @@ def main(
         return
     report.require_writable(results)
     other = None if agent_socket is None else other_server(agent_socket, pid)
-    _tell_of_budgets(_measure_all(chosen, other, results))
+    _report_budgets(_measure_all(chosen, other, results))
 
 
 def _refuse_without_effect(chosen: Sequence[str]) -> None:
-    """Refuse options that would change nothing."""
+    """Refuse options that have no effect."""
     context = click.get_current_context()
     given = {
         name
@@ -217,7 +219,7 @@ def _refuse_without_effect(chosen: Sequence[str]) -> None:
 
 
 def _raise_descriptor_limit(chosen: Iterable[str]) -> None:
-    """There are thousands of connections, most of them in the agent, which inherits the limit."""
+    """Raise the descriptor limit for thousands of connections; the agent inherits it."""
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     for name in chosen:
@@ -236,16 +238,16 @@ def _write_reference() -> None:
 
 def _measure_all(chosen: Iterable[str], other: Server | None, results: Path) -> list[Finding]:
     findings: list[Finding] = []
-    commit = report.commit()  # of what is measured, whatever happens to the checkout meanwhile
+    commit = report.commit()  # at the start: the checkout may change during the run
     for name in chosen:
         found = list(_measured(name, other))
-        report.write(found, results, commit)  # whoever has seen enough may interrupt it
+        report.write(found, results, commit)  # after each scenario: an interrupted run keeps it
         findings += found
     return findings
 
 
 def _measured(name: str, other: Server | None) -> Iterator[Finding]:
-    """What is found, after it was shown."""
+    """Measure a scenario; print and yield its findings."""
     began = time.perf_counter()
     for found in SCENARIOS[name](other):
         if other is not None:
@@ -262,12 +264,12 @@ def _require_moving_clock(other: Server, found: Iterable[Finding]) -> None:
             raise click.ClickException(still(other))
 
 
-def _tell_of_budgets(findings: Iterable[Finding]) -> None:
-    """Those that are missed, and those that nothing could be held against."""
+def _report_budgets(findings: Iterable[Finding]) -> None:
+    """Print the missed budgets and the budgets without a measured value."""
     for finding in findings:
         if finding.budget is not None and not finding.within_budget:
-            what = "not measured" if finding.within_budget is None else "over budget"
-            click.echo(f"{what}: {finding.scenario}: {finding.measure} at {finding.size:,}")
+            result = "not measured" if finding.within_budget is None else "over budget"
+            click.echo(f"{result}: {finding.scenario}: {finding.measure} at {finding.size:,}")
 
 
 if __name__ == "__main__":

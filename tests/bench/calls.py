@@ -1,4 +1,4 @@
-"""Calls: what one costs the server, and how long it takes, alone and among many at once."""
+"""CPU time and latency of calls, one at a time and many at once."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ ROUNDS = 5
 CALLS = 400
 AT_ONCE = (1, 10, 100)
 CPU, P50, P99 = "CPU per call, µs", "p50, ms", "p99, ms"
-# Who took no more of this long than a trifle, a timer's turn or two of gRPC, is done.
+# A server that uses at most _TRIFLE_SECONDS of CPU (a timer of gRPC) in _STILL_SECONDS is idle.
 _STILL_SECONDS, _TRIFLE_SECONDS = 0.02, 0.0002
-# Who never is, is waited for no longer than that.
+# The time-out of the wait for an idle server.
 _SETTLE_SECONDS = 2.0
 _UNUSED = count()
 
@@ -35,13 +35,13 @@ def _validations(server: Server) -> Iterator[Request]:
 
 @dataclass(frozen=True, slots=True)
 class Calls:
-    """A kind of call; `connects`: each on a connection of its own."""
+    """A kind of call; `connects`: each call opens a connection."""
 
     name: str
     requests: Callable[[Server], Iterator[Request]]
     connects: bool = False
     most: float | None = None
-    """What the CPU may be to the baseline's."""
+    """The budget of the CPU time, as a ratio to the baseline."""
 
 
 FETCH = Calls("FetchX509SVID, open connection", lambda _: repeat(x509()), most=1.6)
@@ -58,10 +58,10 @@ KINDS = (
 def measure(
     kind: Calls, servers: Sequence[Server], at_once: int, rounds: int = ROUNDS, calls: int = CALLS
 ) -> list[Finding]:
-    """CPU and latencies of so many calls at once, servers in turn."""
+    """Measure CPU time and latencies of `at_once` concurrent calls; the servers alternate."""
     values: defaultdict[str, defaultdict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for server in servers:
-        _round(kind, server, at_once, at_once)  # a first time that does not count
+        _round(kind, server, at_once, at_once)  # warm-up
     for number in range(rounds):
         for server in servers if number % 2 else reversed(servers):
             cpu, latencies = _round(kind, server, at_once, calls)
@@ -86,16 +86,16 @@ def measure(
 
 
 def settle(server: Server) -> None:
-    """Wait until the server is done: what follows its last answer is part of what it took."""
+    """Wait until the server is idle: work after the last response counts too."""
     end, took = time.perf_counter() + _SETTLE_SECONDS, _SETTLE_SECONDS
     while took > _TRIFLE_SECONDS and time.perf_counter() < end:
         before = server.cpu_seconds()
-        time.sleep(_STILL_SECONDS)  # noqa: TID251 - nothing tells that nothing happens
+        time.sleep(_STILL_SECONDS)  # noqa: TID251 - idleness has no event
         took = server.cpu_seconds() - before
 
 
 def _round(kind: Calls, server: Server, at_once: int, calls: int) -> tuple[float, list[float]]:
-    """The server's CPU for one call, and how long each took, in seconds."""
+    """Return the server's CPU time per call and the latencies of the calls, in seconds."""
     requests = list(islice(kind.requests(server), calls))
     batches = [requests[i : i + at_once] for i in range(0, calls, at_once)]
     latencies: list[float] = []
@@ -117,7 +117,7 @@ def _round(kind: Calls, server: Server, at_once: int, calls: int) -> tuple[float
 def _volley(
     several: Crowd, batch: Sequence[Request], take: Callable[[], Connection]
 ) -> list[float]:
-    """Make these calls at once, each on a connection that is taken for it; what each took."""
+    """Make concurrent calls, each on a connection of `take`; return their latencies."""
     begun: dict[tuple[int, int], tuple[Request, float]] = {}
     latencies: list[float] = []
 

@@ -1,4 +1,4 @@
-"""What each check of a caller costs, on real sockets and a real process."""
+"""The cost of each check of a caller, on real sockets and a real process."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from tests.bench.findings import OURS, Budget, Finding
 
 REPEATS = 7
 TIMES = 2000
-# A call on an open connection: what the client sends (HEADERS and DATA, then WINDOW_UPDATE and
-# RST_STREAM) arrives in about so many reads; what the server sends leaves in about so many.
+# Reads of a call on an open connection, in each direction. The client sends HEADERS and DATA, then
+# WINDOW_UPDATE and RST_STREAM.
 READS = 3
 WRITES = 2
 _HEADERS = bytes([0, 0, 60, 1, 4, 0, 0, 0, 1]) + bytes(60)
@@ -33,7 +33,7 @@ SCENARIO = "checks of a caller, for a call on an open connection"
 
 
 def measure(call_us: float) -> list[Finding]:
-    """Microseconds of each check for one call that takes `call_us`, and their share of it."""
+    """Return the microseconds of each check, and its share of a call that takes `call_us`."""
     costs = _costs()
     share = sum(cost for cost in costs.values() if cost > 0) / call_us
     return [
@@ -89,7 +89,7 @@ def _bracket(caller: Caller) -> None:
 
 
 def _saved_by_memory(caller: Caller) -> float:
-    """What the unix attestor takes where nothing is remembered, and does not where it is."""
+    """Return the costs of the unix attestor without its caches."""
 
     class Forgetful(UnixAttestor):
         reuse_seconds = 0.0
@@ -112,7 +112,7 @@ def _saved_by_memory(caller: Caller) -> float:
 
 
 def _microseconds(act: Callable[[], object]) -> float:
-    """The best of some repeats: what disturbs only ever adds."""
+    """Return the least of some repeats: disturbances only add."""
     for _ in range(100):
         act()
     return min(_once(act) for _ in range(REPEATS)) * 1e6

@@ -1,6 +1,6 @@
-"""How soon an edit of an entry file reaches open streams, and what a large file takes to load.
+"""Latency from an edit of an entry file to the messages on open streams, and loads of large files.
 
-An edit begins with the rename that ends it, and is over when the message is in the client's hands.
+The time starts at the rename of the new file and ends when the client has the message.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ROUNDS = 5
 LOADS = (1000, 10_000, 100_000)
 LOAD_ROUNDS = 3
 PACE_SECONDS = 0.05
-"""Of who asks while a file is loaded: a load of its own, but none that counts."""
+"""The interval of a caller's calls during a load; their cost is negligible."""
 EDIT_BUDGET_MS = 100.0
 LOAD_BUDGET_S = 5.0
 EDIT = "an edit of the entry file among open streams"
@@ -36,7 +36,7 @@ CPU = "CPU per edit, ms"
 
 
 def measure() -> list[Finding]:
-    """Edits that concern one stream and all, and loads."""
+    """Measure edits for one stream and for all streams, and loads."""
     findings = [finding for size in STREAMS for finding in _edits(size)]
     return [*findings, *(finding for size in LOADS for finding in _loads(size))]
 
@@ -51,7 +51,7 @@ def _entries(shared: int, narrow: int, program: Path) -> str:
 
 
 def _edit(running: RunningAgent, text: str) -> float:
-    """Replace the file as editors do; when that was."""
+    """Replace the entry file by a rename; return the time of the rename."""
     beside = running.entries.with_suffix(".new")
     beside.write_text(text)
     began = time.perf_counter()
@@ -61,7 +61,7 @@ def _edit(running: RunningAgent, text: str) -> float:
 
 def _edits(size: int) -> list[Finding]:
     with agent() as (server, running), streams_of(server) as streams:
-        # The same program in another place is another program to the agent.
+        # A copy of the interpreter: its path matches no other entry.
         program = running.directory / "workload"
         shutil.copy(Path(sys.executable).resolve(), program)
         running.entries.write_text(_entries(0, 0, program))
@@ -98,8 +98,8 @@ def _for_one(
             before = server.cpu_seconds()
             began = _edit(running, _entries(0, number, program))
             times.append((next(moments) - began) * 1e3)
-            told = streams.quiet(QUIET_SECONDS)
-            assert not told, f"{told} streams were told of what does not concern them"
+            messages = streams.quiet(QUIET_SECONDS)
+            assert not messages, f"{messages} unaffected streams got a message"
             cpu.append((server.cpu_seconds() - before) * 1e3)
     return times, cpu
 
@@ -119,7 +119,7 @@ def _for_all(
 
 @contextmanager
 def _watcher(server: Server, program: Path) -> Iterator[Iterator[float]]:
-    """A workload of this program with an open stream: when its further messages came."""
+    """Run a workload with an open stream; yield the arrival times after its first message."""
     process = subprocess.Popen(
         [program, REPOSITORY / "tests/bench/watcher.py", server.socket],
         stdout=subprocess.PIPE,
@@ -163,7 +163,7 @@ def _loads(size: int) -> Sequence[Finding]:
 
 
 def _wait_until_served(server: Server, wanted: bytes) -> float:
-    """Ask now and then until it is in the answer; the longest that one took, in seconds."""
+    """Fetch until `wanted` is in a response; return the longest latency in seconds."""
     longest = 0.0
     with connected(server.socket) as connection:
         while True:

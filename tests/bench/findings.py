@@ -1,4 +1,4 @@
-"""What was measured: values of several rounds, what they are to the baseline, how they grow."""
+"""Findings: measured values of several rounds, their ratios to the baseline, their growth."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ import click
 OURS = "vouchd"
 BASELINE = "baseline"
 GATE_ALONE = "gate alone"
-# Of sizes ten times as large, 1.15 is half as much again of what linear growth would be.
+# At ten times the size, an exponent of 1.15 is 1.4 times linear growth.
 CLEARLY_WORSE_THAN_LINEAR = 1.15
 
 
 class RefusedError(click.ClickException):
-    """The bench cannot do as it is told; known before it measures anything."""
+    """The benchmark cannot run with these options; raised before the first measurement."""
 
     exit_code = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """The most that the median may be; `of_baseline`: as a ratio to it."""
+    """The upper limit of the median; `of_baseline`: of its ratio to the baseline."""
 
     most: float
     of_baseline: bool = False
@@ -36,7 +36,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spread:
-    """The middle and the ends of some values."""
+    """The median, the least and the greatest of some values."""
 
     median: float
     least: float
@@ -44,7 +44,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread:
-        """Of these, which must be some."""
+        """Return the spread of one or more values."""
         known = sorted(values)
         return cls(median=median(known), least=known[0], most=known[-1])
 
@@ -53,8 +53,8 @@ class Spread:
 class Finding:
     """One measure of one scenario at one size.
 
-    `values`: by server, one of each round; servers took turns, so that values of one round belong
-    together. `per_one`: each is the share of one of `size`; the sum over all is what grows.
+    `values`: by server, one value of each round. The servers alternate, so values of the same round
+    are comparable. `per_one`: a value is the cost of one of `size`; the total is value * size.
     """
 
     scenario: str
@@ -65,11 +65,11 @@ class Finding:
     budget: Budget | None = None
 
     def spread(self, server: str) -> Spread | None:
-        """The server's values; None if it has none."""
+        """Return the spread of the server's values; None without values."""
         return Spread.of(self.values[server]) if self.values.get(server) else None
 
     def ratio(self, server: str = OURS) -> Spread | None:
-        """The server's values to the baseline's, round by round; None where there are none."""
+        """Return the spread of the ratios to the baseline by round; None without a baseline."""
         values, bare = self.values.get(server), self.values.get(BASELINE)
         if server == BASELINE or not values or not bare or min(bare) <= 0:
             return None
@@ -77,14 +77,14 @@ class Finding:
 
     @property
     def within_budget(self) -> bool | None:
-        """None if there is no budget, or nothing to hold against it."""
+        """Whether the median is within the budget; None without a budget or a value."""
         if self.budget is None:
             return None
         held = self.ratio() if self.budget.of_baseline else self.spread(OURS)
         return None if held is None else held.median <= self.budget.most
 
     def total(self, server: str) -> float:
-        """What all of `size` took, at least: what disturbs only adds. 0 if that is not known."""
+        """Return the least total of all rounds, since disturbances only add; 0 without values."""
         spread = self.spread(server)
         if spread is None:
             return 0.0
@@ -93,10 +93,9 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Growth:
-    """Over the sizes of one measure: what all took grows as size to the `exponent`.
+    """The growth of one measure: the total grows as size to the power of `exponent`.
 
-    `last_step` is the same between the two largest sizes alone, where a constant part of a small
-    size hides nothing.
+    `last_step` is the exponent between the two largest sizes, where a constant part weighs least.
     """
 
     scenario: str
@@ -107,12 +106,12 @@ class Growth:
 
     @property
     def worse_than_linear(self) -> bool:
-        """Clearly."""
+        """Whether an exponent exceeds CLEARLY_WORSE_THAN_LINEAR."""
         return max(self.exponent, self.last_step) > CLEARLY_WORSE_THAN_LINEAR
 
 
 def growths(findings: Iterable[Finding], server: str = OURS) -> list[Growth]:
-    """Of every measure that has three sizes or more."""
+    """Return the growth of each measure with three or more sizes."""
     points: defaultdict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
     for finding in findings:
         total = finding.total(server)
@@ -133,5 +132,5 @@ def growths(findings: Iterable[Finding], server: str = OURS) -> list[Growth]:
 
 
 def _slope(points: Sequence[tuple[float, float]]) -> float:
-    """Least squares."""
+    """Fit a line by least squares and return its slope."""
     return linear_regression([x for x, _ in points], [y for _, y in points]).slope

@@ -1,4 +1,4 @@
-"""What calls of one user take while another floods the agent (needs root, to be two users)."""
+"""Latency of one user's calls while another user floods the agent (needs root for two users)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SECONDS = 3.0
 
 
 def measure() -> list[Finding]:
-    """The limits are the default ones. The baseline is the same agent just before each flood."""
+    """Measure with the default limits; the baseline is the same agent just before each flood."""
     agent = RunningAgent(ENTRIES, config="log: {level: warning}", prefix=FIRST)
     try:
         server = Server(name=OURS, socket=str(agent.socket), pid=agent.pid)
@@ -29,7 +29,7 @@ def measure() -> list[Finding]:
 
 
 def _flooded(server: Server, name: str, processes: int) -> list[Finding]:
-    settle(server)  # it has forgotten those of the flood before
+    settle(server)  # the state of the flood before is gone
     quiet = latencies(server.socket, SECONDS)
     with flood(FLOODS[name], server.socket, processes):
         loud = latencies(server.socket, SECONDS)

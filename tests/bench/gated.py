@@ -1,7 +1,7 @@
 """The gate alone: the baseline's server behind the agent's gate.
 
-The gate relays to it and checks who sent each byte, and does nothing else. It tells what an agent
-costs at the least if its gate owns the bytes. Started like baseline.py.
+The gate relays to the server and checks the sender of each chunk. The costs are the least costs of
+an agent with such a gate. The command line is that of baseline.py.
 """
 
 from __future__ import annotations

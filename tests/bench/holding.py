@@ -1,4 +1,4 @@
-"""Streams that are open: what each takes while nothing happens, and a change that goes to all."""
+"""Open streams: memory, descriptors and CPU time while idle, and a push to all of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support import pids
 
 SIZES = (250, 1000, 4000)
 IDLE_SECONDS = 60.0
-"""As often the agent looks at the caller of a stream again, which is what it does when idle."""
+"""The agent's re-attestation interval, so that the idle time contains one re-attestation."""
 PUSHES = 3
 SCENARIO = "open streams, one a connection"
 PUSHED = "a change of the bundle, to all open streams"
@@ -27,17 +27,17 @@ MEMORY, DESCRIPTORS = "memory per stream, KiB", "descriptors per stream"
 IDLE = "CPU idle, % (one value, of a minute)"
 LAST, CPU = "to the last, ms", "CPU per stream, µs"
 BUDGETS = {MEMORY: 64.0, DESCRIPTORS: 4.0, IDLE: 1.0}
-# Nothing is on its way any more after so long.
+# All sent messages have arrived after this time.
 QUIET_SECONDS = 0.3
-# So many are opened at a time, so that none waits for all the others.
+# Streams that are opened at once; more would wait in the agent's queue.
 _TOGETHER = 100
-# A workload has a few. What the agent has found out about a process serves all its connections.
+# Streams of one process, as in a workload. The connections of a process share its attestation.
 _OF_A_PROCESS = 10
 _MOMENT = struct.Struct("d")
 
 
 class Streams:
-    """Open streams of many processes. It owns these: `close` it."""
+    """Open streams of many processes. Owns the processes: `close` it."""
 
     def __init__(self, socket: str) -> None:
         self._socket = socket
@@ -48,7 +48,7 @@ class Streams:
         self._poll.register(self._moments, select.POLLIN)
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Return the number of streams."""
         return self._size
 
     def close(self) -> None:
@@ -59,7 +59,7 @@ class Streams:
         os.close(self._report)
 
     def open(self, count: int) -> None:
-        """So many more, each on its own connection; wait until each has its message."""
+        """Open more streams, each on its own connection, and wait for the message of each."""
         for opened in range(0, count, _TOGETHER):
             together = min(_TOGETHER, count - opened)
             for begun in range(0, together, _OF_A_PROCESS):
@@ -68,22 +68,22 @@ class Streams:
         self._size += count
 
     def gather(self, count: int) -> float:
-        """Wait for so many messages; when the last came.
+        """Wait for `count` messages; return the arrival time of the last.
 
         Raises:
-            CallFailedError: a call has failed, or nothing comes any more.
+            CallFailedError: a call failed, or no message arrived within PATIENCE_SECONDS.
         """
         last = 0.0
         while count > 0:
             moments = self._read(PATIENCE_SECONDS)
             if not moments:
-                raise CallFailedError(f"{count} messages have not come")
+                raise CallFailedError(f"{count} messages are missing")
             count -= len(moments)
             last = max(last, *moments)
         return last
 
     def quiet(self, seconds: float) -> int:
-        """Wait until no message has come for so long; how many there were."""
+        """Wait until no message has arrived for `seconds`; return the number before."""
         messages = 0
         while moments := self._read(seconds):
             messages += len(moments)
@@ -98,7 +98,7 @@ class Streams:
         self._processes.append(pids.fork(lambda: self._hold(count)))
 
     def _hold(self, count: int) -> None:
-        """What each of the processes does, until it is killed."""
+        """Hold `count` streams in a child process and report each message, until killed."""
 
         def note(_connection: Connection, _stream: int, moment: float) -> None:
             os.write(self._report, _MOMENT.pack(moment))
@@ -111,7 +111,7 @@ class Streams:
 
 @contextmanager
 def streams_of(server: Server) -> Iterator[Streams]:
-    """Streams for the block, none at first."""
+    """Yield an empty set of streams; close it after the block."""
     streams = Streams(server.socket)
     try:
         yield streams
@@ -129,17 +129,17 @@ class _Held:
 
 
 class _Values:
-    """What was measured, by measure, size, and server."""
+    """Measured values by measure, size and server."""
 
     def __init__(self) -> None:
         self._values: defaultdict[tuple[str, int], dict[str, list[float]]] = defaultdict(dict)
 
     def note(self, measure: str, held: _Held, value: float) -> None:
-        """One more round."""
+        """Add the value of one round."""
         self._values[measure, held.size].setdefault(held.server.name, []).append(value)
 
     def findings(self) -> list[Finding]:
-        """All of them, a measure's together."""
+        """Return the findings, grouped by measure."""
         return [
             Finding(
                 scenario=PUSHED if measure in {LAST, CPU} else SCENARIO,
@@ -161,9 +161,9 @@ def measure(
     idle_seconds: float = IDLE_SECONDS,
     pushes: int = PUSHES,
 ) -> list[Finding]:
-    """New servers for every size: memory that was given back once is not given again.
+    """Measure with new servers for each size, since a used server has freed memory to reuse.
 
-    All of them are idle at the same time, since that takes long.
+    All servers are idle at the same time, to save time.
     """
     values = _Values()
     with ExitStack() as stack:

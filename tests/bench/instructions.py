@@ -1,4 +1,4 @@
-"""What a call takes in instructions, which nothing else on the machine changes.
+"""Instructions of a call, a measure that other load on the machine does not change.
 
 Each server runs under callgrind, a part of valgrind, which counts the instructions of all its
 threads. What the kernel does for it is not among them.
@@ -29,17 +29,17 @@ from tests.support.agent import RunningAgent
 ROUNDS = 3
 CALLS = 50
 STREAMS, PUSHES = 80, 3
-# Whatever a server only does once, it has done by then.
+# Warm-up calls: caches are filled and one-time work is done.
 _CALLS_BEFORE = 20
 TOOLS = ("valgrind", "callgrind_control")
 MEASURE, PER_STREAM = "instructions per call", "instructions per stream"
-# Of a server: by scenario and measure, one of each round.
+# The values of a server by scenario and measure, one for each round.
 _Costs: TypeAlias = dict[tuple[str, str], list[float]]
 _Servers: TypeAlias = "Generator[tuple[Counter, Server], None, None]"
 
 
 class Counter:
-    """Counts the instructions of the process that is started with `prefix`."""
+    """Counts the instructions of a process that was started with `prefix`."""
 
     def __init__(self, folder: str) -> None:
         self._folder = Path(folder)
@@ -52,11 +52,11 @@ class Counter:
         )
 
     def begin(self, server: Server) -> None:
-        """Once it is started, which would take long if it was counted."""
+        """Switch counting on after the start of the server, which is slow when counted."""
         self._tell(server, "--instr=on")
 
     def count(self, server: Server, act: Callable[[], object]) -> int:
-        """How many instructions the server takes for what `act` asks of it."""
+        """Return the server's instructions during `act`."""
         settle(server)
         self._tell(server, "--zero")
         act()
@@ -69,15 +69,15 @@ class Counter:
 
     def _tell(self, server: Server, order: str) -> None:
         command = ["callgrind_control", order, str(server.pid)]
-        told = subprocess.run(command, check=False, capture_output=True, text=True)
-        # Its exit status says nothing of a process that it does not find.
-        if told.returncode or "OK." not in told.stdout:
-            said = f"{told.stdout}{told.stderr}".strip()
-            raise RuntimeError(f"{' '.join(command)}: exit status {told.returncode}: {said}")
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        # callgrind_control exits with 0 even if it does not find the process.
+        if done.returncode or "OK." not in done.stdout:
+            output = f"{done.stdout}{done.stderr}".strip()
+            raise RuntimeError(f"{' '.join(command)}: exit status {done.returncode}: {output}")
 
 
 def measure(rounds: int = ROUNDS, *, gate_alone: bool = True) -> list[Finding]:
-    """Of each kind of call, and of a message that is pushed to a stream."""
+    """Measure each kind of call and a message pushed to a stream."""
 
     def costs(counter: Counter, server: Server) -> _Costs:
         pushes = {(PUSHED, PER_STREAM): _of_a_push(counter, server)}
@@ -87,12 +87,12 @@ def measure(rounds: int = ROUNDS, *, gate_alone: bool = True) -> list[Finding]:
 
 
 def measure_calls(kinds: Iterable[Calls], program: type[RunningAgent]) -> list[Finding]:
-    """Once, of these alone, with this program as the agent."""
+    """Measure these kinds of calls in one round, with `program` as the agent."""
     return _findings(_servers(program), partial(_of_calls, kinds, 1))
 
 
 def missing() -> list[str]:
-    """The programs that it takes and that are not installed."""
+    """Return the required programs that are not installed."""
     return [tool for tool in TOOLS if shutil.which(tool) is None]
 
 
@@ -110,7 +110,7 @@ def _findings(servers: _Servers, costs: Callable[[Counter, Server], _Costs]) -> 
 
 
 def _servers(program: type[RunningAgent] = RunningAgent, *, gate_alone: bool = False) -> _Servers:
-    """One after another: the agent, its gate alone, the baseline."""
+    """Run one after another: the agent, its gate alone, the baseline."""
     with agent() as (plain, _running):
         answers = answers_of(plain.socket)
     with _counter() as counter, agent(program=_counted(program, counter)) as (ours, running):
@@ -128,7 +128,7 @@ def _counter() -> Iterator[Counter]:
 
 def _counted(program: type[RunningAgent], counter: Counter) -> type[RunningAgent]:
     class Counted(program):  # type: ignore[misc, valid-type]
-        """Started by the counter."""
+        """An agent that runs under the counter."""
 
         def start(self) -> None:
             self._prefix = counter.prefix
@@ -164,7 +164,7 @@ def _connect_and_fetch(server: Server, request: Request) -> bytes:
 
 
 def _of_a_push(counter: Counter, server: Server) -> list[float]:
-    """Of all that a change takes, each stream's share."""
+    """Return the instructions per stream of a change that goes to all streams."""
     with streams_of(server) as streams:
         streams.open(STREAMS)
         _push(server, streams)

@@ -1,4 +1,4 @@
-"""Matching: what it takes to find the entries of one process, among few and among very many."""
+"""Matching: the time to find a caller's entries among few and among very many."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIZES = (10, 1000, 100_000, 1_000_000)
 ROUNDS = 5
 MATCHES = 1000
 SELECTORS = 10
-"""A caller has so many."""
+"""The number of a caller's selectors."""
 BUDGET_SIZE, BUDGET_US = 100_000, 20.0
 MATCH, INDEX = "match of one caller, µs", "making the index, s"
 _NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -25,13 +25,13 @@ _ID = SpiffeId(TrustDomain("example.org"), "/w")
 
 
 def _rare(number: int, _side: int) -> Iterator[str]:
-    """Each entry has a selector of its own, and one that all have."""
+    """Yield the selectors of an entry: one unique selector, and one shared by all entries."""
     yield f"own:{number}"
     yield "everybody"
 
 
 def _shared(number: int, side: int) -> Iterator[str]:
-    """Each selector is in as many entries as there are selectors, as with namespace and account."""
+    """Yield a namespace and an account; each is in as many entries as there are selectors."""
     yield f"namespace:{number // side}"
     yield f"account:{number % side}"
 
@@ -43,7 +43,7 @@ KINDS: dict[str, Callable[[int, int], Iterator[str]]] = {
 
 
 def measure() -> list[Finding]:
-    """Every kind at every size."""
+    """Measure each kind of entries at each size."""
     return [
         finding
         for scenario, kind in KINDS.items()
@@ -56,7 +56,7 @@ def _measure(
     scenario: str, kind: Callable[[int, int], Iterator[str]], size: int
 ) -> Iterator[Finding]:
     side = math.isqrt(size - 1) + 1
-    gc.disable()  # a million new objects, none of them garbage
+    gc.disable()  # the collector would scan a million live objects
     entries = tuple(
         Entry(id=EntryId(str(number)), spiffe_id=_ID, selectors=_selectors(kind(number, side)))
         for number in range(size)

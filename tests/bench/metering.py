@@ -1,4 +1,4 @@
-"""What the figures for the metrics cost a call, and what a scrape costs."""
+"""The cost of the metrics for a call, and the cost of a scrape."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SCENARIO = "metrics, for a call on an open connection"
 
 
 def measure(call_us: float) -> list[Finding]:
-    """Microseconds for a call on an open connection that takes `call_us`, and their share of it."""
+    """Return the microseconds of the metrics, and their share of a call that takes `call_us`."""
     metrics = Metrics(Words(attestors=("unix",), methods=("FetchX509SVID",)))
     call = _microseconds(lambda: _call(metrics), TIMES)
     values = {
@@ -37,7 +37,7 @@ def measure(call_us: float) -> list[Finding]:
 
 
 def _call(metrics: Metrics) -> None:
-    """What is reported of FetchX509SVID whose caller and SVID are known."""
+    """Report a FetchX509SVID call with a known caller and a cached SVID."""
     began = time.perf_counter()
     first = time.perf_counter() - began
     began = time.perf_counter()
@@ -50,7 +50,7 @@ def _call(metrics: Metrics) -> None:
 
 
 def _microseconds(act: Callable[[], object], times: int) -> float:
-    """The best of some repeats: what disturbs only ever adds."""
+    """Return the least of some repeats: disturbances only add."""
 
     def once() -> float:
         started = time.process_time()

@@ -1,7 +1,7 @@
-"""`make bench-plot`: bench-results.json as a picture, bench-results.svg.
+"""`make bench-plot`: plot bench-results.json to bench-results.svg.
 
-For every kind of call, alone and among many at once, and for the storm: CPU and latencies of each
-server, from the least of the rounds to the most.
+For each kind of call and for the storm: CPU time and latencies of each server over the sizes, with
+the range of the rounds.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ DRAWN = {
     **{kind.name: _CALLS for kind in calls.KINDS},
     storm.SCENARIO: (storm.CPU, storm.P50, storm.LAST),
 }
-"""What is drawn of each scenario, beside each other."""
+"""The measures of a scenario's panels, from left to right."""
 _INCHES = (5.0, 2.6)
 _COLORS = {OURS: "C0", BASELINE: "C1", GATE_ALONE: "C2", OTHER: "C3"}
 
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One measure of one scenario, by size."""
+    """A panel of the plot: one measure of one scenario, by size."""
 
     scenario: str
     measure: str
     findings: Sequence[Record]
 
     def lines(self) -> dict[str, list[tuple[int, float, float, float]]]:
-        """By server: sizes, each with median, least and most."""
+        """Return by server: (size, median, least, most)."""
         lines: dict[str, list[tuple[int, float, float, float]]] = {}
         for finding in sorted(self.findings, key=lambda each: each.size):
             for name, measured in finding.servers.items():
@@ -52,20 +52,20 @@ class Panel:
 @click.argument("results", type=click.Path(path_type=Path), default=RESULTS)
 @click.argument("picture", type=click.Path(path_type=Path), default=RESULTS.with_suffix(".svg"))
 def main(results: Path, picture: Path) -> None:
-    """Draw RESULTS as PICTURE, an .svg, .png or .pdf by its name."""
+    """Plot RESULTS to PICTURE; the suffix chooses .svg, .png or .pdf."""
     if picture.suffix not in FORMATS:
         raise RefusedError(f"{picture} must end in {', '.join(FORMATS)}")
     if not picture.parent.is_dir():
         raise RefusedError(f"there is no folder {picture.parent} for {picture.name}")
-    told = read(results)
-    rows = panels(told)
+    content = read(results)
+    rows = panels(content)
     if not rows:
         raise RefusedError(f"{results} has no calls and no storm: run `make bench` first")
-    _save(rows, _title(told), picture)
+    _save(rows, _title(content), picture)
 
 
 def panels(results: Results) -> list[list[Panel]]:
-    """Those of each scenario that was measured."""
+    """Return the panels of each measured scenario."""
     measured = {finding.scenario for finding in results.findings}
     return [
         [
@@ -82,12 +82,12 @@ def panels(results: Results) -> list[list[Panel]]:
 def _title(results: Results) -> str:
     machine = results.machine
     commits = {each.commit for each in results.findings if each.scenario in DRAWN}
-    told = ", ".join(sorted(commits - {""}) or [machine.commit])
-    return f"{machine.cpu}, {machine.cores} cores; vouchd {told}"
+    measured = ", ".join(sorted(commits - {""}) or [machine.commit])
+    return f"{machine.cpu}, {machine.cores} cores; vouchd {measured}"
 
 
 def _save(rows: Sequence[Sequence[Panel]], title: str, picture: Path) -> None:
-    from matplotlib.figure import Figure  # noqa: PLC0415 - `make bench-plot` alone installs it
+    from matplotlib.figure import Figure  # noqa: PLC0415 - only `make bench-plot` installs it
 
     across, down = len(rows[0]), len(rows)
     width, height = _INCHES
@@ -104,7 +104,7 @@ def _save(rows: Sequence[Sequence[Panel]], title: str, picture: Path) -> None:
 
 
 def _draw(axis: Any, panel: Panel) -> None:
-    """Of each server a line over the sizes, and how far its rounds lay apart."""
+    """Draw a line of medians over the sizes and the range of the rounds, for each server."""
     for server, points in panel.lines().items():
         sizes, medians, least, most = zip(*points, strict=True)
         axis.plot(sizes, medians, marker="o", label=server, color=_COLORS.get(server))

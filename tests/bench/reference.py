@@ -1,9 +1,9 @@
-"""The ratios to the baseline that were recorded, and the same ratios now.
+"""Ratios to the baseline: the recorded ones in reference.json, and a new measurement.
 
-Instructions and CPU of the server for one call and for one message that is pushed, memory of an
-open stream. Ratios within one run hold on any machine. Those of instructions are the same each time
-but for a few in a hundred, so that a quarter more is what the program does. Those of CPU, which
-alone have what the kernel does, vary by a third: only what is far too much is told by them.
+Measures: instructions and CPU time of the server for one call and for one pushed message, and the
+memory of an open stream. Ratios within one run are comparable between machines. Ratios of
+instructions vary by a few percent: a quarter more is a change of the program. Ratios of CPU time
+include the kernel's work and vary by a third: only a large excess is significant.
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ _MEASURES = frozenset({calls.CPU, holding.MEMORY, holding.CPU, *_OF_INSTRUCTIONS
 
 
 def read() -> dict[str, float]:
-    """The recorded ratios, by scenario and measure."""
+    """Return the recorded ratios by scenario and measure."""
     recorded: dict[str, float] = json.loads(FILE.read_text())
     return recorded
 
 
 def write(ratios: Mapping[str, float]) -> None:
-    """Record these."""
+    """Write ratios to reference.json."""
     FILE.write_text(json.dumps(ratios, indent=2, ensure_ascii=False) + "\n")
 
 
 def measure() -> dict[str, float]:
-    """The ratios now."""
+    """Measure the ratios."""
     held = holding.measure(sizes=(STREAMS,), idle_seconds=0, pushes=ROUNDS)
     counted = instructions.measure(rounds=1, gate_alone=False)
     return {**_of_calls(), **_ratios(held), **_ratios(counted)}
 
 
 def of_instructions(kinds: Iterable[calls.Calls], program: type[RunningAgent]) -> dict[str, float]:
-    """Those of such calls now, of this program."""
+    """Measure the instruction ratios of these kinds of calls, with `program` as the agent."""
     return _ratios(instructions.measure_calls(kinds, program))
 
 
 def exceeded(recorded: Mapping[str, float], now: Mapping[str, float]) -> dict[str, str]:
-    """What has become too much, of what was measured now."""
+    """Return the measured ratios above their limits, each with a message."""
     return {
         name: f"{now[name]:.2f} times the baseline, recorded were {recorded[name]:.2f}"
         for name in recorded.keys() & now.keys()
@@ -60,7 +60,7 @@ def exceeded(recorded: Mapping[str, float], now: Mapping[str, float]) -> dict[st
 
 
 def _of_calls() -> dict[str, float]:
-    """One at a time."""
+    """Return the CPU ratios of calls, one at a time."""
     with all_servers() as servers:
         return _ratios(
             finding

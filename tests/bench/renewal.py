@@ -1,4 +1,4 @@
-"""Renewal of many X.509-SVIDs that come due in one moment, in process: real keys, a fake clock."""
+"""Renewal of many X.509-SVIDs due at the same time: in process, real keys, a fake clock."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from tests.support.fakes import FakeClock, FakeLog, identity
 SIZES = (100, 1000, 10_000)
 ROUNDS = 2
 TTL = timedelta(hours=1)
-# Half of life, and the tenth of it by which renewals are spread.
+# Renewals are due after half of the lifetime, spread over a tenth of it.
 ALL_DUE = TTL * 0.56
 SCENARIO = "renewal of SVIDs that are all due, each of a watcher"
 ALL, EACH, PAUSE = "all, s", "each, µs", "longest the loop was kept, ms"
 
 
 def measure() -> list[Finding]:
-    """Until the watcher of each SVID was told, and how long others waited meanwhile."""
+    """Measure the time until each watcher was notified, and the longest pause of the event loop."""
     return [finding for size in SIZES for finding in asyncio.run(_measure(size))]
 
 
@@ -71,7 +71,7 @@ async def _measure(size: int) -> list[Finding]:
 
 
 async def _renew_all(clock: FakeClock, told: Sequence[asyncio.Event]) -> tuple[float, float]:
-    """Seconds until all are told, and the longest between two turns of the loop."""
+    """Return the seconds until all are notified, and the longest pause of the event loop."""
     for event in told:
         event.clear()
     clock.set(clock.now() + ALL_DUE)

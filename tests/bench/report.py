@@ -1,4 +1,4 @@
-"""What was found: a table for people, and bench-results.json for programs."""
+"""Reports of findings: a table on the terminal, and bench-results.json."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class _Kept(BaseModel):
 
 
 class Measured(_Kept):
-    """What a server's rounds gave."""
+    """The values of one server, one for each round."""
 
     values: list[float]
     spread: Spread | None
@@ -37,7 +37,7 @@ class Measured(_Kept):
 
 
 class Record(_Kept):
-    """A finding, and the commit that it was measured at."""
+    """A finding with the commit of its measurement."""
 
     scenario: str
     measure: str
@@ -49,12 +49,12 @@ class Record(_Kept):
 
     @property
     def key(self) -> tuple[str, str, int]:
-        """What a newer one replaces it by."""
+        """The key by which a newer record replaces this one."""
         return self.scenario, self.measure, self.size
 
 
 class Grown(_Kept):
-    """How a measure grows."""
+    """The growth of a measure."""
 
     scenario: str
     measure: str
@@ -65,12 +65,12 @@ class Grown(_Kept):
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """What a newer one replaces it by."""
+        """The key by which a newer record replaces this one."""
         return self.scenario, self.measure, self.server
 
 
 class Machine(_Kept):
-    """Where the last run was, and of what."""
+    """The machine and the software of the last run."""
 
     cpu: str
     cores: int | None
@@ -82,7 +82,7 @@ class Machine(_Kept):
 
 
 class Results(_Kept):
-    """What bench-results.json holds."""
+    """The content of bench-results.json."""
 
     machine: Machine
     findings: list[Record]
@@ -90,7 +90,7 @@ class Results(_Kept):
 
 
 def show(findings: Sequence[Finding]) -> None:
-    """A table for each scenario."""
+    """Print a table for each scenario."""
     console = Console(width=None if Console().is_terminal else _WIDTH)
     for scenario, group in groupby(findings, key=lambda finding: finding.scenario):
         console.print(_table(scenario, list(group)))
@@ -156,10 +156,10 @@ def _growth(growth: Growth | None) -> str:
 
 
 def read(path: Path) -> Results:
-    """The file's.
+    """Read a results file.
 
     Raises:
-        RefusedError: it is missing, or no such file.
+        RefusedError: the file is missing, or is no results file.
     """
     try:
         return Results.model_validate_json(path.read_bytes())
@@ -167,18 +167,18 @@ def read(path: Path) -> Results:
         raise RefusedError(f"cannot read {path}: {error.strerror}") from None
     except ValidationError:
         raise RefusedError(
-            f"{path} does not hold results of the bench: remove it, or name another"
+            f"{path} is no results file of the benchmark: remove it, or choose another path"
         ) from None
 
 
 def require_writable(path: Path) -> None:
-    """Refuse a file that `write` could not replace, before all the work.
+    """Check before a run that `write` can replace the file.
 
     Raises:
-        RefusedError: see there.
+        RefusedError: the path is no regular file, no results file, or not writable.
     """
     if path.exists() and not path.is_file():
-        raise RefusedError(f"{path} is no file to keep results in")
+        raise RefusedError(f"{path} is no regular file: choose another path for the results")
     _known(path)
     try:
         with _beside(path) as new:
@@ -188,7 +188,7 @@ def require_writable(path: Path) -> None:
 
 
 def write(findings: Sequence[Finding], path: Path, commit: str) -> None:
-    """Replace the same of the file by these, with the machine they were measured on."""
+    """Write findings and this machine to the file; findings with other keys stay."""
     known = _known(path)
     records = [*(known.findings if known else ()), *(_record(each, commit) for each in findings)]
     grown = [*(known.growth if known else ()), *map(_grown, growths(findings))]
@@ -203,17 +203,17 @@ def write(findings: Sequence[Finding], path: Path, commit: str) -> None:
 
 
 def commit() -> str:
-    """Of the checkout, as git describes it; nothing if there is no git."""
+    """Return the checkout's commit by `git describe`; an empty string without Git."""
     command = ["git", "describe", "--always", "--dirty"]
     try:
-        told = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     except OSError:
         return ""
-    return told.stdout.strip()
+    return done.stdout.strip()
 
 
 def _known(path: Path) -> Results | None:
-    """What is in the file, each finding with its commit; None if there is no file."""
+    """Read the file and give each finding a commit; None without a file."""
     if not path.exists():
         return None
     results = read(path)
@@ -226,7 +226,7 @@ def _known(path: Path) -> Results | None:
 
 @contextmanager
 def _beside(path: Path) -> Iterator[Path]:
-    """A file to be renamed to it; it is gone after the block."""
+    """Yield the path of a temporary file in the same folder; remove it after the block."""
     new = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield new

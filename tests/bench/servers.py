@@ -1,4 +1,4 @@
-"""The servers that take turns: the agent, the baseline, and any other that is running already."""
+"""The servers of a run: the agent, the baseline, and optionally another running server."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _TRIES = 20
 _SERVICE = "/SpiffeWorkloadAPI"
 _ADMIN = "/vouchd.admin.v1.Admin"
 
-# One user is all of the load here, so that what protects others from it is out of the way.
+# High limits: the whole load comes from one user.
 CONFIG = """
 log: {level: warning}
 limits:
@@ -48,21 +48,21 @@ limits:
 
 
 class Changes(Protocol):
-    """How a server is made to send a message to all open streams."""
+    """A way to make a server send a message to all open streams."""
 
     def begin(self) -> None:
-        """Do it, and wait for nothing."""
+        """Start the change without waiting for the messages."""
         ...
 
     def settle(self) -> None:
-        """Have everything as it was, so that it can be done again."""
+        """Finish the change, so that `begin` can be called again."""
         ...
 
 
 class Bundle:
     """Changes of the agent's bundle: the X.509 authority gets a successor.
 
-    It owns a connection to the admin socket from `begin` to `settle`.
+    Owns a connection to the admin socket from `begin` to `settle`.
     """
 
     def __init__(self, admin_socket: str) -> None:
@@ -70,12 +70,12 @@ class Bundle:
         self._admin: Connection | None = None
 
     def begin(self) -> None:
-        """`vouchd authority prepare x509`."""
+        """Prepare a successor, like `vouchd authority prepare x509`."""
         self._admin = Connection(self._admin_socket)
         self._admin.call(_authority("PrepareAuthority"))
 
     def settle(self) -> None:
-        """`vouchd authority activate x509`, since a second successor is refused."""
+        """Activate the successor: the agent refuses to prepare a second one."""
         assert self._admin is not None
         with closing(self._admin) as admin:
             while not admin.read():
@@ -90,16 +90,16 @@ class Again:
     pid: int
 
     def begin(self) -> None:
-        """Tell it to."""
+        """Send SIGUSR1 to the baseline."""
         os.kill(self.pid, signal.SIGUSR1)
 
     def settle(self) -> None:
-        """Nothing has changed."""
+        """Do nothing: the baseline has no state."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
-    """A Workload API server: its process, and the Unix socket it listens on."""
+    """A Workload API server: its process and its Unix socket."""
 
     name: str
     socket: str
@@ -107,7 +107,7 @@ class Server:
     changes: Changes | None = None
 
     def cpu_seconds(self) -> float:
-        """User and system time of all its threads so far.
+        """Return the user and system time of all threads so far.
 
         What /proc/PID/stat has in hundredths of a second, in nanoseconds: the clock of
         clock_getcpuclockid(3).
@@ -115,36 +115,36 @@ class Server:
         return time.clock_gettime_ns((~self.pid << 3) | 2) / 1e9
 
     def memory_kib(self) -> int:
-        """What it has in memory (proc(5), VmRSS)."""
+        """Return the process's VmRSS (proc(5))."""
         for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
             if line.startswith("VmRSS:"):
                 return int(line.split()[1])
         raise ProcessLookupError(self.pid)
 
     def descriptors(self) -> int:
-        """How many it has open (proc(5): the size of the directory, which anybody may see)."""
+        """Return the number of open descriptors: the size of /proc/PID/fd (proc(5))."""
         return Path(f"/proc/{self.pid}/fd").stat().st_size
 
 
 def x509() -> Request:
-    """FetchX509SVID."""
+    """Return a FetchX509SVID request."""
     return Request(f"{_SERVICE}/FetchX509SVID", streaming=True)
 
 
 def jwt(audience: str = AUDIENCE) -> Request:
-    """FetchJWTSVID."""
+    """Return a FetchJWTSVID request."""
     message = workloadapi_pb2.JWTSVIDRequest(audience=[audience])
     return Request(f"{_SERVICE}/FetchJWTSVID", message.SerializeToString())
 
 
 def validation(token: str) -> Request:
-    """ValidateJWTSVID."""
+    """Return a ValidateJWTSVID request."""
     message = workloadapi_pb2.ValidateJWTSVIDRequest(audience=AUDIENCE, svid=token)
     return Request(f"{_SERVICE}/ValidateJWTSVID", message.SerializeToString())
 
 
 def token_of(socket: str) -> str:
-    """A JWT-SVID that this process is given there."""
+    """Fetch a JWT-SVID of this process."""
     with connected(socket) as connection:
         message = connection.fetch(jwt())
     return workloadapi_pb2.JWTSVIDResponse.FromString(message).svids[0].svid
@@ -155,7 +155,7 @@ def _authority(step: str) -> Request:
 
 
 def other_server(socket: str, pid: int | None = None) -> Server:
-    """One that is running already; without `pid`, its process is the one that made the socket.
+    """Return a running server; without `pid`, its process is the creator of the socket.
 
     Raises:
         RefusedError: it cannot be measured.
@@ -176,7 +176,7 @@ def other_server(socket: str, pid: int | None = None) -> Server:
 
 
 def still(server: Server) -> str:
-    """What is wrong with one whose CPU clock does not move."""
+    """Return the error text for a server with a constant CPU clock."""
     return (
         f"the process {server.pid} took no CPU time during calls of {server.socket}, "
         "so that it is another that serves there: name that with --pid"
@@ -193,7 +193,7 @@ def _listener(socket: str) -> int:
 
 
 def _try(socket: str) -> None:
-    """Some calls, as those that will be measured."""
+    """Make some calls of the measured kind."""
     try:
         for _ in range(_TRIES):
             with connected(socket) as connection:
@@ -208,7 +208,7 @@ def _try(socket: str) -> None:
 def agent(
     entries: str | None = None, program: type[RunningAgent] = RunningAgent
 ) -> Iterator[tuple[Server, RunningAgent]]:
-    """An agent for the block; without entries, this user gets one identity."""
+    """Run an agent for the block; the default entry gives this user one identity."""
     text = entry_for_me() if entries is None else entries
     running = program(text, config=CONFIG, new_session=True)
     try:
@@ -221,9 +221,9 @@ def agent(
 def baseline(
     answers: Mapping[str, bytes], *, gated: bool = False, prefix: Sequence[str] = ()
 ) -> Iterator[Server]:
-    """A bare server for the block that gives these answers, by method.
+    """Run a bare server for the block, with one response for each method.
 
-    `gated`: behind the agent's gate. `prefix`: a command that starts it.
+    `gated`: behind the agent's gate. `prefix`: a command that executes the server.
     """
     with tempfile.TemporaryDirectory(prefix="vouchd-", dir="/tmp") as folder:
         socket, files = f"{folder}/s", Path(folder) / "answers"
@@ -240,7 +240,7 @@ def baseline(
 def started(
     socket: str, answers: Path, program: Path = BASELINE_PROGRAM, prefix: Sequence[str] = ()
 ) -> Iterator[int]:
-    """The process of such a program for the block, which begins once it serves.
+    """Run a server program for the block and yield its PID once it serves.
 
     Raises:
         click.ClickException: it does not serve.
@@ -249,7 +249,7 @@ def started(
         [*prefix, sys.executable, program, socket, answers],
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        start_new_session=True,  # Ctrl-C is for the bench, which then ends it
+        start_new_session=True,  # Ctrl-C reaches the benchmark only, which ends the server
     )
     try:
         _require_ready(process, program)
@@ -261,13 +261,13 @@ def started(
 
 def _require_ready(process: subprocess.Popen[bytes], program: Path) -> None:
     assert process.stdout is not None
-    said = process.stdout.readline()
-    if said == _READY:
+    line = process.stdout.readline()
+    if line == _READY:
         return
     with suppress(subprocess.TimeoutExpired):
-        process.wait(_MOMENT_SECONDS)  # one that crashed is about to end by itself
+        process.wait(_MOMENT_SECONDS)  # a crashed process ends by itself
     raise click.ClickException(
-        f"{program} did not say that it is ready but {said!r}, and its exit status is "
+        f"{program} did not print its ready line but {line!r}; its exit status is "
         f"{process.poll()}; why is in what it wrote to stderr, above"
     )
 
@@ -279,9 +279,9 @@ def all_servers(
     *,
     gate_alone: bool = False,
 ) -> Iterator[Sequence[Server]]:
-    """The agent, the other if there is one, and a baseline that answers as the agent does.
+    """Run the agent and a baseline with the agent's responses; add `other`.
 
-    `gate_alone`: and one more, which has the agent's gate before it and nothing else of the agent.
+    `gate_alone`: also run a baseline behind the agent's gate.
     """
     with ExitStack() as stack:
         ours, running = stack.enter_context(agent(program=program))
@@ -294,7 +294,7 @@ def all_servers(
 
 
 def answers_of(socket: str) -> dict[str, bytes]:
-    """What this process is answered there, by method."""
+    """Return the server's responses to this process, by method."""
     requests = (x509(), jwt(), validation(token_of(socket)))
     with connected(socket) as connection:
         return {each.path.rpartition("/")[2]: connection.fetch(each) for each in requests}

@@ -1,4 +1,4 @@
-"""From the start of the program to the line that says that it is ready."""
+"""Time from the start of the program to its ready line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SCENARIO = "start with so many entries, until ready"
 
 
 def measure() -> list[Finding]:
-    """Servers in turn."""
+    """Measure the start of the servers, which alternate."""
     findings = []
     for size, rounds in ROUNDS.items():
         starts: dict[str, Callable[[], float]] = {
@@ -43,7 +43,7 @@ def measure() -> list[Finding]:
 
 
 def entries(count: int, path: str = "/u") -> str:
-    """A file of so many entries, each of a user of its own."""
+    """Return an entry file with this number of entries, each for another UID."""
     made = (
         {"spiffe_id": f"{path}/{n}", "selectors": [f"unix:uid:{10**6 + n}", "unix:gid:5"]}
         for n in range(count)

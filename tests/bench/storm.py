@@ -1,4 +1,4 @@
-"""A storm: processes that all connect in the same moment, as after a boot or a deployment."""
+"""A storm: many processes connect at the same time, as after a boot or a deployment."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _TIMES = struct.Struct("dd")
 def measure(
     servers: Sequence[Server], sizes: Sequence[int] = SIZES, rounds: int = ROUNDS
 ) -> list[Finding]:
-    """So many processes, which are there already and wait for the word."""
+    """Measure the storm of processes that were forked before and wait for a start signal."""
     findings = []
     for size in sizes:
         values: defaultdict[str, defaultdict[str, list[float]]] = defaultdict(
@@ -54,7 +54,7 @@ def measure(
 
 
 def _storm(socket: str, size: int) -> tuple[float, list[float]]:
-    """Seconds from the word to the last SVID, and what each process took."""
+    """Return the seconds from the start signal to the last SVID, and each process's latency."""
     (wait, word), (results, report) = os.pipe(), os.pipe()
 
     def process() -> None:

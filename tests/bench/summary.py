@@ -1,4 +1,4 @@
-"""The table of docs/performance.md, from the results of `make bench`: nothing is copied."""
+"""The table of docs/performance.md, generated from the results of `make bench`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ MILLIONS, HUNDREDS = 1e5, 100
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What it is called, and which finding it is."""
+    """A row's title, and the key of its finding."""
 
     label: str
     scenario: str
@@ -98,7 +98,7 @@ ROWS = (
 
 @click.command()
 def main() -> None:
-    """Print the table."""
+    """Print the table of docs/performance.md."""
     results = read(RESULTS)
     findings = {each.key: each for each in results.findings}
     click.echo(
@@ -143,7 +143,7 @@ def _budget(finding: Record, unit: str) -> str:
 
 
 def _short(value: float) -> str:
-    """Three digits that mean something."""
+    """Format a number with three significant digits."""
     if value >= MILLIONS:
         return f"{value / 1e6:.2f} million"
     return f"{value:,.0f}" if value >= HUNDREDS else f"{value:.3g}"

@@ -40,7 +40,7 @@ def test_the_bare_baseline_imports_nothing_of_the_agent() -> None:
 
 def test_error_about_a_crashed_server_names_its_output(tmp_path: Path) -> None:
     with (
-        pytest.raises(click.ClickException, match=r"gated.py did not say .* exit status is 1"),
+        pytest.raises(click.ClickException, match=r"gated.py did not print .* exit status is 1"),
         started(str(tmp_path / "s"), tmp_path / "none", GATED_PROGRAM),
     ):
         pass

@@ -1,4 +1,4 @@
-"""A lean client: HTTP/2 whose frames are made beforehand, so that it takes little time itself.
+"""A fast client: it sends prepared HTTP/2 frames and so takes little time itself.
 
 It knows only what a bench needs: calls that get a message, on connections that do not fill up
 (RFC 9113; gRPC over HTTP/2).
@@ -38,7 +38,7 @@ _TABLE_SIZE, _INITIAL_WINDOW = 1, 4
 _WIDEST = 2**31 - 1
 _FRAME_HEADER = 9
 _MESSAGE_HEADER = 5
-# No table of headers, so that each block can be read by itself; windows that never fill.
+# No dynamic table: each header block is independent. Large windows: they never fill.
 _HELLO = (
     PREFACE
     + frame(
@@ -53,7 +53,7 @@ _HELLO = (
 
 
 class CallFailedError(Exception):
-    """The server ended a call without a message, or the connection."""
+    """The server ended a call without a message, or closed the connection."""
 
 
 @cache
@@ -63,17 +63,17 @@ def _headers(path: str) -> bytes:
 
 @cache
 def _check(trailers: bytes) -> None:
-    """Raise CallFailedError unless they say that all is well."""
-    said = {str(name): str(value) for name, value in hpack.Decoder().decode(trailers)}
-    if said.get("grpc-status") != "0":
-        raise CallFailedError(f"status {said.get('grpc-status')}: {said.get('grpc-message')}")
+    """Raise CallFailedError unless the gRPC status is OK."""
+    fields = {str(name): str(value) for name, value in hpack.Decoder().decode(trailers)}
+    if fields.get("grpc-status") != "0":
+        raise CallFailedError(f"status {fields.get('grpc-status')}: {fields.get('grpc-message')}")
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """A call of a method (`/service/name`), ready to be sent.
 
-    `streaming`: the server would send more; the client takes the call back once it has a message.
+    `streaming`: the server streams; the client cancels the call after the first message.
     """
 
     path: str
@@ -81,7 +81,7 @@ class Request:
     streaming: bool = False
 
     def frames(self, stream: int) -> bytes:
-        """What goes over the wire."""
+        """Return the frames of the request."""
         body = bytes(1) + len(self.message).to_bytes(4, "big") + self.message
         return frame(HEADERS, END_HEADERS, stream, _headers(self.path)) + frame(
             DATA, END_STREAM, stream, body
@@ -89,7 +89,7 @@ class Request:
 
 
 class Connection:
-    """One connection, which it owns: `close` it."""
+    """A client connection. Owns its socket: `close` it."""
 
     def __init__(self, path: str) -> None:
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -101,15 +101,15 @@ class Connection:
         self._next_stream = 1
 
     def fileno(self) -> int:
-        """Its descriptor."""
+        """Return the socket's descriptor."""
         return self._sock.fileno()
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._sock.close()
 
     def call(self, request: Request) -> int:
-        """Send a request; the number of its stream."""
+        """Send a request and return its stream ID."""
         stream = self._next_stream
         self._next_stream += 2
         self._bodies[stream] = b""
@@ -134,14 +134,14 @@ class Connection:
                 return message
 
     def done(self, request: Request, stream: int) -> None:
-        """A call has its message; what the server would send more is not wanted."""
+        """Cancel a streaming call after its message."""
         if request.streaming:
             self.take_back(stream)
         else:
             self._bodies.pop(stream, None)
 
     def read(self) -> list[tuple[int, bytes]]:
-        """Wait for something to arrive; the messages in it, with their streams.
+        """Receive once; return the messages with their stream IDs.
 
         Raises:
             CallFailedError: see there.
@@ -157,7 +157,7 @@ class Connection:
             elif kind == HEADERS and flags & END_STREAM and stream in self._bodies:
                 _check(payload)
             elif kind == GOAWAY:
-                raise CallFailedError(f"the server says goodbye: {payload!r}")
+                raise CallFailedError(f"the server sent GOAWAY: {payload!r}")
             elif kind in {PING, SETTINGS} and not flags & ACK:
                 self._sock.sendall(frame(kind, ACK, 0, payload if kind == PING else b""))
         return messages
@@ -186,31 +186,31 @@ class Connection:
 
 
 class Crowd:
-    """Connections that are waited for together. It owns them: `close` it."""
+    """Connections that share one poll(2) object. Owns the connections: `close` it."""
 
     def __init__(self) -> None:
         self._connections: dict[int, Connection] = {}
         self._poll = select.epoll()
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Return the number of connections."""
         return len(self._connections)
 
     def connect(self, path: str) -> Connection:
-        """One more."""
+        """Open a connection and return it."""
         connection = Connection(path)
         self._connections[connection.fileno()] = connection
         self._poll.register(connection, select.EPOLLIN)
         return connection
 
     def close(self) -> None:
-        """Hang up all."""
+        """Close all connections."""
         self._poll.close()
         for connection in self._connections.values():
             connection.close()
 
     def connections(self) -> Sequence[Connection]:
-        """All of them."""
+        """Return all connections."""
         return tuple(self._connections.values())
 
     def gather(
@@ -219,9 +219,9 @@ class Crowd:
         note: Callable[[Connection, int, float], object] | None = None,
         patience: float | None = PATIENCE_SECONDS,
     ) -> float:
-        """Wait for so many messages, and tell of each when it came; when the last did.
+        """Wait for `count` messages; pass the time of each to `note` and return the last.
 
-        `patience`: the longest between two of them, in seconds; None waits for ever.
+        `patience`: the time-out between two messages in seconds; None is no time-out.
 
         Raises:
             CallFailedError: a call has failed, or nothing comes any more.
@@ -230,7 +230,7 @@ class Crowd:
         while count > 0:
             ready = self._poll.poll(patience)
             if not ready:
-                raise CallFailedError(f"{count} messages have not come")
+                raise CallFailedError(f"{count} messages are missing")
             for descriptor, _events in ready:
                 connection = self._connections[descriptor]
                 for stream, _message in connection.read():
@@ -241,7 +241,7 @@ class Crowd:
         return last
 
     def quiet(self, seconds: float) -> int:
-        """Read whatever comes until nothing has for so long; how many messages that were."""
+        """Read until no message has arrived for `seconds`; return the number before."""
         messages = 0
         while ready := self._poll.poll(seconds):
             for descriptor, _events in ready:
@@ -251,7 +251,7 @@ class Crowd:
 
 @contextmanager
 def connected(path: str) -> Iterator[Connection]:
-    """A connection for the block."""
+    """Yield a connection; close it after the block."""
     connection = Connection(path)
     try:
         yield connection
@@ -261,7 +261,7 @@ def connected(path: str) -> Iterator[Connection]:
 
 @contextmanager
 def crowd(path: str = "", size: int = 0) -> Iterator[Crowd]:
-    """So many connections for the block; there may be more."""
+    """Yield a Crowd with `count` connections; close it after the block."""
     made = Crowd()
     try:
         for _ in range(size):

@@ -45,7 +45,7 @@ def with_commands() -> list[Path]:
     return sorted({*walks, *(REPOSITORY / "docs/how-to").glob("*.md"), PERFORMANCE})
 
 
-def test_every_block_of_commands_is_run_or_says_why_not() -> None:
+def test_each_command_block_is_run_or_has_a_reason() -> None:
     run = {REPOSITORY / name for name in (*AS_USER, *IN_MACHINE)}
     skipped = []
     for block in all_blocks(with_commands()):
@@ -88,7 +88,7 @@ EXAMPLES = [
 
 
 @pytest.mark.parametrize("block", EXAMPLES, ids=lambda block: block.place)
-def test_examples_are_what_the_agent_takes(block: Block) -> None:
+def test_examples_are_valid_for_the_agent(block: Block) -> None:
     text = "\n".join(block.lines)
     keys = set(yaml.safe_load(text))
     if keys == {"entries"}:
@@ -100,7 +100,7 @@ def test_examples_are_what_the_agent_takes(block: Block) -> None:
         parse_settings(source, PurePath("/etc/vouchd"), known_options())
 
 
-def test_kubernetes_commands_name_what_is_in_the_manifest() -> None:
+def test_kubernetes_commands_name_objects_of_the_manifest() -> None:
     manifest = list(yaml.safe_load_all((REPOSITORY / "deploy/kubernetes/agent.yaml").read_text()))
     names = {f"{each['kind'].lower()}/{each['metadata']['name']}" for each in manifest}
     for block in blocks(REPOSITORY / "docs/how-to/kubernetes.md"):

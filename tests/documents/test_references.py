@@ -67,7 +67,7 @@ def documented(name: str) -> set[str]:
     return {Selector.parse(each.example).kind for each in facts.selectors(name)}
 
 
-def test_table_of_unix_selectors_has_what_the_attestor_returns(tmp_path: Path) -> None:
+def test_table_of_unix_selectors_has_the_kinds_of_the_attestor(tmp_path: Path) -> None:
     config = tmp_path / "agent.yaml"
     config.write_text("trust_domain: example.org\nentries: [none.yaml]\n")
     (tmp_path / "none.yaml").write_text("entries: []\n")
@@ -76,7 +76,7 @@ def test_table_of_unix_selectors_has_what_the_attestor_returns(tmp_path: Path) -
     assert {"uid", "gid", "path"} <= kinds <= documented("unix")
 
 
-def test_table_of_docker_selectors_has_what_the_attestor_returns() -> None:
+def test_table_of_docker_selectors_has_the_kinds_of_the_attestor() -> None:
     answer = ContainerAnswer.model_validate(
         {
             "Id": "0" * 64,
@@ -103,7 +103,7 @@ def kinds_alone(name: str) -> set[str]:
     return {re.sub(r"^[0-9]+:|:.*$", "", kind) for kind in documented(name)}
 
 
-def test_table_of_k8s_selectors_has_what_the_attestor_returns() -> None:
+def test_table_of_k8s_selectors_has_the_kinds_of_the_attestor() -> None:
     vectors = [yaml.safe_load(path.read_text()) for path in POD_LISTS]
     found = {fact for vector in vectors for fact in vector.get("facts") or ()}
     assert {Selector("k8s", fact).kind for fact in found} == documented("k8s")

@@ -1,4 +1,4 @@
-"""The clients, made ready: an environment for those in Python, a binary for the one in Go."""
+"""Set up the clients: a virtual environment for the Python clients, a binary of the Go client."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def without(what: str) -> NoReturn:
 
 @pytest.fixture(scope="session")
 def foreign_python() -> Path:
-    """The interpreter that has the other clients, at the pinned versions."""
+    """Return the Python of the environment with the pinned client libraries."""
     made_from = ENVIRONMENT / "requirements.txt"
     if not made_from.exists() or made_from.read_bytes() != REQUIREMENTS.read_bytes():
         without("the Python clients are not installed: run tests/interop/setup.sh")

@@ -1,4 +1,4 @@
-"""Programs that do not speak gRPC: `vouchd fetch x509 --write` leaves them files.
+"""Programs without gRPC: `vouchd fetch x509 --write` writes files for them.
 
 A `Workload` is a program of its own path, so that entries can tell two of them apart by
 `unix:path` whoever runs the tests: it is a copy of the Python interpreter, which runs `vouchd`.
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """A program that has its identity because of where it is."""
+    """A program with an identity for its path."""
 
     name: str
     program: Path
@@ -39,7 +39,7 @@ class Workload:
         return f'  - {{spiffe_id: /{self.name}, selectors: ["unix:path:{self.program}"]}}\n'
 
     def fetch(self, agent: RunningAgent, directory: Path) -> Path:
-        """Have it fetch its identity into a directory; the directory."""
+        """Fetch the program's X.509-SVIDs into a directory and return the directory."""
         done = subprocess.run(
             [self.program, "-m", "agent", "fetch", "x509", "--write", directory],
             env={**os.environ, **_home(), "SPIFFE_ENDPOINT_SOCKET": agent.address},
@@ -52,7 +52,7 @@ class Workload:
 
 
 def _home() -> dict[str, str]:
-    """What the copy needs to find the library and the packages of the original."""
+    """Return the variables by which the copy finds the original's library and packages."""
     packages = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     return {
         "PYTHONHOME": f"{sys.base_prefix}:{sys.base_exec_prefix}",

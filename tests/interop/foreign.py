@@ -1,7 +1,7 @@
-"""Other people's Workload API clients, each in a process of its own.
+"""Workload API clients of other projects, each in its own process.
 
-Every client program obeys the same commands, and finds the agent as any workload does, by
-SPIFFE_ENDPOINT_SOCKET. Each prints lines of JSON:
+The client programs have the same commands and find the agent by SPIFFE_ENDPOINT_SOCKET. Each prints
+lines of JSON:
 
 * `fetch AUD...` fetches everything, verifies it, and prints one object (see `test_clients.py`);
 * `refused` tries everything as a caller without identity and prints the errors;
@@ -30,22 +30,22 @@ PATIENCE_SECONDS = 30.0
 
 
 class Running:
-    """A program that prints lines of JSON; one that takes too long is killed."""
+    """A process that prints lines of JSON; it is killed after PATIENCE_SECONDS."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
     def next(self, wanted: Callable[[Any], bool] = lambda _line: True) -> Any:
-        """Read on to a line that is wanted.
+        """Read lines until `wanted` accepts one, and return it.
 
         Raises:
-            AssertionError: the program ended before.
+            AssertionError: the program ended first.
         """
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            if wanted(said := json.loads(line)):
-                return said
-        raise AssertionError(f"{self._process.args!r} ended, or took too long: {self._errors()}")
+            if wanted(message := json.loads(line)):
+                return message
+        raise AssertionError(f"{self._process.args!r} ended or timed out: {self._errors()}")
 
     def _errors(self) -> str:
         return self._process.stderr.read() if self._process.stderr else ""
@@ -53,7 +53,7 @@ class Running:
 
 @contextmanager
 def running(argv: Sequence[str | Path], env: Mapping[str, str] | None = None) -> Iterator[Running]:
-    """Have a program running for as long as the block, at most PATIENCE_SECONDS."""
+    """Run a program for the block, at most PATIENCE_SECONDS."""
     with subprocess.Popen(
         argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -69,12 +69,12 @@ def running(argv: Sequence[str | Path], env: Mapping[str, str] | None = None) ->
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForeignClient:
-    """How to start a client program."""
+    """A client program with its command line."""
 
     argv: Sequence[str | Path]
 
     def once(self, agent: RunningAgent, *arguments: str) -> Any:
-        """Run it to its end; what it printed, which is one line."""
+        """Run the client to its end and return its one line of JSON."""
         done = subprocess.run(
             [*self.argv, *arguments],
             env=self._env(agent),
@@ -87,7 +87,7 @@ class ForeignClient:
         return json.loads(done.stdout)
 
     def running(self, agent: RunningAgent, *arguments: str) -> AbstractContextManager[Running]:
-        """Have it running for as long as the block, at most PATIENCE_SECONDS."""
+        """Run the client for the block, at most PATIENCE_SECONDS."""
         return running([*self.argv, *arguments], self._env(agent))
 
     def _env(self, agent: RunningAgent) -> dict[str, str]:

@@ -99,7 +99,7 @@ def test_a_user_without_an_entry_gets_no_identity(agent: RunningAgent) -> None:
     assert "no registration entry matches" in agent.wait_for_log("call refused")
 
 
-def test_the_user_nobody_is_an_ordinary_user_on_a_host(agent: RunningAgent) -> None:
+def test_user_nobody_is_an_ordinary_user_on_a_host(agent: RunningAgent) -> None:
     assert identities_of(agent, lambda: pids.become(65534)) == raw.PERMISSION_DENIED
     assert "no registration entry matches" in agent.wait_for_log("call refused")
 

@@ -175,7 +175,7 @@ FAULTS = [(full, "No space left on device: make room"), (read_only, "Read-only f
 
 
 @pytest.mark.parametrize(("fault", "reason"), FAULTS)
-def test_an_agent_whose_disk_fails_says_so_and_serves(fault: Fault, reason: str) -> None:
+def test_agent_logs_a_failed_disk_and_serves(fault: Fault, reason: str) -> None:
     with faults.small_disk("256k") as where:
         agent = RunningAgent(ENTRIES, data_dir=str(where / "data"))
         try:
@@ -201,7 +201,7 @@ def test_an_agent_whose_disk_fails_says_so_and_serves(fault: Fault, reason: str)
 
 @pytest.mark.parametrize(("fault", "reason"), FAULTS)
 @pytest.mark.parametrize("first_start", [True, False])
-def test_an_agent_that_cannot_write_at_its_start_serves_or_says_why(
+def test_agent_that_cannot_write_at_its_start_serves_or_names_the_reason(
     fault: Fault, reason: str, *, first_start: bool
 ) -> None:
     with faults.small_disk("256k") as where:

@@ -29,7 +29,7 @@ def podman() -> Iterator[Podman]:
     engine.close()
 
 
-def test_run_exec_fork_and_rename_change_the_identity_as_they_should(
+def test_run_exec_fork_and_rename_change_the_identity(
     podman: Podman, agent_factory: Callable[..., RunningAgent]
 ) -> None:
     config = f"attestors: {{docker: {{podman_socket: {podman.socket}}}}}"

@@ -154,7 +154,7 @@ def test_a_reload_notifies_systemd_and_puts_the_edit_in_force(service: Service) 
     assert service.ask(1001) == ["/user/uno"]
 
 
-def test_an_edit_with_a_mistake_changes_nothing_and_systemctl_status_names_it(
+def test_edit_with_a_mistake_changes_nothing_and_is_in_systemctl_status(
     service: Service,
 ) -> None:
     service.write(ENTRIES, THREE.replace("spiffe_id: /user/one", "spiffe_ip: /user/one"))

@@ -1,6 +1,6 @@
-"""What the client programs share: how they report.
+"""Output helpers of the client programs in Python.
 
-What each command prints is told in tests/interop/foreign.py.
+tests/interop/foreign.py describes the output of each command.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ WRONG_AUDIENCE = "somebody-else"
 
 
 def report(what: object) -> None:
-    """Print one line of JSON, at once."""
+    """Print one line of JSON and flush."""
     json.dump(what, sys.stdout)
     sys.stdout.write("\n")
     sys.stdout.flush()
 
 
 def fingerprints(certificates: Iterable[x509.Certificate]) -> list[str]:
-    """The SHA-256 of each, sorted."""
+    """Return the SHA-256 fingerprints of certificates, sorted."""
     return sorted(certificate.fingerprint(SHA256()).hex() for certificate in certificates)
 
 
 def refusal(call: Callable[[], Any]) -> str:
-    """The text of the error that a call ends with; empty if it succeeds."""
+    """Call and return the text of its error; empty for success."""
     try:
         call()
-    except Exception as error:  # noqa: BLE001 - whatever a library raises is its user's error
+    except Exception as error:  # noqa: BLE001 - the library may raise any type
         return f"{type(error).__name__}: {error}"
     return ""

@@ -1,4 +1,4 @@
-"""`spiffe-defakto` (PyPI) as a workload would use it."""
+"""A workload with `spiffe-defakto` (PyPI)."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ async def fetch_jwt(client: LocalWorkloadAPIClient, audiences: list[str]) -> dic
 
 
 async def ask_agent(token: str, audience: str) -> str:
-    """Call ValidateJWTSVID, which the library has stubs for but no method."""
+    """Call ValidateJWTSVID with the library's stubs; the library has no method for it."""
     async with grpc.aio.insecure_channel(os.environ["SPIFFE_ENDPOINT_SOCKET"]) as channel:
         stub = workloadapi_pb2_grpc.SpiffeWorkloadAPIStub(channel)
         request = workloadapi_pb2.ValidateJWTSVIDRequest(audience=audience, svid=token)
@@ -92,7 +92,7 @@ async def ask_agent(token: str, audience: str) -> str:
 async def refusal(call: Any) -> str:
     try:
         await call
-    except Exception as error:  # noqa: BLE001 - whatever a library raises is its user's error
+    except Exception as error:  # noqa: BLE001 - the library may raise any type
         return f"{type(error).__name__}: {error}"
     return ""
 
@@ -110,18 +110,18 @@ async def refused(client: LocalWorkloadAPIClient) -> None:
 
 
 async def watch(client: LocalWorkloadAPIClient) -> None:
-    """Follow every update; the library leaves it to its user to reconnect."""
+    """Report each update and reconnect; the library does not reconnect by itself."""
     while True:
         try:
             async for context in client.watch_x509_context():
-                tell(context)
+                report_context(context)
         except SpiffeError as error:
             if error.code is not SpiffeErrorCode.WORKLOAD_API_UNAVAILABLE:
                 raise
             await asyncio.sleep(RETRY_SECONDS)
 
 
-def tell(context: X509Context) -> None:
+def report_context(context: X509Context) -> None:
     svid = context.default_svid()
     leaf = svid.certificates[0]
     bundle = context.bundles[svid.id.trust_domain.name]

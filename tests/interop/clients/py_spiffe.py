@@ -1,4 +1,4 @@
-"""py-spiffe (`spiffe` on PyPI) as a workload would use it, and `spiffe-tls` on top of it."""
+"""A workload with py-spiffe (`spiffe` on PyPI) and `spiffe-tls`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def fetch(client: WorkloadApiClient, audiences: list[str]) -> None:
 
 
 def describe(svid: X509Svid, bundles: X509BundleSet) -> dict[str, Any]:
-    # py-spiffe does not verify chains; cryptography, which it is made of, does and is strict.
+    # py-spiffe does not verify chains; its dependency `cryptography` does.
     bundle = bundles.get_bundle_for_trust_domain(svid.spiffe_id.trust_domain)
     verifier = PolicyBuilder().store(Store(list(bundle.x509_authorities))).build_client_verifier()
     verified = verifier.verify(svid.leaf, svid.cert_chain[1:])
@@ -89,7 +89,7 @@ def refused(client: WorkloadApiClient) -> None:
 def watch() -> None:
     with X509Source(timeout_in_seconds=TIMEOUT_SECONDS) as source:
 
-        def tell() -> None:
+        def report_svid() -> None:
             context = source.get_x509_context()
             svid = context.default_svid
             (bundle,) = context.x509_bundle_set.bundles
@@ -102,13 +102,13 @@ def watch() -> None:
                 }
             )
 
-        source.subscribe_for_updates(tell)
-        tell()
+        source.subscribe_for_updates(report_svid)
+        report_svid()
         threading.Event().wait()
 
 
 def serve() -> None:
-    """Accept one member of our own trust domain."""
+    """Accept one connection of a peer in the same trust domain."""
     with X509Source(timeout_in_seconds=TIMEOUT_SECONDS) as source:
         options = ListenOptions(tls_mode=ServerTlsMode.MTLS, authorize_fn=same_trust_domain(source))
         listener = listen("127.0.0.1:0", source, options)
@@ -129,7 +129,7 @@ def same_trust_domain(source: X509Source) -> Any:
 
 
 def greet(connection: SSL.Connection) -> None:
-    """Exchange a byte, so that both ends know that the other accepted them; report the peer."""
+    """Exchange a byte, which confirms the handshake to both ends; report the peer."""
     connection.sendall(b"!")
     connection.recv(1)
     names = connection.get_peer_certificate().to_cryptography().extensions

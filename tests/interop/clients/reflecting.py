@@ -1,6 +1,6 @@
-"""What a general gRPC tool does: ask for health, learn the API by reflection, and call it.
+"""A general gRPC tool: check health, read the API by reflection, and call it.
 
-It holds no stub of the Workload API: every message class is made from what the agent describes.
+It has no stubs of the Workload API: it creates all message classes from the reflected descriptors.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """One end of mutual TLS with Python's `ssl`, from the files that `vouchd fetch x509 --write` makes.
 
-It knows nothing of SPIFFE but where the peer's identity is: in the URI names of its certificate.
+It takes the peer's SPIFFE ID from the URI names of the peer's certificate.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def dial(directory: Path, port: str) -> None:
 
 
 def meet(tls: ssl.SSLContext, connection: socket.socket, *, server_side: bool) -> None:
-    """Exchange a byte, so that both ends know that the other accepted them; report the peer."""
+    """Exchange a byte, which confirms the handshake to both ends; report the peer."""
     connection.settimeout(TIMEOUT_SECONDS)
     try:
         with tls.wrap_socket(connection, server_side=server_side) as secured:
@@ -53,7 +53,7 @@ def meet(tls: ssl.SSLContext, connection: socket.socket, *, server_side: bool) -
             names = secured.getpeercert()["subjectAltName"]
             (uri,) = [value for kind, value in names if kind == "URI"]
             report({"peer": uri})
-    except OSError as error:  # every ssl.SSLError is one
+    except OSError as error:  # includes ssl.SSLError
         report({"refused": str(error)})
 
 

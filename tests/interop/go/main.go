@@ -1,5 +1,5 @@
-// Command go-spiffe-client is go-spiffe as a workload would use it. What its commands are and what
-// they print is told in tests/interop/foreign.py.
+// Command go-spiffe-client is a workload with go-spiffe. tests/interop/foreign.py describes its
+// commands and their output.
 package main
 
 import (
@@ -160,7 +160,7 @@ func watch(ctx context.Context) error {
 	}
 }
 
-// meet is one end of a mutual TLS connection that accepts every member of our own trust domain.
+// meet is one end of a mutual TLS connection; it accepts each peer of the same trust domain.
 func meet(ctx context.Context, command string, arguments []string) error {
 	source, err := workloadapi.NewX509Source(ctx)
 	if err != nil {
@@ -195,7 +195,7 @@ func meet(ctx context.Context, command string, arguments []string) error {
 	return greet(connection)
 }
 
-// greet exchanges a byte, so that both ends know that the other accepted them, and reports the peer.
+// greet exchanges a byte, which confirms the handshake to both ends, and reports the peer.
 func greet(connection net.Conn) error {
 	defer connection.Close()
 	if _, err := connection.Write([]byte("!")); err != nil {

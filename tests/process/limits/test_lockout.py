@@ -179,7 +179,7 @@ async def test_root_and_the_owner_of_the_file_are_never_locked_out(path: Path) -
     locks.close()
 
 
-async def test_a_user_that_stops_is_free_after_one_lockout_whatever_it_did_before(
+async def test_user_that_stops_is_free_after_one_lockout(
     path: Path,
 ) -> None:
     locks = lockout(path)

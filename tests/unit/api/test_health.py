@@ -52,7 +52,7 @@ class ServedHealth:
 
 
 @pytest.mark.parametrize("service", ["", "a", "b"])
-async def test_check_tells_whether_the_agent_is_ready_now(service: str) -> None:
+async def test_check_returns_the_present_readiness(service: str) -> None:
     served = ServedHealth()
     assert await served.check(service) == SERVING
     served.reasons = ("the authority cannot sign",)

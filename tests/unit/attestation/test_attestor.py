@@ -314,7 +314,7 @@ async def test_process_that_changed_its_user_loses_its_remembered_findings(me: C
     assert len(world.asked) == 1
 
 
-def test_fingerprint_holds_what_proc_says(me: Caller) -> None:
+def test_fingerprint_has_the_values_of_proc(me: Caller) -> None:
     with me.open_proc() as view:
         found: Fingerprint = read_fingerprint(view)
     assert found.cgroup == Path("/proc/self/cgroup").read_bytes()

@@ -45,7 +45,7 @@ async def counted() -> AsyncIterator[CountedDigests]:
         yield counted
 
 
-async def test_selectors_hold_what_the_kernel_and_the_files_say(
+async def test_selectors_have_the_facts_of_the_kernel_and_the_files(
     attestor: UnixAttestor, me: Caller
 ) -> None:
     found = await find(attestor, me)

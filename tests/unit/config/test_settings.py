@@ -165,7 +165,7 @@ def test_telemetry_listens_on_a_path_or_a_loopback_address(written: str, found: 
     assert settings.telemetry.listen == found
 
 
-def test_loopback_address_prints_as_it_is_written() -> None:
+def test_loopback_address_prints_unchanged() -> None:
     assert str(LoopbackAddress(host="127.0.0.1", port=9464)) == "127.0.0.1:9464"
     assert str(LoopbackAddress(host="::1", port=9464)) == "[::1]:9464"
 

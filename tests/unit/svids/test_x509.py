@@ -117,7 +117,7 @@ async def test_at_the_end_of_its_entry_an_svid_is_forgotten_though_it_is_watched
     assert len(world.svids) == 0
 
 
-async def test_each_process_has_its_own_svid_if_the_entry_says_so(world: World) -> None:
+async def test_each_process_has_its_own_svid_if_the_entry_requires_it(world: World) -> None:
     one, other = identity(holder="process:1"), identity(holder="process:2")
     with watching(world, [one]), watching(world, [other]):
         first, second = world.svids.get(one), world.svids.get(other)

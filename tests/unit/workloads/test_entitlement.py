@@ -139,7 +139,7 @@ async def test_lines_about_a_failing_attestor_are_limited(me: Caller) -> None:
     assert len(site.lines.of("attestor failed")) == PER_KEY.at_once
 
 
-async def test_the_log_says_why_nothing_matched_a_limited_number_of_times(me: Caller) -> None:
+async def test_reason_of_a_missing_match_is_logged_at_a_limited_rate(me: Caller) -> None:
     site = Site(Selector("fake", "other"))
     for _ in range(20):
         with pytest.raises(NoIdentityError):

@@ -164,7 +164,7 @@ async def test_each_remainder_is_the_state_before_or_after_a_step(
     assert tried > 100
 
 
-def test_the_model_loses_what_is_not_fsynced(disk: Disk) -> None:
+def test_model_loses_data_without_fsync(disk: Disk) -> None:
     """Otherwise it would prove nothing."""
     with closing(Keystore(disk.directory)) as keystore:
         keystore.write_unsynced(CACHE_FILE, (b"abcd",))

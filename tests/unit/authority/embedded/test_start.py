@@ -74,7 +74,7 @@ def damage(stored: bytes) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("kind", damage(b'{"x509": [{}], "jwt": [{}]}'))
-def test_a_damaged_file_is_named_and_stays_as_it_is(
+def test_error_about_a_damaged_file_names_the_file_and_keeps_it(
     open_authority: Open, keystore: Keystore, kind: str
 ) -> None:
     open_authority()

@@ -59,7 +59,7 @@ async def test_file_that_is_written_and_renamed_or_removed_delays_nothing(entrie
             await rest()
 
 
-async def test_log_says_once_which_open_file_delays_a_reload(entries: Path) -> None:
+async def test_open_file_that_delays_a_reload_is_logged_once(entries: Path) -> None:
     with capture_logs() as logs:
         async with following(entries, times=replace(PATIENT, warn=0.05)) as reports:
             with (entries / "a.yaml").open("w"):

@@ -117,7 +117,9 @@ async def test_change_amid_lost_events_is_reported(entries: Path) -> None:
         await reports.after(0)
 
 
-async def test_defect_of_the_thread_reaches_the_reader_who_can_begin_again(entries: Path) -> None:
+async def test_defect_of_the_thread_reaches_the_reader_and_the_watch_can_restart(
+    entries: Path,
+) -> None:
     errors = [ZeroDivisionError()]
 
     def fail_once(paths: Sequence[Path]) -> View:
