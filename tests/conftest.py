@@ -1,4 +1,4 @@
-"""What every test has: agents to start, and proof that it left nothing behind."""
+"""Fixtures of all tests: running agents, and checks for leaks of descriptors, tasks and secrets."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ _PATIENCE_SECONDS = 60.0
 
 
 async def serve(socket: str, answers: Answers) -> None:
-    """With the gate before it, which lets no other call pass before it knows of this one."""
+    """Serve behind the gate; each method calls `Gate.begin_call` first."""
     inner = f"{socket}i"
     gate = _gate(inner)
     server = await start(Bare(answers, gate.begin_call), inner)

@@ -18,11 +18,11 @@ ENVIRONMENT = REPOSITORY / ".venv-interop"
 REQUIREMENTS = HERE / "clients" / "requirements.txt"
 
 
-def without(what: str) -> NoReturn:
-    """Skip with a reason where a tool is missing; fail in CI, which has every tool."""
+def skip_or_fail(reason: str) -> NoReturn:
+    """Skip if a tool is missing; fail in CI, which has every tool."""
     if os.environ.get("CI") == "true":
-        pytest.fail(what)
-    pytest.skip(what)
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +30,7 @@ def foreign_python() -> Path:
     """Return the Python of the environment with the pinned client libraries."""
     made_from = ENVIRONMENT / "requirements.txt"
     if not made_from.exists() or made_from.read_bytes() != REQUIREMENTS.read_bytes():
-        without("the Python clients are not installed: run tests/interop/setup.sh")
+        skip_or_fail("the Python clients are not installed: run tests/interop/setup.sh")
     return ENVIRONMENT / "bin" / "python"
 
 
@@ -52,7 +52,7 @@ def reflecting(foreign_python: Path) -> ForeignClient:
 @pytest.fixture(scope="session")
 def go_spiffe(tmp_path_factory: pytest.TempPathFactory) -> ForeignClient:
     if shutil.which("go") is None:
-        without("go-spiffe is not tried: there is no `go` on PATH")
+        skip_or_fail("`go` is not on PATH")
     program = tmp_path_factory.mktemp("go") / "go-spiffe-client"
     built = subprocess.run(
         ["go", "build", "-mod=readonly", "-buildvcs=false", "-o", program, "."],

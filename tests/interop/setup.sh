@@ -1,6 +1,6 @@
 #!/bin/sh
-# Make .venv-interop, the environment of tests/interop/clients, unless it is there and up to date.
-# The tests look for the copy of the requirements that is left in it.
+# Create .venv-interop, the environment of tests/interop/clients, if it is missing or outdated.
+# It has a copy of the requirements file, which the tests compare.
 set -eu
 cd "$(dirname "$0")/../.."
 wanted=tests/interop/clients/requirements.txt

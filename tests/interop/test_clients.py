@@ -31,7 +31,7 @@ entries:
 
 
 MINE = entries_for(os.getuid())
-SOMEBODY_ELSES = entries_for(os.getuid() + 1)
+OTHER_USERS = entries_for(os.getuid() + 1)
 
 
 @pytest.fixture(scope="module", params=["ec-p256", "ec-p384", "rsa-2048"])
@@ -79,7 +79,7 @@ def test_a_jwt_is_accepted_for_each_of_its_audiences_and_for_no_other(fetched: A
 def test_client_without_an_identity_gets_permission_denied(
     agent_factory: AgentFactory, client: ForeignClient
 ) -> None:
-    errors = client.once(agent_factory(SOMEBODY_ELSES), "refused")
+    errors = client.once(agent_factory(OTHER_USERS), "refused")
 
     assert sorted(errors) == ["jwt", "jwt_bundles", "x509", "x509_bundles"]
     for error in errors.values():

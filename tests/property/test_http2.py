@@ -42,7 +42,7 @@ plain_frames = st.builds(
 
 @st.composite
 def header_blocks(draw: st.DrawFn) -> bytes:
-    """HEADERS and its CONTINUATIONs, the last of which ends the block."""
+    """Draw HEADERS with CONTINUATIONs; the last frame has END_HEADERS."""
     parts = draw(st.lists(payloads, min_size=1, max_size=4))
     last = len(parts) - 1
     return b"".join(
@@ -127,7 +127,7 @@ def test_a_ping_is_inserted_only_between_frames(
 
 
 def split(stream: bytes) -> list[bytes]:
-    """Frames, those of one header block in one piece."""
+    """Split bytes into frames, with each header block in one piece."""
     units, block = [], b""
     while stream:
         length = int.from_bytes(stream[:3], "big")
@@ -171,9 +171,9 @@ def test_a_ping_frame_equals_that_of_hyperframe() -> None:
 
 @st.composite
 def calls(draw: st.DrawFn) -> tuple[bytes, list[int]]:
-    """Calls with other frames between, and the offsets at which the server can begin with each.
+    """Draw calls with other frames between; return the offset at which each call is complete.
 
-    It can begin with a message, in any frames, or at the end of the client's stream.
+    A call is complete with its message, in any frames, or at the end of the client's stream.
     """
     sent, beginnings = PREFACE, []
     others = st.lists(plain_frames.filter(lambda raw: raw[3] not in {0, 3}), max_size=2).map(

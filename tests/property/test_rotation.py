@@ -75,7 +75,7 @@ STORED = first(NOW).to_json()
 
 
 class Rotation(RuleBasedStateMachine):
-    """Takes steps as the daemon does, and remembers until when SVIDs are valid."""
+    """Rotation steps as in the daemon, with the expiry of the latest SVID of each authority."""
 
     @initialize()
     def begin(self) -> None:
@@ -84,7 +84,7 @@ class Rotation(RuleBasedStateMachine):
         self.sign()
 
     def sign(self) -> None:
-        """The active authorities may sign an SVID with the longest lifetime now."""
+        """Sign with both active authorities: note the latest expiry of an SVID."""
         self.relied_on: dict[str, datetime] = getattr(self, "relied_on", {})
         for authority in (self.set.active_x509, self.set.active_jwt):
             self.relied_on[authority.id] = min(self.now + LONGEST, authority.not_after)
@@ -112,7 +112,7 @@ class Rotation(RuleBasedStateMachine):
     @rule(hours=st.integers(1, 100))
     def set_the_clock_back(self, hours: int) -> None:
         self.now -= hours * HOUR
-        self.relied_on = {}  # an SVID from the future is valid nowhere
+        self.relied_on = {}  # SVIDs issued later than the new time are not yet valid
         self.take_due_steps()
 
     def take_due_steps(self) -> None:

@@ -57,7 +57,7 @@ def test_arbitrary_text_is_refused(text: str) -> None:
 
 
 def test_a_token_with_any_bit_flipped_is_refused() -> None:
-    """Every bit: seven of each character."""
+    """Flip each of the seven bits of each character."""
     for index, character in enumerate(TOKEN):
         for bit in range(7):
             mutant = chr(ord(character) ^ (1 << bit))
@@ -83,7 +83,7 @@ def test_a_token_with_anything_inserted_is_refused(index: int, text: str) -> Non
 def test_arbitrary_headers_and_claims_raise_nothing_but_validation_errors(
     header: dict[str, Any], claims: dict[str, Any]
 ) -> None:
-    """Also with a valid signature."""
+    """The signature is valid, so the checks of headers and claims run."""
     good = {"sub": str(ID), "aud": ["server"], "exp": int(NOW.timestamp()) + 60}
     try:
         payload = json.dumps(good | claims).encode()

@@ -47,7 +47,7 @@ SETTLING_SECONDS = 30.0
 
 
 class Year(RuleBasedStateMachine):
-    """See the module's docstring."""
+    """A state machine over a simulated year (see the module's docstring)."""
 
     @initialize(seed=st.integers(0, 2**32))
     def begin(self, seed: int) -> None:
@@ -99,7 +99,7 @@ class Year(RuleBasedStateMachine):
         return done
 
     async def settle(self) -> None:
-        """Let each stream come to rest; clients open ended streams again."""
+        """Run the loop until all streams are idle; clients reopen ended streams."""
         for client in self.clients:
             if client.task is None:
                 client.task = asyncio.create_task(client.read(self.agent.api))  # noqa: TID251 - a test
@@ -124,7 +124,7 @@ class Year(RuleBasedStateMachine):
         )
 
     def reconnect(self) -> None:
-        """Let clients open ended streams again."""
+        """Mark ended streams, so that their clients open new ones."""
         for client in self.clients:
             if client.task is not None and client.task.done():
                 client.task = None

@@ -1,4 +1,4 @@
-"""An update of the Workload API that verifies, and its parts."""
+"""A valid X509Update of the Workload API client, and its keys and certificates."""
 
 from __future__ import annotations
 

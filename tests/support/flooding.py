@@ -23,8 +23,8 @@ SECONDS = 5.0
 # The pause between calls keeps the measured caller below its share.
 PAUSE_SECONDS = 0.01
 FIRST = ("chrt", "--rr", "1")
-# The time until all its processes flood: they report nothing. The flooder's burst is not used up
-# yet, which is the worst moment for others.
+# The time until all flooding processes run; they do not report. The flooder's burst is not yet used
+# up, which is the worst moment for other users.
 WARM_UP_SECONDS = 0.5
 
 ENTRIES = f"""

@@ -141,7 +141,7 @@ def test_garbage_after_a_valid_call_ends_only_its_own_connection(agent: RunningA
 def test_a_client_that_hangs_up_with_a_closed_window_is_no_internal_error(
     agent: RunningAgent,
 ) -> None:
-    """With a closed window the response waits, and fails when the client hangs up."""
+    """With a closed window the response waits; it fails when the client disconnects."""
     client = raw.connect(str(agent.socket))
     client.http.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 0})
     client.flush()

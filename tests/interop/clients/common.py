@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from cryptography import x509
 
-WRONG_AUDIENCE = "somebody-else"
+WRONG_AUDIENCE = "other-audience"
 
 
 def report(what: object) -> None:

@@ -103,7 +103,7 @@ async def refused(client: LocalWorkloadAPIClient) -> None:
         {
             "x509": await refusal(client.x509.get_svid()),
             "x509_bundles": await refusal(client.x509.get_bundle_for_trust_domain(own)),
-            "jwt": await refusal(client.jwt.fetch_svid(["anybody"])),
+            "jwt": await refusal(client.jwt.fetch_svid(["any-audience"])),
             "jwt_bundles": await refusal(client.jwt.get_bundle_for_trust_domain(own)),
         }
     )

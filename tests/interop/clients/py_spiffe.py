@@ -80,7 +80,7 @@ def refused(client: WorkloadApiClient) -> None:
         {
             "x509": refusal(client.fetch_x509_context),
             "x509_bundles": refusal(client.fetch_x509_bundles),
-            "jwt": refusal(lambda: client.fetch_jwt_svid({"anybody"})),
+            "jwt": refusal(lambda: client.fetch_jwt_svid({"any-audience"})),
             "jwt_bundles": refusal(client.fetch_jwt_bundles),
         }
     )
@@ -114,13 +114,13 @@ def serve() -> None:
         listener = listen("127.0.0.1:0", source, options)
         report({"port": listener.getsockname()[1]})
         connection, _address = listener.accept()
-        greet(connection)
+        confirm(connection)
         listener.close()
 
 
 def call(port: str) -> None:
     with X509Source(timeout_in_seconds=TIMEOUT_SECONDS) as source:
-        greet(dial(f"127.0.0.1:{port}", source, authorize_fn=same_trust_domain(source)))
+        confirm(dial(f"127.0.0.1:{port}", source, authorize_fn=same_trust_domain(source)))
 
 
 def same_trust_domain(source: X509Source) -> Any:
@@ -128,7 +128,7 @@ def same_trust_domain(source: X509Source) -> Any:
     return authorize_member_of(TrustDomain(svid.spiffe_id.trust_domain.name))
 
 
-def greet(connection: SSL.Connection) -> None:
+def confirm(connection: SSL.Connection) -> None:
     """Exchange a byte, which confirms the handshake to both ends; report the peer."""
     connection.sendall(b"!")
     connection.recv(1)

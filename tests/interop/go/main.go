@@ -41,7 +41,7 @@ func run(command string, arguments []string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	if command == "serve" || command == "dial" {
-		return meet(ctx, command, arguments)
+		return mutualTLS(ctx, command, arguments)
 	}
 	client, err := workloadapi.New(ctx)
 	if err != nil {
@@ -113,8 +113,8 @@ func fetchJWT(ctx context.Context, client *workloadapi.Client, audiences []strin
 		}
 		byUs, byAgent = append(byUs, local.ID.String()), append(byAgent, remote.ID.String())
 	}
-	_, wrongHere := jwtsvid.ParseAndValidate(svid.Marshal(), bundles, []string{"somebody-else"})
-	_, wrongThere := client.ValidateJWTSVID(ctx, svid.Marshal(), "somebody-else")
+	_, wrongHere := jwtsvid.ParseAndValidate(svid.Marshal(), bundles, []string{"other-audience"})
+	_, wrongThere := client.ValidateJWTSVID(ctx, svid.Marshal(), "other-audience")
 	result["validated_by_client"], result["validated_by_agent"] = byUs, byAgent
 	result["wrong_audience_by_client"] = text(wrongHere)
 	result["wrong_audience_by_agent"] = text(wrongThere)
@@ -124,7 +124,7 @@ func fetchJWT(ctx context.Context, client *workloadapi.Client, audiences []strin
 func refused(ctx context.Context, client *workloadapi.Client) error {
 	_, x509Err := client.FetchX509Context(ctx)
 	_, bundlesErr := client.FetchX509Bundles(ctx)
-	_, jwtErr := client.FetchJWTSVID(ctx, jwtsvid.Params{Audience: "anybody"})
+	_, jwtErr := client.FetchJWTSVID(ctx, jwtsvid.Params{Audience: "any-audience"})
 	_, jwtBundlesErr := client.FetchJWTBundles(ctx)
 	return report(object{
 		"x509": text(x509Err), "x509_bundles": text(bundlesErr),
@@ -160,8 +160,8 @@ func watch(ctx context.Context) error {
 	}
 }
 
-// meet is one end of a mutual TLS connection; it accepts each peer of the same trust domain.
-func meet(ctx context.Context, command string, arguments []string) error {
+// mutualTLS is one end of a mutual TLS connection; it accepts each peer of the same trust domain.
+func mutualTLS(ctx context.Context, command string, arguments []string) error {
 	source, err := workloadapi.NewX509Source(ctx)
 	if err != nil {
 		return err
@@ -178,7 +178,7 @@ func meet(ctx context.Context, command string, arguments []string) error {
 		if err != nil {
 			return report(object{"refused": err.Error()})
 		}
-		return greet(connection)
+		return confirm(connection)
 	}
 	listener, err := spiffetls.ListenWithMode(ctx, "tcp", "127.0.0.1:0", spiffetls.MTLSServerWithSource(allowed, source))
 	if err != nil {
@@ -192,11 +192,11 @@ func meet(ctx context.Context, command string, arguments []string) error {
 	if err != nil {
 		return err
 	}
-	return greet(connection)
+	return confirm(connection)
 }
 
-// greet exchanges a byte, which confirms the handshake to both ends, and reports the peer.
-func greet(connection net.Conn) error {
+// confirm exchanges a byte, which confirms the handshake to both ends, and reports the peer.
+func confirm(connection net.Conn) error {
 	defer connection.Close()
 	if _, err := connection.Write([]byte("!")); err != nil {
 		return report(object{"refused": err.Error()})

@@ -32,7 +32,7 @@ class Lasting(FakeAttestor):
 
 
 class Executing:
-    """A child that executes `command` when told to, and its caller."""
+    """A child that executes `command` on the test's signal, with its Caller."""
 
     def __init__(self, caller: Caller, go: int, gone: int) -> None:
         self.caller = caller
@@ -82,7 +82,7 @@ async def test_process_that_exits_during_its_attestation_gets_nothing(
 
 
 async def test_exit_of_the_process_is_no_failure_of_an_attestor() -> None:
-    """The caller is gone; an operator must not be told of an engine that fails."""
+    """The error is PeerGoneError, not AttestorError: no failed engine is reported."""
     with child_caller() as (pid, caller):
 
         async def kill(_workload: WorkloadRef) -> Findings:

@@ -62,7 +62,7 @@ def _descriptors(agent: RunningAgent) -> int:
 
 
 def _has_no_writer(read: int) -> bool:
-    """Whether the pipe hangs up, because all copies of its other end are closed."""
+    """Return whether all copies of the pipe's other end are closed (POLLHUP)."""
     end = select.poll()
     end.register(read, 0)
     return bool(end.poll(PATIENCE_SECONDS * 1000))
