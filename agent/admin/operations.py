@@ -59,6 +59,7 @@ _STEPS_OF_ACTIVE = {
     Event.EXPIRE: "prepare successor",
 }
 
+NOT_CONNECTED = "not connected: read by PID, for display only"
 LOCKED_OUT = "its user is locked out of the socket: it connected and hung up again and again"
 
 
@@ -152,7 +153,8 @@ class Operations:
             if connected := self._connected_as(pid):
                 return await self._explain(connected, facts_of(connected))
             with closing(process_by_pid(pid)) as caller:
-                facts = {**facts_of(caller), "proof": "not connected"}
+                # A weakness is one of the proof of a connection, and there is none.
+                facts = {**facts_of(caller), "proof": NOT_CONNECTED, "weaknesses": ()}
                 explanation = await self._explain(caller, facts)
         except PeerGoneError as error:
             raise NotFoundError(str(error)) from error

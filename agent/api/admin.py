@@ -6,6 +6,7 @@ caller as well, and each command that changes something is logged with its calle
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
@@ -22,7 +23,7 @@ from agent.telemetry.plain import to_plain
 from agent.telemetry.throttled_log import ThrottledLog
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
     from structlog.typing import FilteringBoundLogger
 
@@ -130,9 +131,8 @@ class AdminApi:
             try:
                 credentials = self._admit(context)
                 request = decode(request_type, raw)
-                if is_command:
-                    self._log_command(name, request, credentials)
-                return (await answer(request)).SerializeToString()
+                with self._command_logged(name, request, credentials, is_command=is_command):
+                    return (await answer(request)).SerializeToString()
             except Exception as error:  # noqa: BLE001 - every failure becomes a status
                 await self._fail(context, name, error)
 
@@ -144,14 +144,21 @@ class AdminApi:
             raise PeerError(f"user {credentials.uid} may not administer this agent")
         return credentials
 
-    def _log_command(self, method: str, request: Message, caller: Credentials) -> None:
-        self._log.warning(
-            "admin command",
-            method=method,
-            **{field.name: value for field, value in request.ListFields()},
-            pid=caller.pid,
-            uid=caller.uid,
-        )
+    @contextmanager
+    def _command_logged(
+        self, method: str, request: Message, caller: Credentials, *, is_command: bool
+    ) -> Iterator[None]:
+        """Log what became of the command in the block."""
+        arguments = {field.name: value for field, value in request.ListFields()}
+        fields = {"method": method, **arguments, "pid": caller.pid, "uid": caller.uid}
+        try:
+            yield
+        except Exception as error:
+            if is_command:
+                self._log.warning("admin command failed", reason=str(error), **fields)
+            raise
+        if is_command:
+            self._log.warning("admin command", **fields)
 
     async def _fail(self, context: ServicerContext, method: str, error: Exception) -> NoReturn:
         if isinstance(error, PeerError):

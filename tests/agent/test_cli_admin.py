@@ -130,7 +130,8 @@ def test_the_admin_socket_has_mode_0600(agent: RunningAgent) -> None:
 def test_explain_shows_matched_entries_and_the_nearest_others(agent: RunningAgent) -> None:
     found = as_json(agent, "explain", os.getpid())
     assert found["process"]["pid"] == os.getpid()
-    assert found["process"]["proof"] == "not connected"
+    assert found["process"]["proof"] == "not connected: read by PID, for display only"
+    assert found["process"]["weaknesses"] == []
     [report] = found["attestors"]
     assert report["attestor"] == "unix"
     assert report["duration_seconds"] > 0

@@ -89,6 +89,15 @@ async def test_a_command_is_logged_with_its_arguments_and_caller() -> None:
     assert (line["pid"], line["uid"]) == (1, 2)
 
 
+async def test_a_command_that_fails_is_logged_with_its_reason_and_as_no_command() -> None:
+    request = pb.AuthorityRequest(authority_id="abc").SerializeToString()
+    _, _, lines = await call("TaintAuthority", request, error=NotFoundError("no authority abc"))
+    [line] = lines.of("admin command")
+    assert line["event"] == "admin command failed"
+    assert (line["method"], line["authority_id"]) == ("TaintAuthority", "abc")
+    assert line["reason"] == "no authority abc"
+
+
 async def test_a_caller_without_the_right_is_denied_and_logged() -> None:
     stranger = cast("Any", SimpleNamespace(credentials=credentials(7)))
     request = pb.AuthorityRequest(authority_id="c0ffee").SerializeToString()
