@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,7 +28,6 @@ entries:
   - spiffe_id: /container
     selectors: [unix:uid:{CONTAINER_USER}]
 """
-STOP_SECONDS = 5.0
 # Capability numbers (linux/capability.h).
 DAC_READ_SEARCH, SYS_PTRACE = 2, 19
 # Build tools, and files that a build leaves.
@@ -85,9 +83,7 @@ def test_agent_has_the_user_and_the_capabilities_of_the_documented_command(
 
 def test_agent_stops_cleanly_on_podman_stop(agent: Containers) -> None:
     assert ask(agent).code == 0
-    begin = time.monotonic()
-    assert agent.stop() == 0
-    assert time.monotonic() - begin < STOP_SECONDS
+    assert agent.stop() == 0, "podman kills an agent that does not stop in time: 137"
     assert "stopped" in agent.log
 
 

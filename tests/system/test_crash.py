@@ -171,7 +171,7 @@ def read_only(where: Path) -> Iterator[None]:
 
 
 Fault = Callable[[Path], AbstractContextManager[None]]
-FAULTS = [(full, "No space left on device: make room"), (read_only, "Read-only file system: have")]
+FAULTS = [(full, "No space left on device: make room"), (read_only, "Read-only file system: mount")]
 
 
 @pytest.mark.parametrize(("fault", "reason"), FAULTS)

@@ -62,7 +62,7 @@ def test_forged_sender(target: Target) -> None:
         report(found.split())  # last: the reader of this kills this process
 
     target.record_result(succeeded=TRUSTED_ID in found_by(attacker))
-    target.require_log("caller attested", "no selectors of its program")
+    target.require_log("caller attested", "no program selectors")
 
 
 def enter_own_namespaces() -> None:
