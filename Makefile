@@ -47,7 +47,7 @@ $(VENV)/.installed: pyproject.toml .ci/constraints.txt
 
 # --- use -----------------------------------------------------------------------------------------
 
-## show mutual TLS, a refusal and a push in half a minute; KEEP=1 leaves the agent running
+## show mutual TLS, a refusal and a push, in half a minute after set-up; KEEP=1 leaves the agent running
 demo: $(VENV)/.demo
 	@KEEP=$(KEEP) $(BIN)/python deploy/demo/demo.py
 
