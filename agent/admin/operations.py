@@ -277,7 +277,7 @@ def _authority_status(
         kind=authority.kind,
         state=authority.state,
         since=authority.since,
-        not_after=authority.not_after,
+        expires_at=authority.not_after,
         next_step=event,
         next_step_at=None if step is None else step.at,
     )

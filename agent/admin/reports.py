@@ -21,7 +21,7 @@ class AuthorityStatus:
     kind: str
     state: str
     since: datetime
-    not_after: datetime
+    expires_at: datetime
     next_step: str
     next_step_at: datetime | None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,6 @@ from agent.client.admin import AdminClient
 from agent.clock import SystemClock
 from agent.config.files import read_entry_files, read_file
 from agent.config.values import format_duration
-from agent.entries.entry import EntryId
 from agent.entries.explain import explain
 from agent.entries.load import load_configured_entries
 from agent.entries.spire_import import import_entries
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from agent.cli.output import Data, Format
     from agent.config.settings import Settings
     from agent.entries.entry import Entry
-    from agent.entries.explain import Missed
 
 _CLOCK = SystemClock()
 
@@ -76,17 +75,7 @@ def match_entries(
     found = _parse(ctx, selectors) if pid is None else _attest(settings, pid)
     now = _CLOCK.now()
     verdict = explain(loaded, found.selectors, now)
-    by_id = {entry.id: entry for entry in loaded.entries}
-    answer: dict[str, Data] = {
-        "selectors": verdict.selectors,
-        "matched": [
-            {**_entry_data(by_id[EntryId(each.entry_id)]), "spiffe_id": each.spiffe_id}
-            for each in verdict.matched
-        ],
-        "nearest": [_why_not(missed) for missed in verdict.missed],
-        "notes": found.notes,
-        "failures": dict(found.failures),
-    }
+    answer = {**asdict(verdict), "notes": found.notes, "failures": dict(found.failures)}
     show(answer, output, now)
     if not verdict.matched:
         click.echo("vouchd: no entry matches these selectors; the missing ones are above", err=True)
@@ -162,21 +151,9 @@ def _attest(settings: Settings, pid: int) -> Attested:
     return asyncio.run(attest())
 
 
-def _why_not(missed: Missed) -> dict[str, Data]:
-    return {
-        "id": missed.entry_id,
-        "spiffe_id": missed.spiffe_id,
-        "missing_selectors": [each.wanted for each in missed.lacking],
-        "found_instead": [found for each in missed.lacking for found in each.found],
-        "no_spiffe_id": missed.no_spiffe_id,
-        "expired_at": missed.expired_at,
-        "origin": missed.origin,
-    }
-
-
 def _entry_data(entry: Entry) -> dict[str, Data]:
     return {
-        "id": entry.id,
+        "entry_id": entry.id,
         "spiffe_id": str(entry.spiffe_id),
         "selectors": sorted(map(str, entry.selectors)),
         "x509_svid_ttl": _ttl(entry.x509_svid_ttl),

@@ -50,22 +50,22 @@ class AuthorityList(_message.Message):
     def __init__(self, bundle_sequence: _Optional[int] = ..., authorities: _Optional[_Iterable[_Union[Authority, _Mapping]]] = ..., failure: _Optional[str] = ...) -> None: ...
 
 class Authority(_message.Message):
-    __slots__ = ("authority_id", "kind", "state", "since", "not_after", "next_step", "next_step_at")
+    __slots__ = ("authority_id", "kind", "state", "since", "expires_at", "next_step", "next_step_at")
     AUTHORITY_ID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     SINCE_FIELD_NUMBER: _ClassVar[int]
-    NOT_AFTER_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_AT_FIELD_NUMBER: _ClassVar[int]
     NEXT_STEP_FIELD_NUMBER: _ClassVar[int]
     NEXT_STEP_AT_FIELD_NUMBER: _ClassVar[int]
     authority_id: str
     kind: str
     state: str
     since: _timestamp_pb2.Timestamp
-    not_after: _timestamp_pb2.Timestamp
+    expires_at: _timestamp_pb2.Timestamp
     next_step: str
     next_step_at: _timestamp_pb2.Timestamp
-    def __init__(self, authority_id: _Optional[str] = ..., kind: _Optional[str] = ..., state: _Optional[str] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., not_after: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., next_step: _Optional[str] = ..., next_step_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    def __init__(self, authority_id: _Optional[str] = ..., kind: _Optional[str] = ..., state: _Optional[str] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., next_step: _Optional[str] = ..., next_step_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class Entries(_message.Message):
     __slots__ = ("loaded", "loaded_at", "tried_at", "problems")

@@ -100,7 +100,7 @@ async def serve(settings: Settings, host: Host) -> None:
             trust_domain=str(settings.trust_domain),
             entries=running.parts.reloader.status.entries,
             attestors=sorted(settings.attestors),
-            authority="created" if running.parts.issuing.authority.created else "loaded",
+            authority_state="created" if running.parts.issuing.authority.created else "loaded",
         )
         host.manager.tell(READY=1, STATUS=running.status())
         try:

@@ -161,7 +161,7 @@ class Audit:
                 fields["executable"] = evidence.executable
             fields["selectors_sha256"] = selectors_sha256(evidence.selectors)
         if caller.process.inode is not None:
-            fields["process"] = f"{self._boot_id}/{caller.process.inode}"
+            fields["process_key"] = f"{self._boot_id}/{caller.process.inode}"
         return fields
 
 

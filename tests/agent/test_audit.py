@@ -46,7 +46,7 @@ def test_an_audit_line_names_the_process_and_its_svid(agent_factory: AgentFactor
         "uid": os.getuid(),
         "executable": str(Path("/proc/self/exe").readlink()),
         "selectors_sha256": hashlib.sha256(selectors.encode()).hexdigest(),
-        **({"process": f"{boot}/{me.inode}"} if me.inode else {}),
+        **({"process_key": f"{boot}/{me.inode}"} if me.inode else {}),
     }
     for line, kind in ((certificate, "x509"), (token, "jwt")):
         assert line.items() >= caller.items()

@@ -65,7 +65,7 @@ def test_status_shows_authorities_entries_and_callers(agent: RunningAgent) -> No
     assert sorted(kinds) == ["jwt", "x509"]
     for authority in kinds.values():
         assert (authority["state"], authority["next_step"]) == ("active", "prepare successor")
-        assert authority["since"] < authority["next_step_at"] < authority["not_after"]
+        assert authority["since"] < authority["next_step_at"] < authority["expires_at"]
     assert "PRIVATE" not in str(found)
 
 

@@ -182,7 +182,7 @@ def test_sighup_reloads_the_settings_that_can_change_and_names_the_others(
     agent.wait_for_log("caller attested")
     with AdminClient(agent.admin_socket, PATIENCE_SECONDS) as admin:
         made = admin.prepare_authority("jwt")
-    assert made["not_after"] - made["since"] < timedelta(hours=12, seconds=1)
+    assert made["expires_at"] - made["since"] < timedelta(hours=12, seconds=1)
     agent.config.write_text(before + "reattest_intervall: 5s\n")
     agent.hang_up()
     assert "agent.yaml:7:1: unknown key" in agent.wait_for_log("settings not reloaded")

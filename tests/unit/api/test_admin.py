@@ -61,7 +61,7 @@ class Operations:
             kind="x509",
             state="tainted",
             since=START,
-            not_after=START,
+            expires_at=START,
             next_step="",
             next_step_at=None,
         )

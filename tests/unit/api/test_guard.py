@@ -130,7 +130,7 @@ async def test_an_error_after_a_response_ends_the_stream_with_its_code() -> None
         "method": "FetchSomething",
         "pid": 1,
         "uid": 2,
-        "process": "boot/7",
+        "process_key": "boot/7",
     }
 
 

@@ -14,7 +14,7 @@ def test_entries_list_keeps_the_order(capsys: pytest.CaptureFixture[str], config
     code, out, _err = run(capsys, "entries", "list", "-c", config, "--output", "json")
     assert code == 0
     listed = json.loads(out)["entries"]
-    assert [entry["id"] for entry in listed] == ["web", "job", "old"]
+    assert [entry["entry_id"] for entry in listed] == ["web", "job", "old"]
     assert listed[0]["spiffe_id"] == "spiffe://example.org/web"
     assert listed[0]["selectors"] == ["unix:path:/usr/bin/web", "unix:uid:1000"]
     assert listed[0]["origin"] == f"{config.with_name('entries.yaml')}:2"
@@ -28,8 +28,12 @@ def test_match_prints_matching_and_nearest_entries(
     code, out, _err = run(capsys, "entries", "match", "-c", config, *selectors, "--output", "json")
     assert code == 0
     answer = json.loads(out)
-    assert [entry["id"] for entry in answer["matched"]] == ["web"]
-    assert answer["nearest"][0]["missing_selectors"] == ["unix:gid:7", "unix:path:/usr/bin/job"]
+    assert [entry["entry_id"] for entry in answer["matched"]] == ["web"]
+    assert [missed["entry_id"] for missed in answer["missed"]] == ["job"]
+    assert answer["missed"][0]["lacking"] == [
+        {"wanted": "unix:gid:7", "found": []},
+        {"wanted": "unix:path:/usr/bin/job", "found": ["unix:path:/usr/bin/web"]},
+    ]
 
 
 def test_match_prints_the_missing_selectors_of_the_nearest_entries(
@@ -38,8 +42,8 @@ def test_match_prints_the_missing_selectors_of_the_nearest_entries(
     code, out, err = run(capsys, "entries", "match", "-c", config, "unix:uid:1000", "unix:gid:7")
     assert code == 1
     assert err == "vouchd: no entry matches these selectors; the missing ones are above\n"
-    assert "missing selectors  unix:path:/usr/bin/web" in out
-    assert "missing selectors  unix:path:/usr/bin/job" in out
+    assert "wanted  unix:path:/usr/bin/web" in out
+    assert "wanted  unix:path:/usr/bin/job" in out
     assert "/old" not in out  # none of its selectors is there
 
 

@@ -82,7 +82,7 @@ def test_a_line_names_the_svid_and_its_holder(site: Site) -> None:
             "uid": 1001,
             "executable": "/usr/bin/a",
             "selectors_sha256": hashlib.sha256(SHOWN).hexdigest(),
-            "process": "boot/77",
+            "process_key": "boot/77",
         }
     ]
 
@@ -92,7 +92,7 @@ def test_a_line_names_the_svid_and_its_holder(site: Site) -> None:
     [
         (None, 77, {"executable", "selectors_sha256"}),
         (SimpleNamespace(executable=None, selectors=SELECTORS), 77, {"executable"}),
-        (SimpleNamespace(executable="/a", selectors=SELECTORS), None, {"process"}),
+        (SimpleNamespace(executable="/a", selectors=SELECTORS), None, {"process_key"}),
     ],
 )
 def test_a_line_has_no_field_for_missing_evidence(
@@ -101,7 +101,7 @@ def test_a_line_has_no_field_for_missing_evidence(
     site.evidence = evidence
     site.audit.refused(caller(inode=inode), REFUSAL)
     [line] = site.refused()
-    assert {"executable", "selectors_sha256", "process"} - set(line) == missing
+    assert {"executable", "selectors_sha256", "process_key"} - set(line) == missing
 
 
 def test_the_selector_digest_does_not_depend_on_environment_values() -> None:

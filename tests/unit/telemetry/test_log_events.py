@@ -27,7 +27,7 @@ LEVELS = {"exception": "error"} | {
 LOGGERS = {"log", "_log", "throttled", "_throttled"}
 OF_EVERY_LINE = {"timestamp", "level", "event", "exception", "library"}
 OF_LIMITED_LINES = {"suppressed", "suppressed_in_all"}
-OF_AUDITED_CALLER = {"pid", "uid", "executable", "selectors_sha256", "process"}
+OF_AUDITED_CALLER = {"pid", "uid", "executable", "selectors_sha256", "process_key"}
 
 
 @dataclass
