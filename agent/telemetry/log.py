@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Protocol, TextIO, cast
+from typing import TYPE_CHECKING, Any, Protocol, TextIO, cast
 
 import structlog
 
@@ -51,6 +51,7 @@ _FIELD_NAME_MAX = 64
 _NO_FIELD_NAME = re.compile("[^A-Z0-9_]")
 # Text that needs no quotes: it holds no blank, quote or control character.
 _WORD = re.compile(r"[A-Za-z0-9_./:@%+,<>-]+")
+_EMPTY: tuple[object, ...] = (None, "", [], (), {})
 _APART = frozenset({"timestamp", "level", "event", "exception"})
 _COLOURS = {"warning": ("\33[33m", "\33[0m"), "error": ("\33[31m", "\33[0m")}
 
@@ -220,6 +221,7 @@ def install_log(level: str, form: str, writer: LogWriter) -> None:
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             # Not the traceback renderer of structlog, which shows local variables.
             structlog.processors.format_exc_info,
+            _drop_empty,
             lambda _logger, _method, event: ((writer.render(event),), {}),
         ],
         logger_factory=lambda *_arguments: writer,
@@ -256,6 +258,21 @@ def adjust_log(level: str, form: str, writer: LogWriter) -> None:
 
 
 # --- an event as a line --------------------------------------------------------------------------
+
+
+def _drop_empty(_logger: object, _method: str, event: EventDict) -> EventDict:
+    """Drop fields without a value. The audit trail has none, so `LogWriter.audit` omits this."""
+    return {**_with_values(event), "event": event["event"]}
+
+
+def _with_values(value: Any) -> Any:
+    match value:
+        case dict():
+            return {k: _with_values(v) for k, v in value.items() if v not in _EMPTY}
+        case list():
+            return [_with_values(each) for each in value]
+        case _:
+            return value
 
 
 def _line(event: EventDict, show: Callable[[EventDict], str], *, with_fields: bool) -> Line:

@@ -47,6 +47,27 @@ def test_json_is_one_object_per_line(capsys: pytest.CaptureFixture[str]) -> None
     assert json.loads(line)["path"] == "/x\n\x1b[31m"
 
 
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_field_without_a_value_is_absent(capsys: pytest.CaptureFixture[str], form: str) -> None:
+    nested: list[dict[str, object]] = [
+        {"entry_id": "a", "lacking": [], "expired_at": None, "no_spiffe_id": ""}
+    ]
+    empty: dict[str, object] = {
+        "weaknesses": [],
+        "notes": (),
+        "reason": "",
+        "failures": {},
+        "kid": None,
+    }
+    say("info", "event", config=settings(format=form), count=0, missed=nested, **empty)
+    [line] = capsys.readouterr().err.splitlines()
+    absent = {*empty, "lacking", "expired_at", "no_spiffe_id"}
+    assert [name for name in absent if name in line] == []
+    if form == "json":
+        assert json.loads(line)["count"] == 0
+        assert json.loads(line)["missed"] == [{"entry_id": "a"}]
+
+
 def test_text_is_one_line_with_any_field_value(capsys: pytest.CaptureFixture[str]) -> None:
     """A path that a user chose cannot forge a second line or send terminal control codes."""
     hostile = {"path": "/x\nforged line", "other": "\x1b[31mred\r", "names": ["a\nb"]}

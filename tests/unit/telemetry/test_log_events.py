@@ -8,7 +8,12 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import cast
 
+from google.protobuf.descriptor import Descriptor
+
+from agent.entries.explain import Lacking, Matched, Missed, Verdict
+from agent.pb import admin_pb2 as pb
 from agent.telemetry.audit import (
     IssuedJwt,
     IssuedX509,
@@ -142,3 +147,45 @@ def test_the_field_table_explains_every_field_and_no_other() -> None:
         *(code_words(row[2]) for row in table("Audit trail")),
     )
     assert set(documented) == used | OF_EVERY_LINE | OF_LIMITED_LINES
+
+
+# --- the JSON of commands ------------------------------------------------------------------------
+
+
+def keys_of_message(message: Descriptor) -> set[str]:
+    """The keys of a message of the admin API, and of the messages in it."""
+    within = [each.message_type for each in message.fields if each.message_type is not None]
+    own = [each for each in within if each.file is message.file]
+    return {each.name for each in message.fields}.union(*map(keys_of_message, own))
+
+
+def keys_in_code(path: Path) -> Iterator[str]:
+    """The constant keys of mappings, and the names that `_pem` takes."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        keys: list[ast.expr | None] = []
+        match node:
+            case ast.Dict():
+                keys = node.keys
+            case ast.Subscript(ctx=ast.Store()):
+                keys = [node.slice]
+            case ast.Call(func=ast.Name(id="_pem")):
+                keys = [node.args[0]]
+        for key in keys:
+            if isinstance(key, ast.Constant) and isinstance(key.value, str):
+                yield key.value
+
+
+def keys_of_commands() -> set[str]:
+    answers = (pb.Status, pb.Explanation, pb.AuthorityList, pb.EntriesDiff)
+    return set().union(
+        *(keys_of_message(cast("Descriptor", each.DESCRIPTOR)) for each in answers),
+        *(keys_in_code(ROOT / f"agent/cli/{each}.py") for each in ("admin", "entries", "fetch")),
+        *({each.name for each in fields(kind)} for kind in (Verdict, Matched, Missed, Lacking)),
+    )
+
+
+def test_the_tables_explain_every_key_of_commands_and_no_other() -> None:
+    of_events = {row[0].strip("`") for row in table("Fields")}
+    of_commands = [row[0].strip("`") for row in table("Fields of commands")]
+    assert sorted(set(of_commands)) == of_commands
+    assert set(of_commands) == keys_of_commands() - of_events
