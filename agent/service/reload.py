@@ -41,8 +41,8 @@ CHANGEABLE = frozenset(
 
 # After a defect of a watch.
 RETRY_SECONDS = 5.0
-# A reload by SIGHUP that takes longer ends without the entries: a hung file system must not keep
-# the next SIGHUP from being handled.
+# The longest waits of a reload by SIGHUP: for agent.yaml, then for the entry files. A hung file
+# system must not keep the next edit or SIGHUP from being handled.
 RELOAD_SECONDS = 30.0
 
 
@@ -62,6 +62,7 @@ class SettingsReloader:
         apply: gives new settings to the parts of the agent that use them.
         metrics: shows whether the file was valid.
         log: says what changed, and every mistake.
+        read_seconds: how long a reload waits for the file.
     """
 
     def __init__(
@@ -71,12 +72,14 @@ class SettingsReloader:
         apply: Callable[[Settings], Awaitable[None]],
         metrics: Metrics,
         log: FilteringBoundLogger,
+        read_seconds: float = RELOAD_SECONDS,
     ) -> None:
         self._metrics = metrics
         self._current = current
         self._reread = reread
         self._apply = apply
         self._log = log
+        self._read_seconds = read_seconds
         self.failure = ""
         """Why the settings in the file are not in force; empty if they are."""
 
@@ -87,7 +90,11 @@ class SettingsReloader:
         """
         self.failure = ""
         try:
-            await self._apply_changes(await run_in_daemon_thread(self._reread))
+            await self._apply_changes(await self._read())
+        except TimeoutError:
+            self.failure = "the file system of agent.yaml does not answer"
+            advice = "send SIGHUP again once the file system answers"
+            self._log.error("settings not reloaded", reason=self.failure, advice=advice)
         except VouchdError as error:
             self.failure = str(error).partition("\n")[0]
             self._log_failure(error)
@@ -95,6 +102,15 @@ class SettingsReloader:
             self.failure = f"internal error ({type(error).__name__})"
             self._log.exception("internal error", where="reload")
         self._metrics.settings_reloaded(valid=not self.failure)
+
+    async def _read(self) -> Settings:
+        """Read the file in a thread; a read that takes too long is abandoned.
+
+        Raises:
+            TimeoutError: the file system does not answer.
+        """
+        async with asyncio.timeout(self._read_seconds):
+            return await run_in_daemon_thread(self._reread)
 
     async def _apply_changes(self, wanted: Settings) -> None:
         current = self._current.settings

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -73,7 +73,8 @@ class Host:
     """The process that the daemon runs in.
 
     `audit` writes whatever the level of the log is. `ready` gets the address of the public socket.
-    `reread` reads the settings from their file; `relog` applies theirs to the log.
+    `reread` reads the settings from their file; `relog` applies theirs to the log. `clock` is that
+    of all parts.
     """
 
     log: FilteringBoundLogger
@@ -82,6 +83,7 @@ class Host:
     ready: Callable[[str], None]
     reread: Callable[[], Settings]
     relog: Callable[[Settings], None]
+    clock: Clock = field(default_factory=SystemClock)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,7 +179,7 @@ async def build(settings: Settings, host: Host, stack: AsyncExitStack) -> Parts:
         StartupError: a part cannot start here.
         ConfigError: the registration entries are wrong.
     """
-    current, clock, log = CurrentSettings(settings), SystemClock(), host.log
+    current, clock, log = CurrentSettings(settings), host.clock, host.log
     metrics = make_metrics(settings)
     issuing = await _open_issuing(settings, clock, log, metrics, stack)
     # Before the entries are read: no change is missed.

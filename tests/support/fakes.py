@@ -6,6 +6,7 @@ import asyncio
 import datetime as dt
 import heapq
 import json
+import threading
 import time
 from itertools import count
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -115,6 +116,17 @@ async def settle() -> None:
     """Run the event loop until its ready callbacks have run."""
     for _ in range(20):
         await asyncio.sleep(0)
+
+
+def wait_for_loop(loop: asyncio.AbstractEventLoop, seconds: float = 10.0) -> None:
+    """Block until the event loop runs a callback, as file work does that must be in a thread.
+
+    Raises:
+        AssertionError: the loop ran none in time: this call itself blocks it.
+    """
+    turned = threading.Event()
+    loop.call_soon_threadsafe(turned.set)
+    assert turned.wait(seconds), "file work blocks the event loop"
 
 
 class FakeAttestor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import cast
 
@@ -13,7 +14,7 @@ from agent.config.watch import FileWatch
 from agent.errors import ConfigError, Problem, StartupError, VouchdError
 from agent.service.reload import CurrentSettings, ReloadLoop, SettingsReloader
 from agent.telemetry.metrics import Metrics
-from tests.support.fakes import FakeLog, settle
+from tests.support.fakes import FakeLog, settle, wait_for_loop
 from tests.support.scrape import series
 from tests.support.settings import settings
 
@@ -33,6 +34,7 @@ class Files:
         self.events: list[str] = []
         self.changed = asyncio.Event()
         self.hang_up = asyncio.Event()
+        self.reload_settings: Callable[[], Awaitable[None]] = self.load_settings
 
     def edit(self) -> None:
         self.version += 1
@@ -59,7 +61,7 @@ class Files:
     def loop(self) -> ReloadLoop:
         return ReloadLoop(
             self.watch,
-            self.load_settings,
+            self.reload_settings,
             self.load,
             self.lines.log,
             retry_seconds=0.0,
@@ -222,16 +224,18 @@ async def test_an_edit_while_the_watch_was_broken_takes_effect() -> None:
 class Site:
     """Settings in force, and those of the file: an exception is raised instead."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, read_seconds: float = 60.0) -> None:
         self.lines, self.metrics = FakeLog(), Metrics()
+        self.while_reading: Callable[[], object] = lambda: None
         self.current = CurrentSettings(settings())
         self.file: Settings | Exception = settings()
         self.applied: list[Settings] = []
         self.reloader = SettingsReloader(
-            self.current, self._reread, self._apply, self.metrics, self.lines.log
+            self.current, self._reread, self._apply, self.metrics, self.lines.log, read_seconds
         )
 
     def _reread(self) -> Settings:
+        self.while_reading()
         if isinstance(self.file, Exception):
             raise self.file
         return self.file
@@ -285,3 +289,45 @@ async def test_the_metrics_show_whether_the_settings_are_those_of_the_file() -> 
     site.file = KeyError("a plug-in's options")
     await site.reloader.reload()
     assert valid() == [0]
+
+
+async def test_the_settings_are_read_off_the_event_loop() -> None:
+    site, loop = Site(), asyncio.get_running_loop()
+    site.while_reading = lambda: wait_for_loop(loop)
+    await site.reloader.reload()
+    assert site.reloader.failure == ""
+    assert len(site.applied) == 1
+
+
+async def test_hung_settings_keep_neither_an_edit_nor_the_next_sighup_from_being_handled() -> None:
+    site, files, answers = Site(read_seconds=0.01), Files(), threading.Event()
+    before = site.current.settings
+    site.while_reading = lambda: answers.wait(10)
+    files.reload_settings = site.reloader.reload
+
+    async def scenario() -> None:
+        for number in (1, 2):
+            files.hang_up.set()
+            while files.events.count("load") < 2 * number - 1:
+                await asyncio.sleep(0.01)
+            files.edit()
+            while files.in_force < number:
+                await asyncio.sleep(0.01)
+        assert "does not answer" in site.reloader.failure
+        answers.set()
+        files.hang_up.set()
+        while site.reloader.failure:
+            await asyncio.sleep(0.01)
+
+    try:
+        await while_running(files, scenario)
+    finally:
+        answers.set()
+    lines = site.lines.of("settings not reloaded")
+    assert [(line["reason"], line["advice"]) for line in lines] == 2 * [
+        (
+            "the file system of agent.yaml does not answer",
+            "send SIGHUP again once the file system answers",
+        )
+    ]
+    assert site.applied == [before], "a read that was abandoned applies nothing"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import cast
 
@@ -18,7 +20,7 @@ from agent.workloads.entitlement import Entitlement, Entitlements
 from agent.workloads.entry_reload import LOGGED_PROBLEMS, EntryReloader
 from agent.workloads.streams import Streams
 from attestors.api import Selector
-from tests.support.fakes import FakeAttestor, FakeClock, FakeLog
+from tests.support.fakes import FakeAttestor, FakeClock, FakeLog, wait_for_loop
 from tests.unit.workloads.test_streams import Stub
 
 SELECTOR = Selector("fake", "a")
@@ -44,6 +46,7 @@ class Site:
     def __init__(self) -> None:
         self.lines, clock = FakeLog(), FakeClock()
         self.found: EntrySet | Exception = entries("one")
+        self.while_loading: Callable[[], None] = lambda: None
         attestor = WorkloadAttestor([FakeAttestor()], self.lines.log)
         self.entitlements = Entitlements(attestor, entries("one"), _prove, clock, self.lines.log)
         self.streams = Streams(clock)
@@ -52,6 +55,7 @@ class Site:
         )
 
     def _load(self) -> LoadedEntries:
+        self.while_loading()
         if isinstance(self.found, Exception):
             raise self.found
         return LoadedEntries(entries=self.found)
@@ -113,3 +117,11 @@ async def test_a_defect_of_the_loader_is_logged_and_the_next_reload_works() -> N
     site.found = entries("two")
     await site.reloader.reload()
     assert [each.id for each in site.entitlements.entries.entries] == ["two"]
+
+
+async def test_the_entries_are_loaded_off_the_event_loop() -> None:
+    site, loop = Site(), asyncio.get_running_loop()
+    site.while_loading, site.found = lambda: wait_for_loop(loop), entries("two")
+    await site.reloader.reload()
+    assert [each.id for each in site.entitlements.entries.entries] == ["two"]
+    assert not site.lines.of("internal error")
