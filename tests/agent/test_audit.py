@@ -15,7 +15,7 @@ from agent.client.workload import WorkloadClient
 from agent.errors import NoIdentityError
 from agent.kernel.process import ProcessHandle
 from tests.conftest import AgentFactory
-from tests.support.agent import PATIENCE_SECONDS, RunningAgent
+from tests.support.agent import SAFETY_SECONDS, RunningAgent
 from tests.support.cli import vouchd
 from tests.support.streams import Stream
 
@@ -33,7 +33,7 @@ def test_an_audit_line_names_the_process_and_its_svid(agent_factory: AgentFactor
     with Stream(agent.socket) as stream:
         stream.next()
         explained = vouchd("explain", os.getpid(), "-c", agent.config, "--output", "json").json
-    with WorkloadClient(agent.socket, PATIENCE_SECONDS) as client:
+    with WorkloadClient(agent.socket, SAFETY_SECONDS) as client:
         client.fetch_jwt_svids(["someone"])
     agent.wait_for_log('"jwt"')
     certificate, token = audited(agent)
@@ -59,7 +59,7 @@ def test_an_audit_line_names_the_process_and_its_svid(agent_factory: AgentFactor
 def test_an_audit_line_names_the_refused_caller_and_the_reason(agent_factory: AgentFactory) -> None:
     agent = agent_factory(OF_ANOTHER_USER, config="log: {level: error, format: json}")
     with (
-        WorkloadClient(agent.socket, PATIENCE_SECONDS) as client,
+        WorkloadClient(agent.socket, SAFETY_SECONDS) as client,
         pytest.raises(NoIdentityError),
     ):
         client.fetch_x509_svids()
@@ -83,7 +83,7 @@ def test_sighup_changes_the_level_format_and_audit_of_the_log(agent_factory: Age
         agent.hang_up()
         assert json.loads(agent.wait_for_log("settings reloaded"))["changed"] == ["log"]
         seen = len(agent.log)
-        with AdminClient(agent.admin_socket, PATIENCE_SECONDS) as admin:
+        with AdminClient(agent.admin_socket, SAFETY_SECONDS) as admin:
             admin.prepare_authority("x509")
         stream.next()
     agent.wait_for_log("caller attested")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 from cryptography import x509
 
-from tests.support.agent import PATIENCE_SECONDS, REPOSITORY, RunningAgent, entry_for_me
+from tests.support.agent import REPOSITORY, SAFETY_SECONDS, RunningAgent, entry_for_me
 from tests.support.cli import Outcome, command, vouchd
 
 if TYPE_CHECKING:
@@ -278,7 +278,7 @@ class Watching:
 
     def end(self, number: signal.Signals) -> tuple[int, str]:
         self.process.send_signal(number)
-        _out, err = self.process.communicate(timeout=PATIENCE_SECONDS)
+        _out, err = self.process.communicate(timeout=SAFETY_SECONDS)
         return self.process.returncode, err
 
 

@@ -18,7 +18,7 @@ from cryptography import x509
 from agent.client.admin import AdminClient
 from agent.errors import RequestError
 from tests.conftest import AgentFactory
-from tests.support.agent import PATIENCE_SECONDS, REPOSITORY, RunningAgent
+from tests.support.agent import REPOSITORY, SAFETY_SECONDS, RunningAgent
 from tests.support.cli import Outcome, command, vouchd
 from tests.support.streams import Stream, issuer_of
 
@@ -95,7 +95,7 @@ def test_status_watch_continues_after_a_restart_of_the_agent(agent_factory: Agen
         agent.start()
         assert any("trust_domain" in line for line in lines)
         watch.send_signal(signal.SIGTERM)
-        assert watch.wait(PATIENCE_SECONDS) == 0
+        assert watch.wait(SAFETY_SECONDS) == 0
         assert watch.stderr.read() == ""
 
 
@@ -365,7 +365,7 @@ def test_the_error_about_an_impossible_step_names_the_way_out(fresh: RunningAgen
     assert ask(fresh, "authority", "taint", "x").stderr == "vouchd: no authority has the ID 'x'\n"
     assert ask(fresh, "authority", "prepare", "pgp").code == 2
     with (
-        AdminClient(fresh.admin_socket, PATIENCE_SECONDS) as client,
+        AdminClient(fresh.admin_socket, SAFETY_SECONDS) as client,
         pytest.raises(RequestError, match="'pgp' is no kind of authority"),
     ):
         client.prepare_authority("pgp")

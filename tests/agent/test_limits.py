@@ -19,7 +19,7 @@ from agent.pb import workloadapi_pb2 as pb
 from agent.transport.http2 import GO_AWAY
 from tests.conftest import AgentFactory
 from tests.support.abuse import END_HEADERS, HEADERS, PREFACE, SETTINGS, call_headers, frame
-from tests.support.agent import PATIENCE_SECONDS, RunningAgent, entry_for_me
+from tests.support.agent import SAFETY_SECONDS, RunningAgent, entry_for_me
 from tests.support.scrape import get, series
 
 # One user in one cgroup has half of streams and attestations: six calls.
@@ -58,7 +58,7 @@ def test_a_reflection_call_counts_as_a_call(agent_factory: AgentFactory) -> None
 def half_requests(path: Path, number: int) -> bool:
     """Send so many calls without their requests; whether the connection stays open."""
     with closing(socket.socket(socket.AF_UNIX)) as sock:
-        sock.settimeout(PATIENCE_SECONDS)
+        sock.settimeout(SAFETY_SECONDS)
         sock.connect(str(path))
         calls = [frame(HEADERS, END_HEADERS, 2 * n + 1, call_headers()) for n in range(number)]
         sock.sendall(PREFACE + frame(SETTINGS) + b"".join(calls) + frame(6, 0, 0, b"answered"))
@@ -86,7 +86,9 @@ def jwt(channel: grpc.Channel, request: bytes, *metadata: tuple[str, str]) -> gr
     """The status code of FetchJWTSVID with these request bytes."""
     method: Any = channel.unary_unary("/SpiffeWorkloadAPI/FetchJWTSVID")
     try:
-        method(request, metadata=(("workload.spiffe.io", "true"), *metadata), timeout=10)
+        method(
+            request, metadata=(("workload.spiffe.io", "true"), *metadata), timeout=SAFETY_SECONDS
+        )
     except grpc.RpcError as error:
         code: grpc.StatusCode = error.code()
         return code

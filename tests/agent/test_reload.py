@@ -15,7 +15,7 @@ from agent.client.admin import AdminClient
 from agent.client.workload import WorkloadClient
 from agent.errors import NoIdentityError
 from tests.conftest import AgentFactory
-from tests.support.agent import PATIENCE_SECONDS, RunningAgent
+from tests.support.agent import SAFETY_SECONDS, RunningAgent
 from tests.support.cli import vouchd
 from tests.support.streams import Stream
 
@@ -36,7 +36,7 @@ def replace(file: Path, text: str) -> None:
 
 
 def status(agent: RunningAgent) -> dict[str, object]:
-    with AdminClient(agent.admin_socket, PATIENCE_SECONDS) as client:
+    with AdminClient(agent.admin_socket, SAFETY_SECONDS) as client:
         found: dict[str, object] = client.status()["entries"]
         return found
 
@@ -96,7 +96,7 @@ def test_a_mistake_changes_nothing_and_is_logged_with_file_line_and_column(
         found = status(agent)
         assert found["loaded"] == 1
         assert "entries.yaml:3:25" in str(found["problems"])
-        with AdminClient(agent.admin_socket, PATIENCE_SECONDS) as client:
+        with AdminClient(agent.admin_socket, SAFETY_SECONDS) as client:
             metrics = client.metrics()
         assert "vouchd_entries_valid 0.0" in metrics
         assert 'vouchd_entries_reloads_total{result="refused"} 1.0' in metrics
@@ -175,12 +175,12 @@ def test_sighup_reloads_the_settings_that_can_change_and_names_the_others(
     leaf = x509.load_der_x509_certificate(svid.chain_der)
     lives = leaf.not_valid_after_utc - leaf.not_valid_before_utc
     assert timedelta(minutes=30) <= lives < timedelta(minutes=31)
-    with WorkloadClient(agent.socket, PATIENCE_SECONDS) as workload:
+    with WorkloadClient(agent.socket, SAFETY_SECONDS) as workload:
         [token] = workload.fetch_jwt_svids(("a",), "")
     claims = jwt.decode(token.token, options={"verify_signature": False})
     assert claims["exp"] - claims["iat"] == 120
     agent.wait_for_log("caller attested")
-    with AdminClient(agent.admin_socket, PATIENCE_SECONDS) as admin:
+    with AdminClient(agent.admin_socket, SAFETY_SECONDS) as admin:
         made = admin.prepare_authority("jwt")
     assert made["expires_at"] - made["since"] < timedelta(hours=12, seconds=1)
     agent.config.write_text(before + "reattest_intervall: 5s\n")

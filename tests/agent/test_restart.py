@@ -9,11 +9,11 @@ import pytest
 
 from agent.client.workload import WorkloadClient
 from agent.svids.disk_cache import CREDENTIAL, FILE, KEY_FILE
-from tests.support.agent import PATIENCE_SECONDS, RunningAgent, entry_for_me
+from tests.support.agent import SAFETY_SECONDS, RunningAgent, entry_for_me
 
 
 def chain(agent: RunningAgent) -> bytes:
-    with WorkloadClient(agent.socket, PATIENCE_SECONDS) as client:
+    with WorkloadClient(agent.socket, SAFETY_SECONDS) as client:
         return client.fetch_x509_svids().svids[0].chain_der
 
 

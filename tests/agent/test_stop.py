@@ -19,7 +19,7 @@ from agent.transport.http2 import GO_AWAY
 from tests.conftest import AgentFactory
 from tests.support import raw
 from tests.support.activated import ActivatedAgent
-from tests.support.agent import REPOSITORY, entry_for_me
+from tests.support.agent import REPOSITORY, SAFETY_SECONDS, entry_for_me
 
 LOAD = [sys.executable, "-m", "tests.support.load"]
 METADATA = (("workload.spiffe.io", "true"),)
@@ -38,7 +38,7 @@ def stream(channel: grpc.Channel) -> Any:
         request_serializer=pb.X509SVIDRequest.SerializeToString,
         response_deserializer=pb.X509SVIDResponse.FromString,
     )
-    return method(pb.X509SVIDRequest(), metadata=METADATA, timeout=10)
+    return method(pb.X509SVIDRequest(), metadata=METADATA, timeout=SAFETY_SECONDS)
 
 
 def test_streams_end_with_unavailable_and_a_retry_hint(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from tests.bench.findings import OURS, Budget, Finding
 from tests.bench.servers import Server, all_servers, x509
-from tests.bench.wire import PATIENCE_SECONDS, CallFailedError, Connection, crowd
+from tests.bench.wire import SAFETY_SECONDS, CallFailedError, Connection, crowd
 from tests.support import pids
 
 SIZES = (250, 1000, 4000)
@@ -71,11 +71,11 @@ class Streams:
         """Wait for `count` messages; return the arrival time of the last.
 
         Raises:
-            CallFailedError: a call failed, or no message arrived within PATIENCE_SECONDS.
+            CallFailedError: a call failed, or no message arrived within SAFETY_SECONDS.
         """
         last = 0.0
         while count > 0:
-            moments = self._read(PATIENCE_SECONDS)
+            moments = self._read(SAFETY_SECONDS)
             if not moments:
                 raise CallFailedError(f"{count} messages are missing")
             count -= len(moments)

@@ -33,7 +33,7 @@ from tests.support.abuse import (
 ACK = 0x1
 GOAWAY = 7
 CANCEL = (8).to_bytes(4, "big")
-PATIENCE_SECONDS = 60.0
+SAFETY_SECONDS = 60.0
 _TABLE_SIZE, _INITIAL_WINDOW = 1, 4
 _WIDEST = 2**31 - 1
 _FRAME_HEADER = 9
@@ -94,7 +94,7 @@ class Connection:
     def __init__(self, path: str) -> None:
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._sock.connect(path)
-        self._sock.settimeout(PATIENCE_SECONDS)
+        self._sock.settimeout(SAFETY_SECONDS)
         self._sock.sendall(_HELLO)
         self._arrived = b""
         self._bodies: dict[int, bytes] = {}
@@ -217,7 +217,7 @@ class Crowd:
         self,
         count: int,
         note: Callable[[Connection, int, float], object] | None = None,
-        patience: float | None = PATIENCE_SECONDS,
+        patience: float | None = SAFETY_SECONDS,
     ) -> float:
         """Wait for `count` messages; pass the time of each to `note` and return the last.
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.transport.relay import Relay, Side
+from tests.support.agent import SAFETY_SECONDS
 from tests.support.relays import read_from
 
 Chunks = list[bytes]
@@ -43,7 +44,7 @@ async def exchange(left_says: Chunks, right_says: Chunks, read_size: int) -> tup
         lambda reason: closed.set_result(str(reason)),
     ).start()
     with left, right:
-        async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+        async with asyncio.timeout(SAFETY_SECONDS), asyncio.TaskGroup() as tasks:
             tasks.create_task(pump(left, left_says))
             tasks.create_task(pump(right, right_says))
             got_left = tasks.create_task(collect(left, read_size))

@@ -16,8 +16,8 @@ from tests.support import secrecy
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TRUST_DOMAIN = "example.org"
-PATIENCE_SECONDS = 30.0
-"""The time-out of waits in tests; a correct agent is far faster."""
+SAFETY_SECONDS = 30.0
+"""The time-out of each wait for an event; a correct agent is far faster."""
 
 
 def entry_for_me(path: str = "/test/me", **fields: object) -> str:
@@ -120,7 +120,7 @@ class RunningAgent:
             since: the number of lines to skip, from the first start.
 
         Raises:
-            AssertionError: the agent ended, or no such line within PATIENCE_SECONDS.
+            AssertionError: the agent ended, or no such line within SAFETY_SECONDS.
         """
 
         def found() -> str | None:
@@ -128,7 +128,7 @@ class RunningAgent:
 
         with self._news:
             self._news.wait_for(
-                lambda: found() or not self._reader.is_alive(), timeout=PATIENCE_SECONDS
+                lambda: found() or not self._reader.is_alive(), timeout=SAFETY_SECONDS
             )
             line = found()
         assert line is not None, f"the agent did not log {text!r}:\n{self.log}"
@@ -167,8 +167,8 @@ class RunningAgent:
         return ["agent", "run", "-c", str(self.config)]
 
     def _ended(self) -> int:
-        status = self._process.wait(PATIENCE_SECONDS)
-        self._reader.join(PATIENCE_SECONDS)
+        status = self._process.wait(SAFETY_SECONDS)
+        self._reader.join(SAFETY_SECONDS)
         if self._process.stderr is not None:
             self._process.stderr.close()
         return status

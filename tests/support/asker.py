@@ -10,7 +10,7 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from tests.support import pids
-from tests.support.agent import PATIENCE_SECONDS
+from tests.support.agent import SAFETY_SECONDS
 from tests.support.ask import ask
 
 if TYPE_CHECKING:
@@ -34,14 +34,14 @@ class Asker:
     def __init__(self, directory: Path, start: Callable[[list[str]], object]) -> None:
         control = directory / f"ask-{next(_NUMBERS)}.sock"
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-            listener.settimeout(PATIENCE_SECONDS)
+            listener.settimeout(SAFETY_SECONDS)
             listener.bind(str(control))
             control.chmod(0o666)
             listener.listen()
             agent = directory / "agent.sock"
             start([sys.executable, "-m", "tests.support.ask", str(agent), str(control)])
             self._sock, _ = listener.accept()
-        self._sock.settimeout(PATIENCE_SECONDS)
+        self._sock.settimeout(SAFETY_SECONDS)
         self._lines = self._sock.makefile("rw")
 
     def ask(self) -> list[str] | int:

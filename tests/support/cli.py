@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from agent.cli import main as cli
-from tests.support.agent import PATIENCE_SECONDS, REPOSITORY
+from tests.support.agent import REPOSITORY, SAFETY_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ def vouchd(*arguments: object, **env: str) -> Outcome:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=PATIENCE_SECONDS,
+        timeout=SAFETY_SECONDS,
         check=False,
     )
     return Outcome(finished.returncode, finished.stdout, finished.stderr)

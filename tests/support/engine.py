@@ -13,7 +13,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from tests.support.agent import PATIENCE_SECONDS, REPOSITORY
+from tests.support.agent import REPOSITORY, SAFETY_SECONDS
 from tests.support.asker import Asker
 from tests.support.ready import Ready
 
@@ -160,7 +160,7 @@ class DockerEngine:
 
     def _end(self) -> None:
         self._process.terminate()
-        self._process.wait(PATIENCE_SECONDS)
+        self._process.wait(SAFETY_SECONDS)
         discard(self.directory)
 
     def _ask(self, agent: Path, *arguments: str) -> Asker:

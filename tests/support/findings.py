@@ -6,6 +6,8 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tests.support.agent import SAFETY_SECONDS
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
@@ -30,6 +32,6 @@ def values(findings: Findings) -> set[str]:
 
 async def until(readiness: Callable[[], Any]) -> None:
     """Run the event loop until this holds."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(SAFETY_SECONDS):
         while not readiness():
             await asyncio.sleep(0.001)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from tests.support import secrecy
-from tests.support.agent import PATIENCE_SECONDS, REPOSITORY
+from tests.support.agent import REPOSITORY, SAFETY_SECONDS
 from tests.support.documents import blocks
 from tests.support.engine import unmount_below
 from tests.support.machine import CACHE, bare_debian
@@ -193,7 +193,7 @@ class Containers:
         self.podman("rm", "--force", "--all", "--time=0")
 
     def _wait_until_ready(self) -> None:
-        follow = ["timeout", str(PATIENCE_SECONDS), "podman", "logs", "--follow", _CONTAINER]
+        follow = ["timeout", str(SAFETY_SECONDS), "podman", "logs", "--follow", _CONTAINER]
         pipe = subprocess.PIPE
         with subprocess.Popen(follow, env=self._environment, stderr=pipe, text=True) as logs:
             ready = any(" ready on " in line for line in logs.stderr or ())

@@ -8,6 +8,8 @@ import socket
 from pathlib import Path
 from typing import Self
 
+from tests.support.agent import SAFETY_SECONDS
+
 
 class FakeJournal:
     """A socket with journald's native protocol. A context manager."""
@@ -15,7 +17,7 @@ class FakeJournal:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.settimeout(10)
+        self._socket.settimeout(SAFETY_SECONDS)
 
     def __enter__(self) -> Self:
         self._socket.bind(str(self.path))

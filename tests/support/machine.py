@@ -12,7 +12,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from tests.support.agent import PATIENCE_SECONDS, REPOSITORY
+from tests.support.agent import REPOSITORY, SAFETY_SECONDS
 from tests.support.ready import Ready
 
 if TYPE_CHECKING:
@@ -159,4 +159,4 @@ def _end(nspawn: subprocess.Popen[bytes]) -> None:
         os.kill(int(first), signal.SIGKILL)
     if not children:
         nspawn.kill()
-    nspawn.wait(PATIENCE_SECONDS)
+    nspawn.wait(SAFETY_SECONDS)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.agent import PATIENCE_SECONDS
+from tests.support.agent import SAFETY_SECONDS
 
 
 class NotifySocket:
@@ -19,7 +19,7 @@ class NotifySocket:
         self.address = address
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(f"\0{address[1:]}" if address[0] == "@" else address)
-        self._socket.settimeout(PATIENCE_SECONDS)
+        self._socket.settimeout(SAFETY_SECONDS)
 
     def receive(self) -> dict[str, str]:
         """Return the fields of the next message."""

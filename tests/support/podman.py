@@ -6,7 +6,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from tests.support.agent import PATIENCE_SECONDS, REPOSITORY
+from tests.support.agent import REPOSITORY, SAFETY_SECONDS
 from tests.support.asker import Asker
 from tests.support.engine import IMAGE, discard, image_tar, mounts
 from tests.support.ready import Ready
@@ -81,7 +81,7 @@ class Podman:
 
     def _end(self) -> None:
         self._service.terminate()
-        self._service.wait(PATIENCE_SECONDS)
+        self._service.wait(SAFETY_SECONDS)
         discard(self.directory)
 
     def _ask(self, agent: Path, *arguments: str) -> Asker:

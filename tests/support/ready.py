@@ -7,7 +7,7 @@ import select
 import socket
 from typing import TYPE_CHECKING, Self
 
-from tests.support.agent import PATIENCE_SECONDS
+from tests.support.agent import SAFETY_SECONDS
 
 if TYPE_CHECKING:
     import subprocess
@@ -44,14 +44,14 @@ class Ready:
         """Wait for READY=1 and return all fields received.
 
         Raises:
-            AssertionError: the program ended, or was not ready within PATIENCE_SECONDS.
+            AssertionError: the program ended, or was not ready within SAFETY_SECONDS.
         """
         fields: dict[str, str] = {}
         pidfd = os.pidfd_open(program.pid)
         try:
             while fields.get("READY") != "1":
                 ends = [self._sock.fileno(), pidfd]
-                able, _, _ = select.select(ends, [], [], PATIENCE_SECONDS)
+                able, _, _ = select.select(ends, [], [], SAFETY_SECONDS)
                 assert ends[0] in able, "the program ended" if able else "not ready in time"
                 for line in self._sock.recv(_MESSAGE_BYTES).decode().splitlines():
                     name, _, value = line.partition("=")

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from tests.support import cgroups
-from tests.support.agent import PATIENCE_SECONDS, REPOSITORY
+from tests.support.agent import REPOSITORY, SAFETY_SECONDS
 from tests.support.engine import mounts
 from tests.support.podman import OPTIONS, Podman
 
@@ -90,5 +90,5 @@ def _wait_until_empty(events: Path) -> None:
     with events.open() as file:
         poll.register(file, select.POLLPRI)
         while "populated 1" in file.read():
-            assert poll.poll(PATIENCE_SECONDS * 1000), "the user's processes do not end"
+            assert poll.poll(SAFETY_SECONDS * 1000), "the user's processes do not end"
             file.seek(0)

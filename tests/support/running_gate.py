@@ -14,6 +14,7 @@ from agent.gate.gate import Gate
 from agent.kernel.sender import stamp_senders
 from agent.limits.quotas import REASONS
 from agent.telemetry.metrics import Metrics, Words
+from tests.support.agent import SAFETY_SECONDS
 from tests.support.fakes import FakeLog, admission
 from tests.support.scrape import series
 
@@ -103,6 +104,6 @@ def descriptors() -> int:
 
 async def until(readiness: object) -> None:
     assert callable(readiness)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(SAFETY_SECONDS):
         while not readiness():
             await asyncio.sleep(0.001)

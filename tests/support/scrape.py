@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.support.agent import PATIENCE_SECONDS
+from tests.support.agent import SAFETY_SECONDS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,9 +26,9 @@ def free_port() -> int:
 def connect(where: Where) -> socket.socket:
     """Connect to the telemetry server."""
     if isinstance(where, tuple):
-        return socket.create_connection(where, PATIENCE_SECONDS)
+        return socket.create_connection(where, SAFETY_SECONDS)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    sock.settimeout(PATIENCE_SECONDS)
+    sock.settimeout(SAFETY_SECONDS)
     try:
         sock.connect(str(where))
     except OSError:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from tests.support import secrecy
-from tests.support.agent import PATIENCE_SECONDS, REPOSITORY, TRUST_DOMAIN
+from tests.support.agent import REPOSITORY, SAFETY_SECONDS, TRUST_DOMAIN
 from tests.support.machine import Machine
 from tests.support.package import clean_debian, install
 
@@ -120,8 +120,8 @@ class Journal:
 
     def __exit__(self, *_exception: object) -> None:
         self._process.kill()
-        self._reader.join(PATIENCE_SECONDS)
-        self._process.communicate(timeout=PATIENCE_SECONDS)
+        self._reader.join(SAFETY_SECONDS)
+        self._process.communicate(timeout=SAFETY_SECONDS)
 
     @property
     def text(self) -> str:
@@ -138,14 +138,14 @@ class Journal:
         """Wait for a line with this text after the position `since`, and return it.
 
         Raises:
-            AssertionError: no such line within PATIENCE_SECONDS.
+            AssertionError: no such line within SAFETY_SECONDS.
         """
 
         def found() -> str | None:
             return next((line for line in self._lines[since:] if text in line), None)
 
         with self._news:
-            self._news.wait_for(found, timeout=PATIENCE_SECONDS)
+            self._news.wait_for(found, timeout=SAFETY_SECONDS)
             line = found()
             assert line is not None, f"the journal lacks {text!r}:\n{''.join(self._lines[since:])}"
             return line

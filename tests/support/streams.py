@@ -11,7 +11,7 @@ from cryptography import x509
 
 from agent.client.workload import WorkloadClient, X509Update
 from agent.errors import VouchdError
-from tests.support.agent import PATIENCE_SECONDS
+from tests.support.agent import SAFETY_SECONDS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,7 +21,7 @@ class Stream:
     """A connection with a FetchX509SVID stream and a reader thread; `close` ends both."""
 
     def __init__(self, socket: Path) -> None:
-        self._client = WorkloadClient(socket, PATIENCE_SECONDS)
+        self._client = WorkloadClient(socket, SAFETY_SECONDS)
         self._updates: queue.Queue[X509Update | VouchdError] = queue.Queue()
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
@@ -37,9 +37,9 @@ class Stream:
 
         Raises:
             VouchdError: the stream ended.
-            queue.Empty: no message arrived within PATIENCE_SECONDS.
+            queue.Empty: no message arrived within SAFETY_SECONDS.
         """
-        update = self._updates.get(timeout=PATIENCE_SECONDS)
+        update = self._updates.get(timeout=SAFETY_SECONDS)
         if isinstance(update, VouchdError):
             raise update
         return update
@@ -55,7 +55,7 @@ class Stream:
     def close(self) -> None:
         """Close the connection and end the reader thread."""
         self._client.close()
-        self._thread.join(PATIENCE_SECONDS)
+        self._thread.join(SAFETY_SECONDS)
 
     def _read(self) -> None:
         try:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from agent.pb import workloadapi_pb2 as pb
 from tests.support import pids, raw
-from tests.support.agent import PATIENCE_SECONDS, RunningAgent
+from tests.support.agent import SAFETY_SECONDS, RunningAgent
 
 VICTIM = 1001
 """The user with an identity and the trusted program."""
@@ -131,7 +131,7 @@ def connect(path: str) -> socket.socket:
     except OSError:
         sock.close()  # some attacks end the naive agent
         raise
-    sock.settimeout(PATIENCE_SECONDS)
+    sock.settimeout(SAFETY_SECONDS)
     return sock
 
 
@@ -231,7 +231,7 @@ def exec_trusted(target: Target) -> None:
 def relayed_through(program: list[str], uid: int = VICTIM) -> Iterator[socket.socket]:
     """Yield a socket; a program (netcat) relays its bytes to the agent and back."""
     near, far = socket.socketpair()
-    near.settimeout(PATIENCE_SECONDS)
+    near.settimeout(SAFETY_SECONDS)
     with near:
         with far:
             running = subprocess.Popen(

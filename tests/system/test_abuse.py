@@ -23,7 +23,7 @@ import pytest
 from agent.client.admin import AdminClient
 from agent.pb import workloadapi_pb2 as pb
 from tests.support import pids, raw
-from tests.support.agent import PATIENCE_SECONDS, REPOSITORY, RunningAgent
+from tests.support.agent import REPOSITORY, SAFETY_SECONDS, RunningAgent
 
 WAIT_SECONDS = 15.0
 
@@ -150,7 +150,7 @@ def test_a_client_that_hangs_up_with_a_closed_window_is_no_internal_error(
     client.read()
     agent.wait_for_log("svid issued", since=served)
     client.sock.close()
-    with AdminClient(agent.admin_socket, PATIENCE_SECONDS) as admin:
+    with AdminClient(agent.admin_socket, SAFETY_SECONDS) as admin:
         while admin.status()["connections"]:
             pass
     assert stream

@@ -13,7 +13,7 @@ import pytest
 
 from agent.pb import workloadapi_pb2 as pb
 from tests.support import pids, raw
-from tests.support.agent import RunningAgent
+from tests.support.agent import SAFETY_SECONDS, RunningAgent
 
 pytestmark = pytest.mark.system
 
@@ -183,7 +183,7 @@ def test_the_callers_exit_ends_its_stream_while_another_process_holds_the_socket
     agent: RunningAgent,
 ) -> None:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    sock.settimeout(10)
+    sock.settimeout(SAFETY_SECONDS)
     read, write = os.pipe()
 
     def child() -> None:
@@ -208,7 +208,7 @@ def test_the_callers_exit_ends_its_stream_while_another_process_holds_the_socket
 def test_a_process_with_a_reused_pid_gets_nothing_of_its_predecessor(agent: RunningAgent) -> None:
     """The caller connects and dies; a process with its PID continues on the connection."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    sock.settimeout(10)
+    sock.settimeout(SAFETY_SECONDS)
     read, write = os.pipe()
 
     def victim() -> None:
@@ -246,7 +246,7 @@ def test_a_process_with_a_pid_reused_before_accept_is_not_attested(agent: Runnin
     """The agent is stopped while the caller connects, dies, and another process gets its PID."""
     os.kill(agent.pid, signal.SIGSTOP)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    sock.settimeout(10)
+    sock.settimeout(SAFETY_SECONDS)
 
     def victim() -> None:
         pids.become(1002)

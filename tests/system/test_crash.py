@@ -28,7 +28,7 @@ from agent.errors import UnavailableError, VouchdError
 from agent.svids.disk_cache import FILE as CACHE_FILE
 from agent.svids.disk_cache import SETTLE_SECONDS
 from tests.support import cgroups, faults
-from tests.support.agent import PATIENCE_SECONDS, REPOSITORY, RunningAgent
+from tests.support.agent import REPOSITORY, SAFETY_SECONDS, RunningAgent
 
 pytestmark = pytest.mark.system
 
@@ -43,7 +43,7 @@ ENTRIES = "entries:\n" + "".join(
 
 
 def fetch(agent: RunningAgent) -> X509Update:
-    with WorkloadClient(agent.socket, PATIENCE_SECONDS) as client:
+    with WorkloadClient(agent.socket, SAFETY_SECONDS) as client:
         return client.fetch_x509_svids()
 
 
@@ -55,7 +55,7 @@ def serials(update: X509Update) -> dict[str, int]:
 
 
 def active(agent: RunningAgent) -> set[str]:
-    with AdminClient(agent.admin_socket, PATIENCE_SECONDS) as client:
+    with AdminClient(agent.admin_socket, SAFETY_SECONDS) as client:
         found = client.status()["authority"]["authorities"]
     return {each["authority_id"] for each in found if each["state"] == "active"}
 
@@ -79,12 +79,12 @@ class Load:
 
     def wait_for(self, fetches: int) -> None:
         for _ in range(fetches):
-            assert self._rounds.acquire(timeout=PATIENCE_SECONDS)
+            assert self._rounds.acquire(timeout=SAFETY_SECONDS)
 
     def end(self) -> None:
         self._ended.set()
         for thread in self._threads:
-            thread.join(PATIENCE_SECONDS)
+            thread.join(SAFETY_SECONDS)
 
     def _run(self) -> None:
         while not self._ended.wait(0.01):
@@ -126,7 +126,7 @@ def wait_for_cache(agent: RunningAgent, svids: int) -> None:
     """Wait until so many SVIDs are saved."""
     path = agent.directory / "data" / CACHE_FILE
     pause = threading.Event()
-    for _ in range(int(PATIENCE_SECONDS * 20)):
+    for _ in range(int(SAFETY_SECONDS * 20)):
         if path.exists() and path.stat().st_size > svids * 600:
             return
         pause.wait(0.05)
@@ -181,7 +181,7 @@ def test_agent_logs_a_failed_disk_and_serves(fault: Fault, reason: str) -> None:
         try:
             stored = where / "data" / FILE
             before = stored.read_bytes(), active(agent)
-            with AdminClient(agent.admin_socket, PATIENCE_SECONDS) as client:
+            with AdminClient(agent.admin_socket, SAFETY_SECONDS) as client:
                 with fault(where):
                     with pytest.raises(VouchdError, match=reason):
                         client.prepare_authority("x509")
@@ -240,7 +240,7 @@ def fails_to_start(agent: RunningAgent, *prefix: str) -> str:
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
-        timeout=PATIENCE_SECONDS,
+        timeout=SAFETY_SECONDS,
         check=False,
     )
     assert done.returncode == 1, done.stderr
@@ -259,7 +259,7 @@ def test_an_agent_without_free_descriptors_waits_and_keeps_its_state() -> None:
         known = serials(fetch(agent))
         wait_for_cache(agent, IDENTITIES)
         before = active(agent)
-        with AdminClient(agent.admin_socket, PATIENCE_SECONDS) as client:
+        with AdminClient(agent.admin_socket, SAFETY_SECONDS) as client:
             while client.status()["connections"]:  # over a connection that stays open
                 pass  # the connections of the fetch may take a moment to end
             in_use = len(list(Path(f"/proc/{agent.pid}/fd").iterdir()))
@@ -321,7 +321,7 @@ def test_an_agent_killed_for_its_memory_loses_no_state() -> None:
                 ],
                 cwd=REPOSITORY,
                 capture_output=True,
-                timeout=PATIENCE_SECONDS,
+                timeout=SAFETY_SECONDS,
                 check=False,
             )
             assert starting.returncode == -signal.SIGKILL

@@ -20,7 +20,7 @@ from agent.authority.embedded import FILE
 from agent.client.admin import AdminClient
 from agent.client.workload import WorkloadClient
 from agent.errors import UnavailableError
-from tests.support.agent import PATIENCE_SECONDS, REPOSITORY, RunningAgent, entry_for_me
+from tests.support.agent import REPOSITORY, SAFETY_SECONDS, RunningAgent, entry_for_me
 
 pytestmark = pytest.mark.system
 
@@ -49,7 +49,7 @@ class Seen:
 
 
 def look(agent: RunningAgent) -> Seen:
-    with AdminClient(agent.admin_socket, PATIENCE_SECONDS) as client:
+    with AdminClient(agent.admin_socket, SAFETY_SECONDS) as client:
         found = client.status()["authority"]
     states = {each["authority_id"]: (each["kind"], each["state"]) for each in found["authorities"]}
     return Seen(states, found["bundle_sequence"])
@@ -63,7 +63,7 @@ class World:
         self.tokens: list[str] = []
 
     def fetch(self, agent: RunningAgent) -> None:
-        with WorkloadClient(agent.socket, PATIENCE_SECONDS) as client:
+        with WorkloadClient(agent.socket, SAFETY_SECONDS) as client:
             [svid] = client.fetch_x509_svids().svids
             [token] = client.fetch_jwt_svids(("world",), "")
         leaf = x509.load_der_x509_certificate(svid.chain_der)
@@ -73,7 +73,7 @@ class World:
 
     def check_tokens(self, agent: RunningAgent) -> None:
         """Check that each token is still valid."""
-        with WorkloadClient(agent.socket, PATIENCE_SECONDS) as client:
+        with WorkloadClient(agent.socket, SAFETY_SECONDS) as client:
             for token in self.tokens:
                 client.validate_jwt_svid("world", token)
 
@@ -127,7 +127,7 @@ def test_a_rotation_survives_being_killed_at_any_moment(kind: str, moment: int) 
             world.fetch(agent)
             world.check_tokens(agent)
             if moment < AFTER_THE_RENAME:
-                with AdminClient(agent.admin_socket, PATIENCE_SECONDS) as client:
+                with AdminClient(agent.admin_socket, SAFETY_SECONDS) as client:
                     step(client, before, kind)
             assert look(agent).states != before.states
         # The same SVID after each kill, except the one that a tainted key had signed.
@@ -142,7 +142,7 @@ def die_in(agent: MortalAgent, moment: int, step: Callable[[AdminClient], Any]) 
     agent.moment = moment
     agent.start()
     with (
-        AdminClient(agent.admin_socket, PATIENCE_SECONDS) as client,
+        AdminClient(agent.admin_socket, SAFETY_SECONDS) as client,
         pytest.raises(UnavailableError),
     ):
         step(client)
@@ -171,7 +171,7 @@ def test_the_first_start_survives_being_killed_at_any_moment(moment: int) -> Non
             [*command, agent.config],
             cwd=REPOSITORY,
             stderr=subprocess.DEVNULL,
-            timeout=PATIENCE_SECONDS,
+            timeout=SAFETY_SECONDS,
             check=False,
         )
         assert died.returncode == -signal.SIGKILL

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.support import raw
-from tests.support.agent import PATIENCE_SECONDS, RunningAgent
+from tests.support.agent import SAFETY_SECONDS, RunningAgent
 from tests.support.ask import ask
 from tests.support.podman import Podman
 
@@ -45,6 +45,6 @@ def test_run_exec_fork_and_rename_change_the_identity(
     podman.podman("rename", "one", "two")
     podman.podman("rename", "two", "three")
     # Podman reads its own events from a file, and reports them a moment later.
-    end = time.monotonic() + PATIENCE_SECONDS
+    end = time.monotonic() + SAFETY_SECONDS
     while one.ask() != raw.PERMISSION_DENIED:
         assert time.monotonic() < end, "the new name was not noticed"

@@ -27,7 +27,7 @@ from agent.spiffe.ids import TrustDomain
 from agent.spiffe.keys import KeyType
 from agent.svids.disk_cache import cache_secret
 from tests.support import faults
-from tests.support.agent import PATIENCE_SECONDS, REPOSITORY, RunningAgent, entry_for_me
+from tests.support.agent import REPOSITORY, SAFETY_SECONDS, RunningAgent, entry_for_me
 from tests.support.fakes import FakeLog
 from tests.support.faults import Disk
 
@@ -62,12 +62,12 @@ def disk() -> Iterator[Disk]:
 
 
 def states(agent: RunningAgent) -> dict[str, str]:
-    with AdminClient(agent.admin_socket, PATIENCE_SECONDS) as client:
+    with AdminClient(agent.admin_socket, SAFETY_SECONDS) as client:
         return {a["authority_id"]: a["state"] for a in client.status()["authority"]["authorities"]}
 
 
 def fetch(agent: RunningAgent) -> bytes:
-    with WorkloadClient(agent.socket, PATIENCE_SECONDS) as client:
+    with WorkloadClient(agent.socket, SAFETY_SECONDS) as client:
         return client.fetch_x509_svids().svids[0].bundle_der
 
 
@@ -84,7 +84,7 @@ def test_a_cut_during_the_first_start_does_not_hinder_the_next_start(disk: Disk)
                 [*command, "run", "-c", agent.config],
                 cwd=REPOSITORY,
                 stderr=subprocess.DEVNULL,
-                timeout=PATIENCE_SECONDS,
+                timeout=SAFETY_SECONDS,
                 check=False,
             )
             assert died.returncode == -signal.SIGKILL, moment
@@ -135,7 +135,7 @@ def test_after_a_cut_a_step_of_a_rotation_is_taken_as_a_whole_or_not_at_all(
         agent.moment = moment
         agent.start()
         with (
-            AdminClient(agent.admin_socket, PATIENCE_SECONDS) as client,
+            AdminClient(agent.admin_socket, SAFETY_SECONDS) as client,
             pytest.raises(UnavailableError),
         ):
             client.prepare_authority("x509")
@@ -149,7 +149,7 @@ def test_after_a_cut_a_step_of_a_rotation_is_taken_as_a_whole_or_not_at_all(
         assert before.items() <= after.items()
         assert fetch(agent)
         if after == before:
-            with AdminClient(agent.admin_socket, PATIENCE_SECONDS) as client:
+            with AdminClient(agent.admin_socket, SAFETY_SECONDS) as client:
                 client.prepare_authority("x509")
     finally:
         agent.close()

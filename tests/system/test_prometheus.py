@@ -17,7 +17,7 @@ import yaml
 from agent.pb import workloadapi_pb2 as pb
 from tests.conftest import AgentFactory
 from tests.support import pids, raw, scrape
-from tests.support.agent import PATIENCE_SECONDS, RunningAgent
+from tests.support.agent import SAFETY_SECONDS, RunningAgent
 
 pytestmark = pytest.mark.system
 
@@ -143,7 +143,7 @@ def prometheus(directory: Path, target: int) -> Iterator[tuple[str, int]]:
             yield "127.0.0.1", port
         finally:
             process.terminate()
-            process.communicate(timeout=PATIENCE_SECONDS)
+            process.communicate(timeout=SAFETY_SECONDS)
 
 
 def query(api: tuple[str, int], expression: str) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ import pytest
 
 from agent.cli.output import to_json
 from agent.cli.who import describe
-from tests.support.agent import PATIENCE_SECONDS, REPOSITORY
+from tests.support.agent import REPOSITORY, SAFETY_SECONDS
 from tests.support.cli import command, vouchd
 from tests.support.pids import become, fork, kill_and_reap, reap, sleeping_child
 
@@ -43,7 +43,7 @@ class Who:
 
     def connect(self) -> socket.socket:
         client = socket.socket(socket.AF_UNIX)
-        client.settimeout(PATIENCE_SECONDS)
+        client.settimeout(SAFETY_SECONDS)
         client.connect(str(self.path))
         return client
 
@@ -55,7 +55,7 @@ class Who:
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, str]:
         self.process.send_signal(number)
-        _out, err = self.process.communicate(timeout=PATIENCE_SECONDS)
+        _out, err = self.process.communicate(timeout=SAFETY_SECONDS)
         return self.process.returncode, err
 
 
@@ -134,7 +134,7 @@ def test_the_name_of_a_process_cannot_control_the_terminal(socket_path: Path) ->
 
     reap(fork(connect_under_a_bad_name))
     running.process.send_signal(signal.SIGTERM)
-    out, _err = running.process.communicate(timeout=PATIENCE_SECONDS)
+    out, _err = running.process.communicate(timeout=SAFETY_SECONDS)
     assert "\\x1b[2Jevil" in out
     assert "\x1b" not in out
 
@@ -142,7 +142,7 @@ def test_the_name_of_a_process_cannot_control_the_terminal(socket_path: Path) ->
 def test_once_exits_after_one_connection(socket_path: Path) -> None:
     running = Who(socket_path, "--once", "--output", "json")
     read_all(running.connect())
-    out, err = running.process.communicate(timeout=PATIENCE_SECONDS)
+    out, err = running.process.communicate(timeout=SAFETY_SECONDS)
     assert (running.process.returncode, err, out.count("\n")) == (0, "", 1)
     assert not socket_path.exists()
 

@@ -15,7 +15,7 @@ from agent.spiffe.ids import TrustDomain
 from agent.spiffe.jwt_rules import validate_jwt_svid
 from agent.spiffe.x509_rules import ValidationError, validate_x509_svid
 from tests.conftest import AgentFactory
-from tests.support.agent import PATIENCE_SECONDS, REPOSITORY, entry_for_me
+from tests.support.agent import REPOSITORY, SAFETY_SECONDS, entry_for_me
 from tests.vectors.pki import forge
 from tests.vectors.pki.forge import ID, NOW, TD
 
@@ -25,7 +25,7 @@ OWN_KEY, OTHER_KEY = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
 
 def _line(process: subprocess.Popen[bytes]) -> bytes:
     assert process.stdout is not None
-    ready, _, _ = select.select([process.stdout], [], [], PATIENCE_SECONDS)
+    ready, _, _ = select.select([process.stdout], [], [], SAFETY_SECONDS)
     assert ready, "nothing was printed"
     return process.stdout.readline()
 

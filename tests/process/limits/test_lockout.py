@@ -19,6 +19,7 @@ import pytest
 
 from agent.limits.lockout import HANG_UPS_AT_ONCE, MOST_USERS, Lockout
 from agent.signals import NO_SIGNALS
+from tests.support.agent import SAFETY_SECONDS
 from tests.support.fakes import FakeLog
 
 pytestmark = pytest.mark.skipif(
@@ -64,7 +65,7 @@ def flood(of: Lockout, uid: int = FLOODER) -> None:
 
 
 async def until_open(path: Path) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(SAFETY_SECONDS):
         while locked(path):
             await asyncio.sleep(0.005)
 
@@ -123,7 +124,7 @@ def fill_up(patch: pytest.MonkeyPatch) -> asyncio.Queue[None]:
 
 
 async def two_of(tries: asyncio.Queue[None]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(SAFETY_SECONDS):
         for _ in range(2):
             await tries.get()
 

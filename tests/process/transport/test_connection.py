@@ -13,6 +13,7 @@ import pytest
 
 from agent.errors import PeerError
 from tests.support import pids
+from tests.support.agent import SAFETY_SECONDS
 from tests.support.running_gate import FRAME, RunningGate, running_gate, until
 
 
@@ -39,7 +40,7 @@ async def test_the_exit_of_the_process_ends_its_connection_while_another_holds_t
         await until(lambda: len(running.gate) == 1)
     assert pid
     await until(lambda: len(running.gate) == 0)
-    sock.settimeout(5)
+    sock.settimeout(SAFETY_SECONDS)
     assert sock.recv(1) == b"", "the holder of the copy sees the end"
     assert running.lines.of("connection ended without a call")[0]["reason"] == "process exited"
     for descriptor in (connected, ready):

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.support import pids
-from tests.support.agent import PATIENCE_SECONDS
+from tests.support.agent import SAFETY_SECONDS
 from tests.support.targets import (
     ATTACKER,
     VICTIM,
@@ -42,7 +42,7 @@ def test_descriptor_passed(target: Target) -> None:
         pids.become(ATTACKER)
         _, [descriptor], _, _ = socket.recv_fds(far, 1, 1)
         with socket.socket(fileno=descriptor) as sock:
-            sock.settimeout(PATIENCE_SECONDS)
+            sock.settimeout(SAFETY_SECONDS)
             report(fetch_ids(sock))
 
     with near, far, child_as(VICTIM, victim) as pid:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.support import pids
-from tests.support.agent import PATIENCE_SECONDS
+from tests.support.agent import SAFETY_SECONDS
 from tests.support.targets import (
     TRUSTED_ID,
     VICTIM,
@@ -42,7 +42,7 @@ pytestmark = pytest.mark.system
 def test_exec_swap_request_before(target: Target, outcome: list[str], *, silent: bool) -> None:
     def attacker(report: Callable[[list[str]], object]) -> None:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.settimeout(PATIENCE_SECONDS)
+        sock.settimeout(SAFETY_SECONDS)
         client, stream, request = prepared(sock)
         turn, other_turn = socket.socketpair()
         if os.fork() == 0:

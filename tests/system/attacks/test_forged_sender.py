@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import pids
-from tests.support.agent import PATIENCE_SECONDS
+from tests.support.agent import SAFETY_SECONDS
 from tests.support.targets import (
     TRUSTED_ID,
     VICTIM,
@@ -83,7 +83,7 @@ def swap_and_forge(target: Target, report: Callable[[list[str]], object]) -> Non
         os.close(swap)
         os.read(swapped, 1)  # ends when exec closes the other end
         forger = Forger(fileno=sock.detach())
-        forger.settimeout(PATIENCE_SECONDS)
+        forger.settimeout(SAFETY_SECONDS)
         report(fetch_ids(forger))
         os._exit(0)
     exec_trusted(target)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.support import pids
-from tests.support.agent import PATIENCE_SECONDS
+from tests.support.agent import SAFETY_SECONDS
 from tests.support.targets import ATTACKER, VICTIM, VICTIM_ID, Target, child_as, fetch_ids, found_by
 
 pytestmark = pytest.mark.system
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.system
 
 def test_fork_and_write(target: Target) -> None:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    sock.settimeout(PATIENCE_SECONDS)
+    sock.settimeout(SAFETY_SECONDS)
 
     def parent() -> None:
         sock.connect(target.socket)

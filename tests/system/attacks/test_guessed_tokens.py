@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.agent import PATIENCE_SECONDS
+from tests.support.agent import SAFETY_SECONDS
 from tests.support.targets import VICTIM, VICTIM_ID, Target, child_as, fetch_ids, found_by
 
 pytestmark = pytest.mark.system
@@ -54,7 +54,7 @@ def public_names() -> set[str]:
 
 def speak_under(name: str, inner: Path) -> list[str]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.settimeout(PATIENCE_SECONDS)
+        sock.settimeout(SAFETY_SECONDS)
         with suppress(OSError):  # the kernel refuses the name while its connection is open
             sock.bind(f"\0{name}")
             sock.connect(os.fspath(inner))

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.support.agent import PATIENCE_SECONDS
+from tests.support.agent import SAFETY_SECONDS
 from tests.support.targets import VICTIM, VICTIM_ID, Target, child_as, fetch_ids, found_by
 
 pytestmark = pytest.mark.system
@@ -33,7 +33,7 @@ def test_inner_socket(target: Target) -> None:
 
     def attacker(report: Callable[[list[str]], object]) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-            sock.settimeout(PATIENCE_SECONDS)
+            sock.settimeout(SAFETY_SECONDS)
             sock.bind("\0caller-1")
             sock.connect(os.fspath(inner))
             report(fetch_ids(sock))

@@ -18,7 +18,7 @@ import pytest
 
 from tests.conftest import AgentFactory
 from tests.support import raw
-from tests.support.agent import PATIENCE_SECONDS, RunningAgent
+from tests.support.agent import SAFETY_SECONDS, RunningAgent
 
 # The kernel's limit for one message is 253 (SCM_MAX_FD).
 EACH_TIME = 250
@@ -44,7 +44,7 @@ def test_passed_descriptors_are_not_kept(agent_factory: AgentFactory) -> None:
     read, write = os.pipe()
     with os.fdopen(read, "rb"), Passer(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.connect(str(agent.socket))
-        sock.settimeout(PATIENCE_SECONDS)
+        sock.settimeout(SAFETY_SECONDS)
         client = raw.RawClient(sock)
         with os.fdopen(write, "wb"):
             client.start()
@@ -65,4 +65,4 @@ def _has_no_writer(read: int) -> bool:
     """Return whether all copies of the pipe's other end are closed (POLLHUP)."""
     end = select.poll()
     end.register(read, 0)
-    return bool(end.poll(PATIENCE_SECONDS * 1000))
+    return bool(end.poll(SAFETY_SECONDS * 1000))

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.support import pids
-from tests.support.agent import PATIENCE_SECONDS
+from tests.support.agent import SAFETY_SECONDS
 from tests.support.targets import ATTACKER, VICTIM, VICTIM_ID, Target, fetch_ids, found_by, reuse
 
 pytestmark = pytest.mark.system
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.system
 
 def test_pid_reuse_before_accept(target: Target) -> None:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    sock.settimeout(PATIENCE_SECONDS)
+    sock.settimeout(SAFETY_SECONDS)
 
     def attacker() -> None:
         pids.become(ATTACKER)

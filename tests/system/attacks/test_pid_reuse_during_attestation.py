@@ -16,7 +16,7 @@ import socket
 import pytest
 
 from tests.support import pids
-from tests.support.agent import PATIENCE_SECONDS
+from tests.support.agent import SAFETY_SECONDS
 from tests.support.targets import (
     ATTACKER,
     VICTIM,
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.system
 
 def test_pid_reuse_during_attestation(target: Target) -> None:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    sock.settimeout(PATIENCE_SECONDS)
+    sock.settimeout(SAFETY_SECONDS)
     client, stream, request = prepared(sock)
 
     def attacker() -> None:

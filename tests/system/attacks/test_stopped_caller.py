@@ -18,7 +18,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.support import pids
-from tests.support.agent import PATIENCE_SECONDS
+from tests.support.agent import SAFETY_SECONDS
 from tests.support.targets import (
     TRUSTED_ID,
     VICTIM,
@@ -45,7 +45,7 @@ def test_stopped_caller(target: Target) -> None:
             trusted.send_signal(signal.SIGSTOP)
             os.waitpid(trusted.pid, os.WUNTRACED)
             with socket.socket(fileno=_taken_from(trusted.pid)) as sock:
-                sock.settimeout(PATIENCE_SECONDS)
+                sock.settimeout(SAFETY_SECONDS)
                 # The trusted program got the server's SETTINGS; the response needs none.
                 report(fetch_ids(sock))
             trusted.kill()

@@ -17,6 +17,7 @@ from attestors.api import AttestorContext, AttestorError
 from attestors.k8s import K8sAttestor, K8sOptions
 from attestors.lib.kubelet import ANSWER_SECONDS, FRESH_SECONDS, KubeletOptions, PodLists
 from attestors.lib.pods import POD_BYTES
+from tests.support.agent import SAFETY_SECONDS
 from tests.support.findings import closing, until, values
 from tests.support.kubelet_server import KubeletServer, pod, status
 from tests.support.workload import Workload
@@ -358,7 +359,7 @@ async def test_certificate_file_with_other_content_is_named(tmp_path: Path) -> N
 
 
 async def until_answered(k8s: K8sAttestor) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(SAFETY_SECONDS):
         while "pod-name:web" not in values(await k8s.attest(IN_POD)):
             pass
 

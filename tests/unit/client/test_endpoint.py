@@ -11,6 +11,7 @@ import grpc
 import pytest
 
 from agent.client.endpoint import endpoint_uri, grpc_target, parse_endpoint
+from tests.support.agent import SAFETY_SECONDS
 
 NAMES = ["plain", "a%41b", "50%", "a b", "a#b", "a?b", "a;b", "a:b", "ä", os.fsdecode(b"\xff")]
 
@@ -33,7 +34,7 @@ def test_grpc_finds_the_socket_that_has_this_path(tmp_path: Path, name: str) -> 
         with socket.socket(socket.AF_UNIX) as plain:
             plain.connect(os.fsencode(path))
         with grpc.insecure_channel(grpc_target(path)) as channel:
-            grpc.channel_ready_future(channel).result(timeout=10)
+            grpc.channel_ready_future(channel).result(timeout=SAFETY_SECONDS)
     finally:
         server.stop(None).wait()
 

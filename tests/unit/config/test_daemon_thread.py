@@ -6,6 +6,7 @@ import threading
 import pytest
 
 from agent.config.daemon_thread import run_in_daemon_thread
+from tests.support.agent import SAFETY_SECONDS
 
 
 async def test_result_and_error_reach_the_caller() -> None:
@@ -22,7 +23,7 @@ async def test_work_that_blocks_does_not_block_the_loop_and_is_warned_of_once() 
         warnings.append(1)
         warned.set()
 
-    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(SAFETY_SECONDS), asyncio.TaskGroup() as tasks:
         work = tasks.create_task(run_in_daemon_thread(answers.wait, warn=warn, warn_after=0.01))
         await warned.wait()
         assert not work.done()
@@ -35,7 +36,7 @@ async def test_abandoned_work_ends_later_without_a_trace() -> None:
     answers, ended = threading.Event(), threading.Event()
 
     def block() -> None:
-        answers.wait(20)
+        answers.wait(SAFETY_SECONDS)
         ended.set()
         raise ZeroDivisionError
 

@@ -16,6 +16,7 @@ import pytest
 
 from agent.gate.acceptor import BATCH, BATCHES_PER_TURN, Acceptor
 from agent.signals import NoSignals, Refused
+from tests.support.agent import SAFETY_SECONDS
 from tests.support.fakes import FakeLog
 
 
@@ -163,7 +164,7 @@ async def test_stop_while_out_of_descriptors_closes_waiting_connections(server: 
     acceptor.stop()
     assert not acceptor.accepts
     for each in clients:
-        each.settimeout(5)
+        each.settimeout(SAFETY_SECONDS)
         with pytest.raises(ConnectionResetError):  # it does not wait without end
             each.recv(1)
         each.close()

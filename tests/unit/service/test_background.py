@@ -8,6 +8,7 @@ import pytest
 
 from agent.errors import DefectError
 from agent.service.background import run_until
+from tests.support.agent import SAFETY_SECONDS
 from tests.support.fakes import FakeLog
 
 
@@ -28,7 +29,7 @@ async def breaks() -> None:
 
 async def test_stop_cancels_every_task() -> None:
     stop, cancelled = asyncio.Event(), list[str]()
-    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(SAFETY_SECONDS), asyncio.TaskGroup() as tasks:
         tasks.create_task(run_until(stop, {"a": endless(cancelled), "b": returns()}, FakeLog().log))
         await asyncio.sleep(0)
         stop.set()
@@ -38,7 +39,7 @@ async def test_stop_cancels_every_task() -> None:
 async def test_a_task_that_breaks_is_logged_by_name_and_stops_the_others() -> None:
     lines, cancelled = FakeLog(), list[str]()
     tasks = {"svid renewal": breaks(), "status line": endless(cancelled)}
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(SAFETY_SECONDS):
         with pytest.raises(DefectError, match="'svid renewal' ended with ZeroDivisionError"):
             await run_until(asyncio.Event(), tasks, lines.log)
     [line] = lines.of("internal error")

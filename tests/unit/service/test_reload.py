@@ -14,6 +14,7 @@ from agent.config.watch import FileWatch
 from agent.errors import ConfigError, Problem, StartupError, VouchdError
 from agent.service.reload import CurrentSettings, ReloadLoop, SettingsReloader
 from agent.telemetry.metrics import Metrics
+from tests.support.agent import SAFETY_SECONDS
 from tests.support.fakes import FakeLog, settle, wait_for_loop
 from tests.support.scrape import series
 from tests.support.settings import settings
@@ -97,7 +98,7 @@ class Watch:
 
 
 async def while_running(files: Files, scenario: Callable[[], Awaitable[None]]) -> None:
-    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(SAFETY_SECONDS), asyncio.TaskGroup() as tasks:
         watch = files.watch()
         await watch.start()
         running = tasks.create_task(files.loop().run(files.hang_up, watch))

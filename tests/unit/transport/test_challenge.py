@@ -12,6 +12,7 @@ import pytest
 from agent.errors import PeerGoneError, UnansweredError
 from agent.transport.challenge import GO_AWAY_SECONDS, Challenge
 from agent.transport.http2 import GO_AWAY, PAYLOAD_BYTES, ping
+from tests.support.agent import SAFETY_SECONDS
 from tests.support.fakes import settle
 
 SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
@@ -90,9 +91,9 @@ async def test_a_client_that_never_answers_gets_a_bounded_number_of_pings() -> N
         await ask(challenge, sent, answers=False)
     for _ in range(3):
         with pytest.raises(UnansweredError):
-            await asyncio.wait_for(challenge.prove(), 1)
+            await asyncio.wait_for(challenge.prove(), SAFETY_SECONDS)
     assert len(sent) == 5
-    await asyncio.wait_for(challenge.go_away(), 1)
+    await asyncio.wait_for(challenge.go_away(), SAFETY_SECONDS)
     assert sent[5:] == [GO_AWAY]
 
 
@@ -125,7 +126,7 @@ END_STREAM = 5
 @asynccontextmanager
 async def under_way(waiting: Coroutine[None, None, None]) -> AsyncIterator[asyncio.Task[None]]:
     """A wait that has begun, and ends with the block."""
-    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(SAFETY_SECONDS), asyncio.TaskGroup() as tasks:
         task = tasks.create_task(waiting)
         await settle()
         yield task

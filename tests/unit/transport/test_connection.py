@@ -18,6 +18,7 @@ from agent.gate.gate import Gate
 from agent.kernel.caller import Caller
 from agent.limits.fair_queue import READ_BYTES
 from agent.transport.connection import Connection
+from tests.support.agent import SAFETY_SECONDS
 from tests.support.fakes import FakeLog, admission, settle
 from tests.support.running_gate import (
     FRAME,
@@ -227,7 +228,7 @@ async def test_the_start_of_an_uncounted_call_does_not_release_a_counted_one(
         await settle()
         assert not next_turn.is_set()
         running.gate.begin_call(counted)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(SAFETY_SECONDS):
             await next_turn.wait()
         for _, writer, _ in (one, two):
             writer.close()
@@ -251,7 +252,7 @@ async def test_the_connect_to_a_busy_inner_server_is_retried(tmp_path: Path) -> 
     await until(lambda: len(gate) == 1)
     accepted: list[socket.socket] = []
     busy.setblocking(False)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(SAFETY_SECONDS):
         while not any(sock.getpeername() for sock in accepted if sock.getpeername() != ""):
             sock, _ = await asyncio.get_running_loop().sock_accept(busy)
             accepted.append(sock)
@@ -324,7 +325,7 @@ async def test_a_caller_that_hangs_up_instead_fails_the_proof(running: RunningGa
         writer.close()
 
     proof = running.gate.prove_sender(running.gate.caller(name))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(SAFETY_SECONDS):
         outcome, _ = await asyncio.gather(proof, hang_up(), return_exceptions=True)
     assert isinstance(outcome, PeerGoneError)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from agent.transport.relay import CHUNK_BYTES, Relay, Side, unread_bytes
+from tests.support.agent import SAFETY_SECONDS
 from tests.support.relays import read_from
 
 
@@ -56,7 +57,7 @@ async def receive(sock: socket.socket, size: int) -> bytes:
 
 
 async def until_closed(ends: Ends) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(SAFETY_SECONDS):
         while not ends.closed:
             await asyncio.sleep(0)
 

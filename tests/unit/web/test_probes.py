@@ -16,7 +16,7 @@ from agent.errors import StartupError
 from agent.rate_limit import RateLimit
 from agent.web.probes import Probes, expose
 from tests.support import scrape
-from tests.support.agent import PATIENCE_SECONDS
+from tests.support.agent import SAFETY_SECONDS
 from tests.support.fakes import FakeLog
 
 GET = b"GET /live HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -29,7 +29,7 @@ async def served(
     text: Callable[[], str] = lambda: "vouchd_entries 1\n",
     not_ready_because: Callable[[], Sequence[str]] = tuple,
     lines: FakeLog | None = None,
-    connection_seconds: float = PATIENCE_SECONDS,
+    connection_seconds: float = SAFETY_SECONDS,
     connection_limit: RateLimit | None = None,
 ) -> AsyncIterator[None]:
     log = (lines or FakeLog()).log
@@ -169,7 +169,7 @@ async def test_a_socket_in_use_is_not_replaced(tmp_path: Path) -> None:
 def _wait_for_the_end(sock: socket.socket) -> None:
     poll = select.poll()
     poll.register(sock, select.POLLRDHUP)
-    assert poll.poll(1000 * PATIENCE_SECONDS)
+    assert poll.poll(1000 * SAFETY_SECONDS)
 
 
 def _read(sock: socket.socket) -> bytes:

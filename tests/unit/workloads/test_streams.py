@@ -13,6 +13,7 @@ from agent.authority.authority_set import AuthorityKind
 from agent.kernel.caller import Caller
 from agent.workloads.entitlement import Entitlement
 from agent.workloads.streams import Streams, Wakeup
+from tests.support.agent import SAFETY_SECONDS
 from tests.support.fakes import START, FakeClock, identity, settle
 
 MINUTE = dt.timedelta(minutes=1)
@@ -116,7 +117,7 @@ def now() -> float:
 
 async def test_set_ends_the_wait_under_way() -> None:
     wakeup = Wakeup()
-    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(SAFETY_SECONDS), asyncio.TaskGroup() as tasks:
         waiting = tasks.create_task(wakeup.wait_until(now() + FAR))
         await asyncio.sleep(0)
         wakeup.set()

@@ -12,6 +12,7 @@ from agent.authority.authority_set import AuthorityKind
 from agent.errors import AttestationError, NoIdentityError, PeerError
 from agent.pb import workloadapi_pb2 as pb
 from attestors.api import Selector
+from tests.support.agent import SAFETY_SECONDS
 from tests.support.fakes import identity, settle
 from tests.unit.api.workload.conftest import CALLER, HOUR, ServedApi, bundle_streams
 
@@ -19,7 +20,7 @@ from tests.unit.api.workload.conftest import CALLER, HOUR, ServedApi, bundle_str
 async def is_silent(served: ServedApi, stream: Responses, *, attestations: int) -> bool:
     """Wait for so many further attestations of the caller; whether the stream sends nothing."""
     enough = len(served.asked) + attestations
-    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(SAFETY_SECONDS), asyncio.TaskGroup() as tasks:
         reading = tasks.create_task(_read(stream))
         while len(served.asked) < enough and not reading.done():
             await asyncio.sleep(0.001)

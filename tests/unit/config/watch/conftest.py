@@ -14,11 +14,11 @@ import structlog
 from agent.config.watch import FileWatch
 from agent.config.watch_thread import WatchTimes
 from agent.config.watched_paths import View, look
+from tests.support.agent import SAFETY_SECONDS
 
 NEVER = 1e6
 # Reports come from inotify alone: the watch never looks by itself.
 INOTIFY_ONLY = WatchTimes(look=NEVER)
-SAFETY_SECONDS = 20.0
 
 
 class Reports:

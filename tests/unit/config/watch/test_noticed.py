@@ -13,9 +13,9 @@ import structlog
 from agent.config.watch import FileWatch
 from agent.config.watch_thread import WatchTimes
 from agent.config.watched_paths import look
+from tests.support.agent import SAFETY_SECONDS
 from tests.unit.config.watch.conftest import (
     INOTIFY_ONLY,
-    SAFETY_SECONDS,
     assert_noticed,
     following,
     point,

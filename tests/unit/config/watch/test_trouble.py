@@ -17,9 +17,9 @@ from structlog.testing import capture_logs
 from agent.config.inotify import Directories
 from agent.config.watch import FileWatch
 from agent.config.watched_paths import View, look
+from tests.support.agent import SAFETY_SECONDS
 from tests.unit.config.watch.conftest import (
     INOTIFY_ONLY,
-    SAFETY_SECONDS,
     following,
     replace_file,
     rest,
