@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 PERFORMANCE = REPOSITORY / "docs/performance.md"
 REFERENCES = REPOSITORY / "docs/reference"
 README_BYTES = 9000
+TESTS = sorted((REPOSITORY / "tests").rglob("test_*.py"))
 MOST_SKIPPED = 6
 """Blocks of commands that no test runs. Each has its reason beside it."""
 NO_COMMANDS = {"yaml", "json", "text", "ini", "go", "python", "toml"}
@@ -53,8 +54,23 @@ def test_each_command_block_is_run_or_has_a_reason() -> None:
             skipped += [block.place] if "not run" in block.directives else []
             others = {"not run", "run by"} & block.directives.keys()
             assert others or block.document in run, f"{block.place}: no test runs this"
-            assert (REPOSITORY / block.directives.get("run by", "")).exists(), block.place
+            if other := block.directives.get("run by"):
+                assert _runs(REPOSITORY / other, block.document), f"{block.place}: not by {other}"
     assert len(skipped) <= MOST_SKIPPED, skipped
+
+
+def _runs(file: Path, document: Path) -> bool:
+    """Return whether a file of tests names the document, or a test that does imports the file."""
+    module = ".".join(file.relative_to(REPOSITORY).with_suffix("").parts)
+    users = [each for each in TESTS if f"from {module} import" in each.read_text()]
+    return file.is_file() and any(document.name in each.read_text() for each in (file, *users))
+
+
+def test_run_by_names_a_file_that_runs_the_document() -> None:
+    containers = REPOSITORY / "docs/how-to/containers.md"
+    assert _runs(REPOSITORY / "tests/system/test_container_image.py", containers)
+    assert not _runs(REPOSITORY / "tests/support/clone.py", containers)
+    assert not _runs(REPOSITORY / "tests/no_such_file.py", containers)
 
 
 def test_commands_stand_in_console_blocks_only() -> None:

@@ -1,4 +1,7 @@
-"""The Debian package of this checkout, built on demand and cached by its content."""
+"""The Debian package of this checkout, built on demand and cached by its content.
+
+The build is the command of `make deb` in docs/how-to/systemd-service.md.
+"""
 
 from __future__ import annotations
 

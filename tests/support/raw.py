@@ -12,7 +12,6 @@ import h2.connection
 import h2.events
 
 from agent.pb import workloadapi_pb2 as pb
-from tests.support.agent import SAFETY_SECONDS
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -172,9 +171,7 @@ def _text(value: bytes | str) -> str:
     return value.decode() if isinstance(value, bytes) else value
 
 
-def connect(
-    path: str, timeout: float = SAFETY_SECONDS, kind: type[RawClient] = RawClient
-) -> RawClient:
+def connect(path: str, timeout: float = 30.0, kind: type[RawClient] = RawClient) -> RawClient:
     """Return a client on a new connection."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.connect(path)  # before settimeout: a blocking connect waits while the backlog is full

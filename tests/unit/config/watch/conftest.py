@@ -89,6 +89,13 @@ async def rest() -> None:
     await asyncio.sleep(6 * INOTIFY_ONLY.debounce)
 
 
+async def until(condition: Callable[[], object]) -> None:
+    """Run the event loop until the condition holds."""
+    async with asyncio.timeout(SAFETY_SECONDS):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
 def replace_file(path: Path, text: str) -> None:
     new = path.with_name(f".{path.name}.new")
     new.write_text(text)
@@ -100,6 +107,17 @@ def point(place: Path, target: str | Path) -> None:
     new = place.with_name(f"{place.name}_tmp")
     new.symlink_to(target)
     new.replace(place)
+
+
+class CountedLooks:
+    """Counts the looks of a watch at its files."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def look(self, paths: Sequence[Path]) -> View:
+        self.count += 1
+        return look(paths)
 
 
 @pytest.fixture
