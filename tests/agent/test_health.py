@@ -20,7 +20,7 @@ from agent.clock import SystemClock
 from agent.service import daemon
 from agent.service.sd_notify import ServiceManager
 from agent.service.wiring import Host
-from tests.support.agent import PATIENCE_SECONDS
+from tests.support.agent import SAFETY_SECONDS
 from tests.support.fakes import FakeLog
 from tests.support.settings import settings
 
@@ -77,7 +77,7 @@ async def test_check_and_watch_show_that_the_authority_cannot_sign(directory: Pa
         relog=lambda _changed: None,
         clock=clock,
     )
-    async with asyncio.timeout(PATIENCE_SECONDS), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(SAFETY_SECONDS), asyncio.TaskGroup() as tasks:
         agent = tasks.create_task(daemon.serve(wanted, host))
         await ready.wait()
         async with grpc.aio.insecure_channel(endpoint_uri(socket)) as channel:
