@@ -1,4 +1,4 @@
-"""What the rooms report to the metrics: stages and their durations, refusals, ends of calls.
+"""The reports of the rooms to the metrics: stages and their durations, refusals, ends of calls.
 
 All words are known in advance: no report contains text that a caller chooses or that identifies a
 caller. The reporting code does not know the metrics.

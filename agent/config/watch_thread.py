@@ -61,7 +61,7 @@ class WatchTimes:
 
 
 class Signal(Enum):
-    """What a watch reports to the event loop."""
+    """A report of the watch to the event loop."""
 
     LOOKED = auto()
     """The files have been looked at for the first time."""

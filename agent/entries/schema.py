@@ -62,7 +62,7 @@ class LoadedEntries:
 # --- fields ------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class _Rules:
-    """What entries are validated against; pydantic hands it to the validators as context."""
+    """The context of the validation of entries; pydantic hands it to the validators."""
 
     trust_domain: TrustDomain
     selector_types: frozenset[str]

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from agent.signals import Signals
 
 BATCH = 16
-# Batches in one turn of the event loop, while all connections in them are hung up. Then the open
-# connections have their turn.
+# Batches of hung-up connections that one turn of the event loop takes. Then the loop serves the
+# open connections.
 BATCHES_PER_TURN = 4
 # Without free descriptors every accept fails at once. The pause gives connections time to end.
 DESCRIPTORS_PAUSE = 0.1

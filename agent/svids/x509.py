@@ -191,7 +191,7 @@ class X509Svids:
         while True:
             await self._clock.sleep(TICK_SECONDS)
             try:
-                while self.renew_due():  # noqa: ASYNC110 - calls have their turn in between
+                while self.renew_due():  # noqa: ASYNC110 - calls run in between
                     await asyncio.sleep(0)
             except Exception:  # noqa: BLE001 - one defect must not end the renewal of all
                 self._throttled.exception("internal error", None, where="renewal")

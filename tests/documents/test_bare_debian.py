@@ -38,7 +38,7 @@ def files_of(machine: Machine) -> Path:
 
 
 def way_to_packages(machine: Machine) -> list[str]:
-    """What lets pip in the machine reach packages as it does on this host."""
+    """The settings with which pip in the machine reaches packages as on this host."""
     settings = settings_of_pip()
     if "cert" in settings:
         shutil.copy(settings["cert"], files_of(machine) / "etc/pip-cert.pem")
