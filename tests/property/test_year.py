@@ -40,7 +40,7 @@ YEAR = 365 * DAY
 FACTS = [Selector("fake", f"fact:{n}") for n in range(12)]
 ENTRIES, CALLERS = 50, 4
 # One turn of the agent's loops; a real agent takes one each second.
-TICK = timedelta(hours=1)
+TICK = timedelta(hours=2)
 # Streams come to rest in milliseconds, unless two of them wake each other forever. The authority
 # writes its keys in a thread, and the disk may be slow.
 SETTLING_SECONDS = 30.0
