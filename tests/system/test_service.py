@@ -208,6 +208,7 @@ def test_a_failed_start_shows_its_reason_in_the_status_and_keeps_the_socket(
         waiting.connect(f"/proc/{service.machine.init}/root{SOCKET}")
         service.journal.wait("restart counter is at 3", mark)
         assert service.run("systemctl", "is-active", "vouchd.socket") == "active\n"
+    service.run("systemctl", "stop", UNIT)  # ends the attempts with the wrong configuration
 
 
 def test_a_stop_removes_the_socket_and_the_journal_holds_no_defect(service: Service) -> None:
