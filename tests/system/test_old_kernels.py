@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import Callable
 
@@ -93,9 +94,9 @@ def test_without_pidfs_a_process_has_no_unique_number(monkeypatch: pytest.Monkey
 
 
 def test_the_who_command_shows_the_weaker_proof(agent_factory: Callable[..., RunningAgent]) -> None:
-    socket = agent_factory().directory / "who.sock"
+    path = agent_factory().directory / "who.sock"
     who = subprocess.Popen(
-        [*BELOW_6_5, *command("who", "--listen", socket, "--output", "json")],
+        [*BELOW_6_5, *command("who", "--listen", path, "--output", "json")],
         cwd=REPOSITORY,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -104,9 +105,9 @@ def test_the_who_command_shows_the_weaker_proof(agent_factory: Callable[..., Run
     assert who.stderr is not None
     assert who.stdout is not None
     assert "ready" in who.stderr.readline()
-    client = raw.connect(str(socket))
-    report = json.loads(who.stdout.readline())
-    client.sock.close()
+    with socket.socket(socket.AF_UNIX) as client:  # `who` may close it before it sends a byte
+        client.connect(str(path))
+        report = json.loads(who.stdout.readline())
     who.send_signal(signal.SIGTERM)
     who.communicate()
     assert report["proof"] == "pidfd_open"
