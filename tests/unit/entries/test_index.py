@@ -60,3 +60,12 @@ def test_index_does_not_depend_on_the_hash_seed() -> None:
     for each in sets:
         index.within(frozenset(frozenset.__iter__(each)))
     assert CountingSet.subset_tests == len(sets)
+
+
+def test_sets_that_differ_in_nothing_are_all_found() -> None:
+    """Many entries may ask for the same selectors: no selector is left to file them by."""
+    equal = [frozenset({Selector.parse("unix:uid:1")})] * (FEW + 2)
+    wider = frozenset(map(Selector.parse, ("unix:uid:1", "unix:gid:1")))
+    index = SelectorIndex([*equal, wider])
+    assert index.within(equal[0]) == list(range(FEW + 2))
+    assert index.within(wider) == list(range(FEW + 3))

@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 
+from agent.config.yaml_document import Source
 from agent.entries import load
-from agent.entries.load import load_entries
+from agent.entries.load import load_entries, parse_by_settings
 from agent.entries.schema import LoadedEntries, parse_entries
 from agent.errors import ConfigError
 from agent.spiffe.ids import TrustDomain
+from tests.support.fakes import FakeClock
+from tests.support.settings import settings
 
 
 def _load(*paths: PurePath) -> LoadedEntries:
@@ -78,3 +81,11 @@ def test_garbage_collection_is_paused_while_entries_are_parsed(
         assert (during, gc.isenabled()) == ([False, False], enabled)
     finally:
         gc.enable()
+
+
+def test_entries_from_elsewhere_follow_the_rules_of_the_settings() -> None:
+    """`vouchd entries diff` sends files: the settings bind them too."""
+    text = "entries: [{id: a, spiffe_id: 'spiffe://other.org/a', selectors: ['unix:uid:1']}]"
+    source = Source(name="new.yaml", content=text.encode())
+    with pytest.raises(ConfigError, match=r"new\.yaml:1:.*other.org"):
+        parse_by_settings([source], settings(), FakeClock())
