@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -143,37 +145,46 @@ def write_entries(folder: Path, cast: Cast, payments: str, more: str = "") -> No
 @contextmanager
 def agent(folder: Path, *, keep: bool) -> Iterator[int]:
     """Run the agent, with its log in a file; yield its PID."""
-    log = folder / "agent.log"
-    with log.open("w") as stderr:
+    log, notifications = folder / "agent.log", folder / "notify.sock"
+    with log.open("w") as stderr, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(notifications))
         # An agent that stays holds neither this terminal's session nor its pipes.
         process = subprocess.Popen(
             [VOUCHD, "run", "-c", folder / "agent.yaml"],
+            env={**os.environ, "NOTIFY_SOCKET": str(notifications)},
             stdin=subprocess.DEVNULL,
             stdout=stderr,
             stderr=stderr,
             start_new_session=keep,
         )
-    try:
-        wait_until_ready(process, log)
-        print(f"agent {process.pid} serves the Workload API on {folder}/agent.sock")
-        yield process.pid
-    except BaseException:
-        process.terminate()
-        raise
-    else:
-        if not keep:
+        try:
+            wait_until_ready(process, manager, log)
+            manager.close()  # later messages would fill its queue
+            print(f"agent {process.pid} serves the Workload API on {folder}/agent.sock")
+            yield process.pid
+        except BaseException:
             process.terminate()
+            raise
+        else:
+            if not keep:
+                process.terminate()
+        finally:
+            if not keep:
+                process.wait()
+
+
+def wait_until_ready(process: subprocess.Popen[bytes], manager: socket.socket, log: Path) -> None:
+    """Wait until the agent reports that it is ready, as it does to systemd (sd_notify(3))."""
+    exited = os.pidfd_open(process.pid)
+    try:
+        while True:
+            readable, _, _ = select.select([manager.fileno(), exited], [], [])
+            if exited in readable:
+                sys.exit(f"the agent did not start:\n{log.read_text()}")
+            if b"READY=1" in manager.recv(4096).split(b"\n"):
+                return
     finally:
-        if not keep:
-            process.wait()
-
-
-def wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> None:
-    """Wait for the ready line in the agent's log."""
-    while " ready on " not in log.read_text():
-        if process.poll() is not None:
-            sys.exit(f"the agent did not start:\n{log.read_text()}")
-        time.sleep(0.05)  # noqa: TID251 - a log file has no event
+        os.close(exited)
 
 
 def two_services(stack: ExitStack, folder: Path, cast: Cast) -> tuple[IO[str], IO[str]]:
