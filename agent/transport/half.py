@@ -1,8 +1,9 @@
 """The server's half of one HTTP/2 connection: the Protocol that the transport uses, and its events.
 
 The half does no I/O (RFC 9113). `feed` takes the client's bytes and returns events; commands add
-bytes to the output, and `take_output` returns them. `agent.transport.http2` is the half that
-serves; the tests run the whole transport over the h2 library as well, behind the same Protocol.
+bytes to the output, and `take_output` returns them. `agent.transport.http2_server` has the half
+that serves. The tests run the whole transport over the h2 library as well, behind the same
+Protocol.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Headers:
 
 
 class RequestStarted(NamedTuple):
-    """The client opened a stream with a valid header block."""
+    """The client opened a stream with a valid header block. CONNECT has no `:path`."""
 
     stream: int
     headers: Headers
@@ -62,7 +63,10 @@ class BodyReceived(NamedTuple):
 
 
 class StreamReset(NamedTuple):
-    """A stream ended early: the client reset it, or the client broke a rule and the half did."""
+    """A stream ended early: the client reset it, or the client broke a rule and the half did.
+
+    The half also reports the streams that it refused before a RequestStarted.
+    """
 
     stream: int
     code: int
@@ -109,7 +113,15 @@ class Half(Protocol):
         ...
 
     def take_output(self) -> bytes:
-        """Return the bytes to send, and forget them."""
+        """Return the next bytes to send, and forget them; empty if there are none now.
+
+        One output has a bounded size: data beyond it waits in the half, where streams share their
+        bytes. Take the next output when the socket has taken this one.
+        """
+        ...
+
+    def take_events(self) -> Sequence[Event]:
+        """Return the events that `take_output` caused: StreamDrained."""
         ...
 
     @property
@@ -130,7 +142,8 @@ class Half(Protocol):
         """Send data as flow control allows, and keep the rest.
 
         Returns:
-            Whether nothing of the stream waits. If something does, StreamDrained follows.
+            Whether nothing of the stream waits. If something does, StreamDrained follows from
+            `take_events`.
         """
         ...
 
@@ -139,7 +152,11 @@ class Half(Protocol):
         ...
 
     def consume(self, stream: int, count: int) -> None:
-        """Let the client send so many bytes more on a stream: they are not held any more."""
+        """Let the client send so many bytes more on a stream.
+
+        A message may be larger than the window of 65,535 bytes: its reader calls this for each
+        part that fits below its own bound.
+        """
         ...
 
     def reset_stream(self, stream: int, code: ErrorCode) -> None:
