@@ -1,0 +1,304 @@
+"""HPACK (RFC 7541): decode header blocks as a pure function of table and block; encode literals.
+
+A dynamic table is an immutable value. Connections share tables, and so one memo of decoded blocks
+serves all of them (`agent.transport.request_rules`): clients send the same few blocks again and
+again. What the agent sends uses no dynamic table, so its blocks are constants.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, NamedTuple, TypeAlias
+
+from agent.transport.huffman import HuffmanError, decode_huffman
+
+Field: TypeAlias = tuple[bytes, bytes]
+
+# Section 4.1: what an entry counts besides its name and value.
+FIELD_OVERHEAD: Final = 32
+# Section 4.2: the default of SETTINGS_HEADER_TABLE_SIZE, which the agent leaves as it is.
+TABLE_BYTES: Final = 4096
+# Section 5.1: an integer of a block that fits its limits needs at most four bytes more.
+_HIGHEST_SHIFT = 21
+_MORE = 0x80  # in each byte of an integer but the last
+# Section 6.3: the first bits of a table size.
+_SIZE_BITS, _SIZE_UPDATE = 0xE0, 0x20
+
+# Appendix A, in its order.
+_STATIC = """\
+:authority
+:method GET
+:method POST
+:path /
+:path /index.html
+:scheme http
+:scheme https
+:status 200
+:status 204
+:status 206
+:status 304
+:status 400
+:status 404
+:status 500
+accept-charset
+accept-encoding gzip, deflate
+accept-language
+accept-ranges
+accept
+access-control-allow-origin
+age
+allow
+authorization
+cache-control
+content-disposition
+content-encoding
+content-language
+content-length
+content-location
+content-range
+content-type
+cookie
+date
+etag
+expect
+expires
+from
+host
+if-match
+if-modified-since
+if-none-match
+if-range
+if-unmodified-since
+last-modified
+link
+location
+max-forwards
+proxy-authenticate
+proxy-authorization
+range
+referer
+refresh
+retry-after
+server
+set-cookie
+strict-transport-security
+transfer-encoding
+user-agent
+vary
+via
+www-authenticate
+"""
+
+
+def _static_field(line: str) -> Field:
+    name, _, value = line.partition(" ")
+    return name.encode(), value.encode()
+
+
+STATIC_TABLE: Final = tuple(map(_static_field, _STATIC.splitlines()))
+_FIRST_DYNAMIC = len(STATIC_TABLE) + 1
+
+
+class BlockError(Exception):
+    """A header block cannot be decoded: the connection is lost (RFC 9113 section 4.3)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Table:
+    """A dynamic table, a value that connections share.
+
+    Tables differ if they are not the same object: a memo hashes them by identity.
+    """
+
+    fields: tuple[Field, ...] = ()
+    """The oldest first, so that a new one is appended."""
+    size: int = 0
+    limit: int = TABLE_BYTES
+    """The size that the client's encoder chose."""
+
+
+EMPTY_TABLE: Final = Table()
+
+
+class Block(NamedTuple):
+    """A decoded block: its fields, and the table after it."""
+
+    fields: tuple[Field, ...]
+    table: Table
+    is_too_large: bool
+    """Whether the list had more fields or bytes than allowed. The rest of them is dropped."""
+
+
+def decode(table: Table, block: bytes, *, max_list_bytes: int, max_fields: int) -> Block:
+    """Decode a header block.
+
+    Args:
+        table: the dynamic table of the client's encoder before this block.
+        block: the whole block, without the frame headers.
+        max_list_bytes: the bytes of names and values, and 32 for each field, that are kept.
+        max_fields: the number of fields that are kept.
+
+    Raises:
+        BlockError: the block is not HPACK.
+    """
+    decoder = _Decoder(table)
+    fields: list[Field] = []
+    room, at, end = max_list_bytes, 0, len(block)
+    try:
+        while at < end:
+            field, at = decoder.read(block, at)
+            if field is None:
+                continue
+            room -= FIELD_OVERHEAD + len(field[0]) + len(field[1])
+            if room >= 0 and len(fields) < max_fields:
+                fields.append(field)
+            else:
+                room = -1
+    except IndexError:
+        raise BlockError("a header block is cut off") from None
+    return Block(tuple(fields), decoder.table(), room < 0)
+
+
+class _Decoder:
+    """Reads the fields of one block, and keeps the table as it changes."""
+
+    __slots__ = ("_before", "_fields", "_has_read", "_limit", "_size")
+
+    def __init__(self, before: Table) -> None:
+        self._before = before
+        self._fields = [*before.fields]
+        self._size = before.size
+        self._limit = before.limit
+        self._has_read = False
+
+    def table(self) -> Table:
+        """Return the table as it is now: the same object if nothing changed."""
+        before, fields = self._before, tuple(self._fields)
+        if fields == before.fields and self._limit == before.limit:
+            return before
+        return Table(fields, self._size, self._limit)
+
+    def read(self, block: bytes, at: int) -> tuple[Field | None, int]:
+        """Read a field at this place (section 6): it, or None for a table size; and the next place.
+
+        Raises:
+            BlockError: the representation is none.
+            IndexError: the block ends within it.
+        """
+        first = block[at]
+        if first & _SIZE_BITS == _SIZE_UPDATE:
+            limit, at = _read_integer(block, at, 0x1F)
+            self._resize(limit)
+            return None, at
+        self._has_read = True
+        if first & 0x80:  # section 6.1
+            index, at = _read_integer(block, at, 0x7F)
+            return self._look_up(index), at
+        is_indexed = first & 0x40  # section 6.2
+        index, at = _read_integer(block, at, 0x3F if is_indexed else 0x0F)
+        if index:
+            name = self._look_up(index)[0]
+        else:
+            name, at = _read_string(block, at)
+        value, at = _read_string(block, at)
+        field = (name, value)
+        if is_indexed:
+            self._add(field)
+        return field, at
+
+    def _look_up(self, index: int) -> Field:
+        if 0 < index < _FIRST_DYNAMIC:
+            return STATIC_TABLE[index - 1]
+        place = index - _FIRST_DYNAMIC + 1
+        if not index or place > len(self._fields):
+            raise BlockError("an index of a header block is in no table")
+        return self._fields[-place]
+
+    def _add(self, field: Field) -> None:
+        self._fields.append(field)
+        self._size += FIELD_OVERHEAD + len(field[0]) + len(field[1])
+        self._evict()
+
+    def _resize(self, limit: int) -> None:
+        # Section 4.2: only before the first field, and no larger than the agent allows.
+        if self._has_read or limit > TABLE_BYTES:
+            raise BlockError("a header block changes the size of its table against the rules")
+        self._limit = limit
+        self._evict()
+
+    def _evict(self) -> None:
+        # Section 4.4: a field larger than the table empties it.
+        fields, excess, count = self._fields, self._size - self._limit, 0
+        if excess <= 0:
+            return
+        while excess > 0:
+            name, value = fields[count]
+            excess -= FIELD_OVERHEAD + len(name) + len(value)
+            count += 1
+        del fields[:count]
+        self._size = self._limit + excess
+
+
+def _read_integer(block: bytes, at: int, mask: int) -> tuple[int, int]:
+    # Section 5.1; `mask` has the bits of the first byte that belong to the integer.
+    value = block[at] & mask
+    at += 1
+    if value < mask:
+        return value, at
+    shift = 0
+    while True:
+        byte = block[at]
+        at += 1
+        value += (byte & 0x7F) << shift
+        if byte < _MORE:
+            return value, at
+        shift += 7
+        if shift > _HIGHEST_SHIFT:
+            raise BlockError("an integer of a header block is too large")
+
+
+def _read_string(block: bytes, at: int) -> tuple[bytes, int]:
+    # Section 5.2.
+    is_huffman = block[at] & 0x80
+    length, start = _read_integer(block, at, 0x7F)
+    end = start + length
+    text = block[start:end]
+    if len(text) < length:
+        raise BlockError("a header block is cut off")
+    if is_huffman:
+        try:
+            text = decode_huffman(text)
+        except HuffmanError as error:
+            raise BlockError(str(error)) from None
+    return text, end
+
+
+def literal(name: bytes, value: bytes) -> bytes:
+    """Encode a field that neither side adds to a table (section 6.2.2)."""
+    return b"\0" + _string(name) + _string(value)
+
+
+def named_literal(index: int, value: bytes) -> bytes:
+    """Encode a field whose name is in the static table, for no table (section 6.2.2)."""
+    return _integer(index, 0x0F) + _string(value)
+
+
+def indexed(index: int) -> bytes:
+    """Encode a field that is in the static table (section 6.1)."""
+    return bytes([0x80 | index])
+
+
+def _string(text: bytes) -> bytes:
+    return _integer(len(text), 0x7F) + text
+
+
+def _integer(value: int, mask: int) -> bytes:
+    if value < mask:
+        return bytes([value])
+    encoded = bytearray([mask])
+    value -= mask
+    while value >= _MORE:
+        encoded.append(value & 0x7F | _MORE)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
