@@ -94,6 +94,10 @@ class AuthorityError(UnavailableError):
     """The authority cannot sign, or refused an SVID that violates the standard."""
 
 
+class ResponseSizeError(VouchdError):
+    """A response is larger than clients take: it is not sent."""
+
+
 class StartupError(VouchdError):
     """The agent cannot start: a socket in use, a locked or damaged data directory."""
 

@@ -1,7 +1,7 @@
 """gRPC services, as the transport serves them: methods by path, their calls, status codes.
 
 The handlers of `agent.api` are `Method`s. A handler takes a `Call`, sends responses, and returns
-for the status OK or raises `StatusError`.
+for the status OK or raises an error, for which the `CallObserver` has the status.
 """
 
 from __future__ import annotations
@@ -74,6 +74,11 @@ class Call(Protocol):
         """Return the values of this metadata field, which are none if it is missing."""
         ...
 
+    @property
+    def peer(self) -> Caller | None:
+        """The caller as the kernel named it at connect, for log and audit; None if it could not."""
+        ...
+
     def caller(self) -> Caller:
         """Ask the kernel again for the caller: SO_PEERCRED of the connection, and the pidfd.
 
@@ -101,9 +106,25 @@ class Method:
     """Whether the answer begins with the first header, before a complete request."""
 
 
+class CallObserver(Protocol):
+    """Logs and counts the calls of a socket."""
+
+    def failed(self, call: Call, error: Exception) -> StatusError:
+        """Note a call that ends with an error, and return the status for the client.
+
+        The error is that of the handler, or a StatusError if the client broke a rule of gRPC.
+        """
+        ...
+
+    def ended(self, call: Call, code: StatusCode) -> None:
+        """Note the end of a call with this status, which the client may not have received."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
     """The methods of a socket by path (`/package.Service/Method`), and the one for all others."""
 
     unknown: Method
+    observer: CallObserver
     methods: Mapping[bytes, Method] = field(default_factory=dict)

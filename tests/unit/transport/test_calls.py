@@ -1,0 +1,763 @@
+"""The calls of a connection, over a half that records its commands."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from agent.errors import PeerGoneError
+from agent.kernel.caller import Caller
+from agent.transport.calls import Calls, CallTimes
+from agent.transport.grpc_protocol import (
+    RESPONSE_HEADERS,
+    TRAILERS_OK,
+    frame_message,
+    trailers,
+    trailers_only,
+)
+from agent.transport.half import (
+    BodyReceived,
+    ErrorCode,
+    Event,
+    PingAnswered,
+    RequestStarted,
+    StreamDrained,
+    StreamReset,
+)
+from agent.transport.service import Call, Method, Services, StatusCode, StatusError
+from tests.support.agent import SAFETY_SECONDS
+from tests.support.fakes import settle
+from tests.unit.transport.conftest import REQUEST, request_headers
+
+LIMIT = 100
+HELLO, WORLD = frame_message(b"hello"), frame_message(b"world")
+CALLER = cast("Caller", SimpleNamespace())
+AT_ONCE = 0.0
+NEVER = 1000.0
+
+
+class RecordingHalf:
+    """Records commands as tuples. A stream in `blocked` has no window."""
+
+    def __init__(self) -> None:
+        self.commands: list[tuple[object, ...]] = []
+        self.blocked: set[int] = set()
+        self.released: list[int] = []
+
+    def send_headers(self, stream: int, block: bytes, *, end: bool = False) -> None:
+        self.commands.append(("only trailers" if end else "headers", stream, block))
+
+    def send_data(self, stream: int, data: bytes) -> bool:
+        self.commands.append(("data", stream, data))
+        return stream not in self.blocked
+
+    def send_trailers(self, stream: int, block: bytes) -> None:
+        self.commands.append(("trailers", stream, block))
+
+    def consume(self, stream: int, count: int) -> None:
+        self.commands.append(("consume", stream, count))
+
+    def reset_stream(self, stream: int, code: ErrorCode) -> None:
+        self.commands.append(("reset", stream, code))
+
+    def release(self, stream: int) -> None:
+        self.released.append(stream)
+
+
+Handler = Callable[[Call], Coroutine[Any, Any, None]]
+
+
+class Served:
+    """A connection with the method /test.Echo/Say, and the observer of its calls."""
+
+    def __init__(self, handler: Handler, *, streams_requests: bool = False, **times: float) -> None:
+        self.half = RecordingHalf()
+        self.flushes = 0
+        self.failures: list[Exception] = []
+        self.ends: list[tuple[str, StatusCode]] = []
+        services = Services(
+            unknown=Method(answer=no_such_method, max_request_bytes=0, streams_requests=True),
+            observer=self,
+            methods={
+                REQUEST[b":path"]: Method(
+                    answer=handler, max_request_bytes=LIMIT, streams_requests=streams_requests
+                )
+            },
+        )
+        loop = asyncio.get_running_loop()
+        bounds = CallTimes(**{"half_request": NEVER, "untaken": NEVER, **times})
+        self.calls = Calls(cast("Any", self.half), services, self, loop, bounds)
+
+    @property
+    def peer(self) -> Caller | None:
+        return CALLER
+
+    def caller(self) -> Caller:
+        return CALLER
+
+    def flush(self) -> None:
+        self.flushes += 1
+
+    def failed(self, _call: Call, error: Exception) -> StatusError:
+        self.failures.append(error)
+        if isinstance(error, StatusError):
+            return error
+        return StatusError(StatusCode.UNKNOWN, "internal error")
+
+    def ended(self, call: Call, code: StatusCode) -> None:
+        self.ends.append((call.path, code))
+
+    def take(self, *events: Event) -> None:
+        self.calls.take(events)
+
+    def ask(self, *bodies: bytes, ended: bool = True, **changes: bytes | None) -> None:
+        """Send a request on stream 1 in one turn. `changes` are fields with _ for -."""
+        fields = {name.replace("_", "-").encode(): value for name, value in changes.items()}
+        parts = [BodyReceived(1, body, ended=False) for body in bodies]
+        if ended and parts:
+            parts[-1] = parts[-1]._replace(ended=True)
+        self.take(RequestStarted(1, request_headers(fields), ended and not parts), *parts)
+
+    @property
+    def status(self) -> StatusCode:
+        """The only status so far."""
+        [(path, code)] = self.ends
+        assert path == "/test.Echo/Say"
+        return code
+
+    def assert_refused(self, code: StatusCode, http_status: int = 200) -> None:
+        """The call was refused once, by trailers only, and does not count any more."""
+        [error] = self.failures
+        assert isinstance(error, StatusError)
+        assert error.code is code is self.status
+        block = trailers_only(error, http_status)
+        assert self.half.commands[-1] == ("only trailers", 1, block)
+        assert (self.half.released, len(self.calls), self.calls.held_bytes) == ([1], 0, 0)
+
+    async def until_ended(self) -> None:
+        async with asyncio.timeout(SAFETY_SECONDS):
+            while not self.ends:
+                await asyncio.sleep(0)
+
+
+async def no_such_method(_call: Call) -> None:
+    raise StatusError(StatusCode.UNIMPLEMENTED, "there is no such method")
+
+
+async def echo(call: Call) -> None:
+    await call.send(frame_message(call.request))
+
+
+async def wait_forever(_call: Call) -> None:
+    await asyncio.get_running_loop().create_future()
+
+
+class Paused:
+    """A handler that sends a first response, then waits for `go`, then sends a second."""
+
+    def __init__(self) -> None:
+        self.go = asyncio.Event()
+        self.cancelled = 0
+
+    async def __call__(self, call: Call) -> None:
+        await call.send(HELLO)
+        try:
+            await self.go.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        await call.send(WORLD)
+
+
+async def echo_each(call: Call) -> None:
+    async for message in call.requests():
+        await call.send(frame_message(message))
+
+
+ECHOED = [("headers", 1, RESPONSE_HEADERS), ("data", 1, HELLO), ("trailers", 1, TRAILERS_OK)]
+
+
+# --- requests and responses ----------------------------------------------------------------------
+
+
+async def test_a_call_that_needs_not_wait_is_answered_in_the_turn_of_its_request() -> None:
+    served, tasks = Served(echo), len(asyncio.all_tasks())
+    served.ask(HELLO)
+    assert served.half.commands == ECHOED
+    assert (served.half.released, served.status) == ([1], StatusCode.OK)
+    assert (served.calls.begun, len(served.calls), served.calls.unanswered) == (1, 0, 0)
+    assert len(asyncio.all_tasks()) == tasks
+    assert served.flushes == 0, "the reader flushes once for its turn"
+
+
+async def test_a_handler_sees_the_path_the_metadata_and_the_caller() -> None:
+    seen: list[object] = []
+
+    async def look(call: Call) -> None:
+        seen.extend((call.path, call.metadata("user-agent"), call.metadata("x"), call.request))
+        seen.extend((call.caller(), call.peer))
+
+    served = Served(look)
+    served.ask(HELLO)
+    assert seen == ["/test.Echo/Say", ("test",), (), b"hello", CALLER, CALLER]
+
+
+async def test_a_call_without_a_response_message_ends_with_headers_and_trailers() -> None:
+    async def answer(_call: Call) -> None:
+        pass
+
+    served = Served(answer)
+    served.ask(HELLO)
+    assert served.half.commands == [ECHOED[0], ECHOED[2]]
+
+
+async def test_a_message_in_parts_is_one_request() -> None:
+    served = Served(echo)
+    served.take(RequestStarted(1, request_headers({}), ended=False))
+    assert len(served.calls) == served.calls.unanswered == 1
+    for part in (HELLO[:2], HELLO[2:7]):
+        served.take(BodyReceived(1, part, ended=False))
+    assert served.calls.held_bytes == 7
+    assert served.half.commands == [("consume", 1, 2), ("consume", 1, 5)]
+    served.take(BodyReceived(1, HELLO[7:], ended=False), BodyReceived(1, b"", ended=True))
+    assert served.half.commands[3:] == ECHOED
+    assert served.calls.held_bytes == 0
+
+
+async def test_a_stream_of_responses_goes_on_in_a_task_and_each_step_is_flushed_once() -> None:
+    paused = Paused()
+    served = Served(paused)
+    served.ask(HELLO)
+    assert served.half.commands == ECHOED[:2]
+    assert (len(served.calls), served.calls.unanswered, served.ends) == (1, 0, [])
+    await settle()
+    flushes = served.flushes
+    paused.go.set()
+    await settle()
+    assert served.half.commands[2:] == [("data", 1, WORLD), ("trailers", 1, TRAILERS_OK)]
+    assert served.flushes == flushes + 1
+    assert (served.half.released, len(served.calls), served.status) == ([1], 0, StatusCode.OK)
+
+
+async def test_calls_of_one_connection_run_at_the_same_time() -> None:
+    paused = Paused()
+    served = Served(paused)
+    for stream in (1, 3):
+        served.take(
+            RequestStarted(stream, request_headers({}), ended=False),
+            BodyReceived(stream, HELLO, ended=True),
+        )
+    assert (len(served.calls), served.calls.begun) == (2, 2)
+    paused.go.set()
+    await settle()
+    assert sorted(served.half.released) == [1, 3]
+
+
+async def test_events_of_the_connection_and_of_ended_calls_are_ignored() -> None:
+    served = Served(echo)
+    served.ask(HELLO)
+    served.take(
+        PingAnswered(bytes(8), 0),
+        BodyReceived(1, b"late", ended=True),
+        StreamReset(1, ErrorCode.CANCEL, by_client=True),
+        StreamDrained(1),
+    )
+    assert served.half.commands == ECHOED
+    assert len(served.ends) == 1
+
+
+async def test_a_method_that_asks_for_the_current_task_after_a_wait_has_one() -> None:
+    async def answer(call: Call) -> None:
+        await asyncio.sleep(0)
+        async with asyncio.timeout(SAFETY_SECONDS):
+            await call.send(HELLO)
+
+    served = Served(answer)
+    served.ask(HELLO)
+    await served.until_ended()
+    assert served.status is StatusCode.OK
+
+
+# --- requests that break the rules ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("bodies", "code"),
+    [
+        ((), StatusCode.UNIMPLEMENTED),
+        ((b"",), StatusCode.UNIMPLEMENTED),
+        ((HELLO[:4],), StatusCode.INTERNAL),
+        ((HELLO[:-1],), StatusCode.INTERNAL),
+        ((HELLO, HELLO), StatusCode.UNIMPLEMENTED),
+        ((HELLO + HELLO,), StatusCode.UNIMPLEMENTED),
+        ((b"\1" + HELLO[1:],), StatusCode.INTERNAL),
+        ((frame_message(b"x" * (LIMIT + 1)),), StatusCode.RESOURCE_EXHAUSTED),
+    ],
+)
+async def test_a_request_that_is_not_one_allowed_message_is_refused(
+    bodies: tuple[bytes, ...], code: StatusCode
+) -> None:
+    served = Served(echo)
+    served.ask(*bodies)
+    served.assert_refused(code)
+
+
+async def test_a_request_that_is_too_large_is_refused_by_its_first_bytes() -> None:
+    served = Served(echo)
+    served.ask(b"\0\0\1\0\0", ended=False)
+    served.assert_refused(StatusCode.RESOURCE_EXHAUSTED)
+    served.take(BodyReceived(1, b"x" * 1000, ended=False))
+    assert served.calls.held_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "http_status"),
+    [
+        ({"te": None}, StatusCode.INVALID_ARGUMENT, 200),
+        ({"content_type": b"text/html"}, StatusCode.INVALID_ARGUMENT, 415),
+        ({":method": b"GET"}, StatusCode.INVALID_ARGUMENT, 405),
+        ({"grpc_timeout": b"1"}, StatusCode.INVALID_ARGUMENT, 200),
+        ({"grpc_encoding": b"gzip"}, StatusCode.UNIMPLEMENTED, 200),
+    ],
+)
+async def test_a_header_block_that_breaks_a_rule_is_refused_before_any_body(
+    changes: dict[str, bytes | None], code: StatusCode, http_status: int
+) -> None:
+    served = Served(echo)
+    served.ask(ended=False, **changes)
+    served.assert_refused(code, http_status)
+    assert served.calls.begun == 1
+
+
+async def test_an_unknown_method_is_refused_before_its_request_is_complete() -> None:
+    served = Served(echo)
+    fields = request_headers({b":path": b"/no/such\xff"})
+    served.take(RequestStarted(1, fields, ended=False))
+    assert served.ends == [("/no/such\\xff", StatusCode.UNIMPLEMENTED)]
+    assert served.half.commands[0][0] == "only trailers"
+
+
+async def test_half_a_request_is_refused_after_its_time() -> None:
+    served = Served(echo, half_request=AT_ONCE)
+    served.ask(HELLO[:6], ended=False)
+    assert not served.ends
+    await served.until_ended()
+    served.assert_refused(StatusCode.UNAVAILABLE)
+    assert served.flushes == 1
+
+
+async def test_a_request_that_is_complete_in_time_has_no_timer_any_more() -> None:
+    served = Served(wait_forever, half_request=AT_ONCE)
+    served.ask(HELLO[:6], ended=False)
+    served.take(BodyReceived(1, HELLO[6:], ended=True))
+    await settle()
+    assert not served.ends
+    served.calls.close()
+
+
+# --- failures of handlers ------------------------------------------------------------------------
+
+
+async def test_a_handler_that_raises_at_once_ends_its_call_by_trailers_only() -> None:
+    async def answer(_call: Call) -> None:
+        raise ZeroDivisionError
+
+    served = Served(answer)
+    served.ask(HELLO)
+    error = StatusError(StatusCode.UNKNOWN, "internal error")
+    assert served.half.commands == [("only trailers", 1, trailers_only(error))]
+    assert [type(each) for each in served.failures] == [ZeroDivisionError]
+    assert served.status is StatusCode.UNKNOWN
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_a_handler_that_raises_after_a_response_ends_its_call_by_trailers(
+    *, waits: bool
+) -> None:
+    error = StatusError(StatusCode.PERMISSION_DENIED, "no more", (("retry", "1"),))
+
+    async def answer(call: Call) -> None:
+        await call.send(HELLO)
+        if waits:
+            await asyncio.sleep(0)
+        raise error
+
+    served = Served(answer)
+    served.ask(HELLO)
+    await served.until_ended()
+    assert served.half.commands == [*ECHOED[:2], ("trailers", 1, trailers(error))]
+    assert served.failures == [error]
+    assert (served.half.released, len(served.calls)) == ([1], 0)
+
+
+async def test_a_handler_that_cancels_itself_ends_its_call() -> None:
+    async def answer(_call: Call) -> None:
+        raise asyncio.CancelledError
+
+    served = Served(answer)
+    served.ask(HELLO)
+    assert served.status is StatusCode.CANCELLED
+    assert served.half.commands[0][0] == "only trailers"
+
+
+async def test_an_exit_in_a_handler_is_no_answer() -> None:
+    async def answer(_call: Call) -> None:
+        raise SystemExit
+
+    served = Served(answer)
+    with pytest.raises(SystemExit):
+        served.ask(HELLO)
+
+
+# --- cancellation --------------------------------------------------------------------------------
+
+RESET = StreamReset(1, ErrorCode.CANCEL, by_client=True)
+
+
+async def test_a_reset_ends_a_request_that_is_incomplete() -> None:
+    served = Served(echo, half_request=AT_ONCE)
+    served.ask(HELLO[:6], ended=False)
+    served.take(RESET)
+    assert (served.half.released, served.status) == ([1], StatusCode.CANCELLED)
+    assert served.calls.unanswered == served.calls.held_bytes == 0
+    await settle()
+    assert served.half.commands == [("consume", 1, 6)]
+
+
+async def test_a_reset_cancels_the_handler_and_nothing_more_is_sent() -> None:
+    paused = Paused()
+    served = Served(paused)
+    served.ask(HELLO)
+    await settle()
+    served.take(RESET)
+    await served.until_ended()
+    assert (paused.cancelled, served.status) == (1, StatusCode.CANCELLED)
+    assert served.half.commands == ECHOED[:2]
+    assert not served.failures
+
+
+async def test_a_reset_in_the_turn_of_the_request_cancels_the_handler_properly() -> None:
+    """The Task has made no step of its own then."""
+    paused = Paused()
+    served = Served(paused)
+    served.ask(HELLO)
+    served.take(RESET)
+    await served.until_ended()
+    assert paused.cancelled == 1
+
+
+async def test_a_call_counts_after_a_reset_until_its_handler_has_ended() -> None:
+    ready = asyncio.Event()
+
+    async def answer(call: Call) -> None:
+        try:
+            await wait_forever(call)
+        finally:
+            await ready.wait()
+
+    served = Served(answer)
+    served.ask(HELLO)
+    served.take(RESET)
+    await settle()
+    assert (len(served.calls), served.half.released, served.ends) == (1, [], [])
+    ready.set()
+    await served.until_ended()
+    assert (len(served.calls), served.half.released) == (0, [1])
+
+
+async def test_a_handler_that_ignores_the_reset_sends_nothing() -> None:
+    errors: list[Exception] = []
+
+    async def answer(call: Call) -> None:
+        with suppress(asyncio.CancelledError):
+            await wait_forever(call)
+        try:
+            await call.send(HELLO)
+        except PeerGoneError as error:
+            errors.append(error)
+
+    served = Served(answer)
+    served.ask(HELLO)
+    served.take(RESET)
+    await served.until_ended()
+    assert len(errors) == 1
+    assert (served.half.commands, served.status) == ([], StatusCode.CANCELLED)
+
+
+async def test_a_handler_that_fails_after_the_reset_is_noted_and_sends_nothing() -> None:
+    async def answer(call: Call) -> None:
+        try:
+            await wait_forever(call)
+        finally:
+            raise ZeroDivisionError
+
+    served = Served(answer)
+    served.ask(HELLO)
+    served.take(RESET)
+    await served.until_ended()
+    assert [type(each) for each in served.failures] == [ZeroDivisionError]
+    assert served.half.commands == []
+
+
+async def test_the_end_of_the_connection_cancels_all_calls_without_a_command() -> None:
+    served = Served(wait_forever)
+    served.ask(HELLO)
+    served.take(RequestStarted(3, request_headers({}), ended=False))
+    commands = len(served.half.commands)
+    served.calls.close()
+    await settle()
+    served.take(RequestStarted(5, request_headers({}), ended=False))
+    assert [code for _, code in served.ends] == [StatusCode.CANCELLED] * 2
+    assert len(served.half.commands) == commands
+    assert (len(served.calls), served.half.released, served.flushes) == (0, [], 0)
+
+
+async def test_the_end_of_the_connection_in_the_first_step_cancels_the_handler() -> None:
+    async def answer(call: Call) -> None:
+        served.calls.close()
+        await wait_forever(call)
+
+    served = Served(answer)
+    served.ask(HELLO)
+    await served.until_ended()
+    assert (served.status, len(served.calls)) == (StatusCode.CANCELLED, 0)
+
+
+async def test_a_handler_may_end_in_the_step_that_ends_the_connection() -> None:
+    async def answer(_call: Call) -> None:
+        served.calls.close()
+
+    served = Served(answer)
+    served.ask(HELLO)
+    assert (served.status, len(served.calls)) == (StatusCode.CANCELLED, 0)
+
+
+async def test_a_handler_is_closed_with_the_loop() -> None:
+    closed: list[Call] = []
+
+    async def answer(call: Call) -> None:
+        try:
+            await wait_forever(call)
+        except GeneratorExit:
+            closed.append(call)
+            raise
+
+    served = Served(answer)
+    served.ask(HELLO)
+    [task] = [each for each in asyncio.all_tasks() if each is not asyncio.current_task()]
+    cast("Any", task.get_coro()).close()
+    assert len(closed) == 1
+    served.calls.close()
+    await settle()
+
+
+# --- deadlines -----------------------------------------------------------------------------------
+
+EXPIRED = StatusError(StatusCode.DEADLINE_EXCEEDED, "the deadline of the call has passed")
+
+
+async def test_a_deadline_that_has_passed_is_answered_without_the_handler() -> None:
+    served = Served(echo)
+    served.ask(HELLO, grpc_timeout=b"0n")
+    assert served.half.commands == [("only trailers", 1, trailers_only(EXPIRED))]
+    assert (served.status, len(served.calls)) == (StatusCode.DEADLINE_EXCEEDED, 0)
+
+
+async def test_a_deadline_ends_an_open_stream_and_its_handler() -> None:
+    paused = Paused()
+    served = Served(paused)
+    served.ask(HELLO, grpc_timeout=b"1u")
+    await served.until_ended()
+    assert served.half.commands == [*ECHOED[:2], ("trailers", 1, trailers(EXPIRED))]
+    assert (served.status, paused.cancelled) == (StatusCode.DEADLINE_EXCEEDED, 1)
+    assert served.flushes
+
+
+async def test_a_deadline_ends_half_a_request() -> None:
+    served = Served(echo, half_request=SAFETY_SECONDS)
+    served.ask(HELLO[:6], ended=False, grpc_timeout=b"1u")
+    await served.until_ended()
+    assert served.half.commands[1:] == [("only trailers", 1, trailers_only(EXPIRED))]
+    assert served.status is StatusCode.DEADLINE_EXCEEDED
+
+
+async def test_a_deadline_resets_a_stream_whose_response_is_not_taken() -> None:
+    served = Served(Paused())
+    served.half.blocked.add(1)
+    served.ask(HELLO, grpc_timeout=b"1u")
+    await served.until_ended()
+    assert served.half.commands == [*ECHOED[:2], ("reset", 1, ErrorCode.CANCEL)]
+    assert served.status is StatusCode.DEADLINE_EXCEEDED
+
+
+async def test_a_deadline_has_no_effect_on_a_call_that_ended_before() -> None:
+    paused = Paused()
+    served = Served(paused)
+    served.ask(HELLO, grpc_timeout=b"1S")
+    paused.go.set()
+    await served.until_ended()
+    assert served.status is StatusCode.OK
+
+
+async def test_a_deadline_far_away_is_no_error() -> None:
+    served = Served(wait_forever)
+    served.ask(HELLO, grpc_timeout=b"99999999H")
+    await settle()
+    assert not served.ends
+    served.calls.close()
+
+
+# --- flow control --------------------------------------------------------------------------------
+
+
+async def test_a_response_waits_for_flow_control() -> None:
+    served = Served(echo)
+    served.half.blocked.add(1)
+    served.ask(HELLO)
+    await settle()
+    assert served.half.commands == ECHOED[:2]
+    served.take(StreamDrained(1))
+    await served.until_ended()
+    assert served.half.commands == ECHOED
+
+
+async def test_a_client_that_does_not_take_its_response_is_cut() -> None:
+    served = Served(echo, untaken=AT_ONCE)
+    served.half.blocked.add(1)
+    served.ask(HELLO)
+    await served.until_ended()
+    assert served.half.commands == [*ECHOED[:2], ("reset", 1, ErrorCode.CANCEL)]
+    [error] = served.failures
+    assert isinstance(error, PeerGoneError)
+    assert (len(served.calls), served.status) == (0, StatusCode.CANCELLED)
+
+
+async def test_a_late_drain_and_a_second_one_have_no_effect() -> None:
+    served = Served(Paused())
+    served.half.blocked.add(1)
+    served.ask(HELLO)
+    served.take(StreamDrained(1), StreamDrained(1))
+    await settle()
+    served.take(StreamDrained(1))
+    assert len(served.calls) == 1
+    served.calls.close()
+    await settle()
+
+
+# --- streams of requests -------------------------------------------------------------------------
+
+
+def bidirectional(handler: Handler = echo_each) -> Served:
+    return Served(handler, streams_requests=True)
+
+
+async def test_a_bidirectional_call_answers_each_message_as_it_comes() -> None:
+    served = bidirectional()
+    served.take(RequestStarted(1, request_headers({}), ended=False))
+    assert served.half.commands == []
+    served.take(BodyReceived(1, HELLO, ended=False))
+    await settle()
+    assert served.half.commands[-2:] == ECHOED[:2]
+    served.take(BodyReceived(1, WORLD[:3], ended=False))
+    await settle()
+    assert served.half.commands[-1] == ("consume", 1, 3)
+    served.take(BodyReceived(1, WORLD[3:] + HELLO, ended=True))
+    await served.until_ended()
+    assert [each[2] for each in served.half.commands if each[0] == "data"] == [HELLO, WORLD, HELLO]
+    assert served.status is StatusCode.OK
+    assert served.calls.held_bytes == 0
+
+
+async def test_a_bidirectional_call_may_have_no_message() -> None:
+    served = bidirectional()
+    served.ask()
+    assert served.half.commands == [ECHOED[0], ECHOED[2]]
+
+
+async def test_a_client_may_send_more_only_as_the_handler_takes_messages() -> None:
+    go = asyncio.Event()
+
+    async def slow(call: Call) -> None:
+        async for _ in call.requests():
+            await go.wait()
+
+    served = bidirectional(slow)
+    served.take(RequestStarted(1, request_headers({}), ended=False))
+    served.take(BodyReceived(1, HELLO * 3, ended=False))
+    await settle()
+    assert served.half.commands == [("consume", 1, len(HELLO))]
+    assert served.calls.held_bytes == 2 * len(HELLO)
+    served.take(BodyReceived(1, HELLO, ended=False))
+    go.set()
+    await settle()
+    assert served.half.commands == [("consume", 1, len(HELLO))] * 4
+    assert served.calls.held_bytes == 0
+    served.calls.close()
+    await settle()
+
+
+async def test_every_byte_of_a_message_in_parts_is_allowed_once() -> None:
+    served = bidirectional()
+    served.take(RequestStarted(1, request_headers({}), ended=False))
+    for byte in HELLO + WORLD:
+        served.take(BodyReceived(1, bytes((byte,)), ended=False))
+        await settle()
+    consumed = [each[2] for each in served.half.commands if each[0] == "consume"]
+    assert sum(cast("list[int]", consumed)) == len(HELLO + WORLD)
+    served.calls.close()
+    await settle()
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (HELLO + HELLO[:6], StatusCode.INTERNAL),
+        (HELLO + frame_message(b"x" * (LIMIT + 1)), StatusCode.RESOURCE_EXHAUSTED),
+        (HELLO + b"\1" + HELLO[1:], StatusCode.INTERNAL),
+    ],
+)
+async def test_a_bad_message_ends_a_bidirectional_call_behind_its_good_ones(
+    body: bytes, code: StatusCode
+) -> None:
+    served = bidirectional()
+    served.ask(body)
+    await served.until_ended()
+    assert served.half.commands[:2] == ECHOED[:2]
+    assert served.half.commands[-1][0] == "trailers"
+    assert (served.status, served.calls.held_bytes) == (code, 0)
+
+
+async def test_messages_that_the_handler_leaves_are_not_held_after_it() -> None:
+    async def first_only(call: Call) -> None:
+        async for message in call.requests():
+            await call.send(frame_message(message))
+            return
+
+    served = bidirectional(first_only)
+    served.ask(HELLO * 3, ended=False)
+    await served.until_ended()
+    assert served.half.commands[-1] == ECHOED[2]
+    assert (served.calls.held_bytes, served.status) == (0, StatusCode.OK)
+
+
+async def test_a_reset_ends_the_wait_for_a_message() -> None:
+    served = bidirectional()
+    served.take(RequestStarted(1, request_headers({}), ended=False))
+    await settle()
+    served.take(RESET, BodyReceived(1, HELLO, ended=False))
+    await served.until_ended()
+    assert (served.status, served.calls.held_bytes) == (StatusCode.CANCELLED, 0)
+
+
+async def test_a_method_with_one_request_has_no_requests_to_iterate() -> None:
+    async def answer(call: Call) -> None:
+        assert [each async for each in call.requests()] == []
+
+    served = Served(answer)
+    served.ask(HELLO)
+    assert served.status is StatusCode.OK
