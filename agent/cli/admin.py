@@ -13,7 +13,8 @@ from rich.live import Live
 
 from agent.authority.authority_set import AuthorityKind
 from agent.cli.options import Pid, admin_socket_option, output_option, timeout_option
-from agent.cli.output import Format, show, to_text
+from agent.cli.output import Format, show
+from agent.cli.text import to_text
 from agent.client.admin import AdminClient
 from agent.clock import SystemClock
 from agent.errors import UnavailableError

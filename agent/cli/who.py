@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import click
 
 from agent.cli.options import output_option
-from agent.cli.output import Format, show, to_json, to_text
+from agent.cli.output import Format, show, to_json
+from agent.cli.text import to_text
 from agent.clock import SystemClock
 from agent.errors import PeerError
 from agent.gate.listener import Listener, SocketFile

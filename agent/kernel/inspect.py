@@ -12,8 +12,6 @@ import pwd
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import psutil
-
 from agent.errors import PeerGoneError
 from agent.kernel.caller import Caller, Proof
 from agent.kernel.credentials import Credentials, overflow_ids
@@ -108,6 +106,8 @@ def _name(look_up: Callable[[], str]) -> str:
 
 def _tree(pid: int) -> list[str]:
     """Name the process and its ancestors, the nearest first."""
+    import psutil  # noqa: PLC0415 - few agents are ever asked
+
     try:
         process = psutil.Process(pid)  # noqa: TID251 - display only, and marked so
         return [f"{each.pid} {each.name()}" for each in (process, *process.parents())]

@@ -19,9 +19,8 @@ from functools import lru_cache, partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol, TextIO, cast
 
-import structlog
-
 from agent.clock import SystemClock
+from agent.telemetry.bare_structlog import structlog
 from agent.telemetry.journal import JOURNAL_SOCKET, Journal, leads_to_journal
 from agent.telemetry.plain import to_plain
 

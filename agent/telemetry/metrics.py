@@ -1,37 +1,24 @@
-"""The metrics, in the text format of Prometheus.
+"""The metrics: counters, gauges and durations, which a scrape reads.
 
 The number of series is fixed when the agent starts: each label has its values from a list (`Words`,
 `Stage`, `Refused`), and any other value counts as `other`. No PID, user or SPIFFE ID is a label:
 a workload could create any number of series, and the metrics are not protected like the log.
+
+Each call reports several times, from the thread of the event loop alone: a report adds to a number.
+`agent.telemetry.exposition` makes text of the numbers; it is imported at the first scrape, since
+prometheus_client takes memory and time at the start, and most agents are never scraped.
 """
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import TYPE_CHECKING
-
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Info,
-    ProcessCollector,
-    disable_created_metrics,
-    generate_latest,
-)
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 from agent.signals import Refused, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
-
-    from prometheus_client import Metric
 
 # Bucket bounds: from a match among few entries to a client that does not read.
 SECONDS = (1e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 0.1, 0.5, 1, 5)
@@ -47,9 +34,6 @@ CODES = (
 OTHER = str(Refused.OTHER)
 NEVER = float("nan")
 """The time of an event that will not happen: every comparison is false, in PromQL too."""
-
-# Otherwise each counter has a second series with its creation time.
-disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +69,54 @@ class Levels:
     """Connections so far whose caller proof is weak, by weakness."""
 
 
+class Counts:
+    """A family of counters: one for each known tuple of label values."""
+
+    __slots__ = ("labels", "meaning", "name", "values")
+
+    def __init__(
+        self, name: str, meaning: str, labels: tuple[str, ...], known: Iterable[tuple[str, ...]]
+    ) -> None:
+        self.name = name
+        self.meaning = meaning
+        self.labels = labels
+        self.values = dict.fromkeys(known, 0)
+
+    def add(self, *values: str, times: int = 1) -> None:
+        """Count for these label values, which must be known."""
+        self.values[values] += times
+
+
+class Level:
+    """A gauge."""
+
+    __slots__ = ("meaning", "name", "value")
+
+    def __init__(self, name: str, meaning: str, value: float = 0.0) -> None:
+        self.name = name
+        self.meaning = meaning
+        self.value = value
+
+    def set(self, value: float) -> None:
+        """Replace the value."""
+        self.value = value
+
+
+class Durations:
+    """A histogram of durations in seconds, with the bounds of SECONDS."""
+
+    __slots__ = ("counts", "sum")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(SECONDS) + 1)
+        self.sum = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """Count one duration."""
+        self.counts[bisect_left(SECONDS, seconds)] += 1
+        self.sum += seconds
+
+
 class Metrics:
     """The agent's metrics; implements `Signals`.
 
@@ -92,77 +124,78 @@ class Metrics:
     """
 
     def __init__(self, words: Words = Words()) -> None:
-        self._registry = CollectorRegistry()
-        ProcessCollector(registry=self._registry)
-        build = Info("vouchd_build", "The running version.", registry=self._registry)
-        build.info({"version": words.version})
-        self._make_entries()
-        self._make_calls(words)
+        self.version = words.version
+        self.levels: Callable[[], Levels] | None = None
+        """Reads the current sizes and states; set once the parts exist."""
+        self._set_levels()
+        self._set_counts(words)
         attestors = (*words.attestors, OTHER)
-        self._stages = {stage: _Durations() for stage in Stage}
-        self._attestors = {name: _Durations() for name in attestors}
-        named = {str(stage): durations for stage, durations in self._stages.items()}
-        named |= {f"attestor:{name}": each for name, each in self._attestors.items()}
-        self._registry.register(_StagesCollector(named))
-        failures = self._counter(
-            "vouchd_attestor_failures", "Attestations in which the attestor failed.", "attestor"
-        )
-        self._failures = {name: failures.labels(name) for name in attestors}
+        self._stages = {stage: Durations() for stage in Stage}
+        self._attestors = {name: Durations() for name in attestors}
 
-    def _make_entries(self) -> None:
-        self.entries = self._gauge("vouchd_entries", "Registration entries in force.")
-        self.entries_valid = self._gauge(
+    def _set_levels(self) -> None:
+        self.entries = Level("vouchd_entries", "Registration entries in force.")
+        self.entries_valid = Level(
             "vouchd_entries_valid",
             "1 if the entries in force are those of the files, 0 if the files have errors.",
         )
-        self.entries_loaded_at = self._gauge(
+        self.entries_loaded_at = Level(
             "vouchd_entries_loaded_timestamp_seconds",
             "Time of the last load of the entries.",
         )
-        self.reloads = self._counter(
-            "vouchd_entries_reloads", "Attempts to load changed entry files, by result.", "result"
-        )
-        self.settings_valid = self._gauge(
+        self.settings_valid = Level(
             "vouchd_settings_valid",
             "1 if the settings in force are those of the file, 0 if the last reload failed.",
+            1.0,
         )
-        self.settings_valid.set(1)
-        self.settings_reloads = self._counter(
-            "vouchd_settings_reloads", "Attempts to reload the settings, by result.", "result"
-        )
-        for counter in (self.reloads, self.settings_reloads):
-            for result in ("loaded", "refused"):
-                counter.labels(result)  # so that its rate exists from the start
-        self.reloads.labels("internal_error")
 
-    def _make_calls(self, words: Words) -> None:
-        calls = self._counter(
+    def _set_counts(self, words: Words) -> None:
+        results = [("loaded",), ("refused",)]
+        self._reloads = Counts(
+            "vouchd_entries_reloads",
+            "Attempts to load changed entry files, by result.",
+            ("result",),
+            [*results, ("internal_error",)],
+        )
+        self._settings_reloads = Counts(
+            "vouchd_settings_reloads",
+            "Attempts to reload the settings, by result.",
+            ("result",),
+            results,
+        )
+        self._calls = Counts(
             "vouchd_calls",
             "Ended calls, by method and gRPC status code.",
-            "method",
-            "code",
+            ("method", "code"),
+            [(m, c) for m in (*words.methods, OTHER) for c in (*CODES, OTHER)],
         )
-        self._calls = {
-            (method, code): calls.labels(method, code)
-            for method in (*words.methods, OTHER)
-            for code in (*CODES, OTHER)
-        }
-        refusals = self._counter(
-            "vouchd_refusals", "Refused calls and connections, by reason.", "reason"
+        self._refusals = Counts(
+            "vouchd_refusals",
+            "Refused calls and connections, by reason.",
+            ("reason",),
+            [(reason,) for reason in (*map(str, Refused), *words.limits)],
         )
-        self._refusals = {
-            reason: refusals.labels(reason) for reason in (*map(str, Refused), *words.limits)
-        }
-
-        self._waits = self._counter(
+        self._waits = Counts(
             "vouchd_request_waits",
             "Times that the fair queue delayed the requests of a user and cgroup.",
+            (),
+            [()],
         )
+        self._failures = Counts(
+            "vouchd_attestor_failures",
+            "Attestations in which the attestor failed.",
+            ("attestor",),
+            [(name,) for name in (*words.attestors, OTHER)],
+        )
+
+    def entries_reloaded(self, result: str) -> None:
+        """Count a reload of the entries: `loaded`, `refused` or `internal_error`."""
+        self._reloads.add(result)
 
     def settings_reloaded(self, *, valid: bool) -> None:
         """Count a reload of the settings."""
         self.settings_valid.set(valid)
-        self.settings_reloads.labels("loaded" if valid else "refused").inc()
+        self._settings_reloads.add("loaded" if valid else "refused")
 
     # --- signals ---------------------------------------------------------------------------------
 
@@ -175,130 +208,55 @@ class Metrics:
         name = attestor if attestor in self._attestors else OTHER
         self._attestors[name].observe(seconds)
         if failed:
-            self._failures[name].inc()
+            self._failures.add(name)
 
     def waited(self) -> None:
         """See Signals.waited."""
-        self._waits.inc()
+        self._waits.add()
 
     def refused(self, reason: str, times: int = 1) -> None:
         """See Signals.refused."""
-        self._refusals.get(reason, self._refusals[OTHER]).inc(times)
+        known = (reason,) in self._refusals.values
+        self._refusals.add(reason if known else OTHER, times=times)
 
     def ended(self, method: str, code: str) -> None:
         """See Signals.ended."""
-        counter = self._calls.get((method, code))
-        if counter is None:  # a path that a client chose, or a code that the API never returns
-            method = method if (method, OTHER) in self._calls else OTHER
-            counter = self._calls[method, code if code in CODES else OTHER]
-        counter.inc()
+        calls = self._calls.values
+        if (method, code) in calls:
+            calls[method, code] += 1
+            return
+        # A path that a client chose, or a code that the API never returns.
+        method = method if (method, OTHER) in calls else OTHER
+        calls[method, code if code in CODES else OTHER] += 1
 
     # --- exposition -----------------------------------------------------------------------------
 
     def watch(self, levels: Callable[[], Levels]) -> None:
         """Call `levels` for each exposition."""
-        self._registry.register(_LevelsCollector(levels))
+        self.levels = levels
+
+    def gauges(self) -> Iterable[Level]:
+        """Return the gauges that the parts set."""
+        return self.entries, self.entries_valid, self.entries_loaded_at, self.settings_valid
+
+    def counts(self) -> Iterable[Counts]:
+        """Return the counters."""
+        return (
+            self._reloads,
+            self._settings_reloads,
+            self._calls,
+            self._refusals,
+            self._waits,
+            self._failures,
+        )
+
+    def durations(self) -> Mapping[str, Durations]:
+        """Return the durations of each stage and of each attestor, by the name of the series."""
+        named = {str(stage): each for stage, each in self._stages.items()}
+        return named | {f"attestor:{name}": each for name, each in self._attestors.items()}
 
     def text(self) -> str:
         """Return all metrics in the Prometheus text format."""
-        return generate_latest(self._registry).decode()
+        from agent.telemetry.exposition import exposed  # noqa: PLC0415 - see the module's text
 
-    def _gauge(self, name: str, meaning: str) -> Gauge:
-        return Gauge(name, meaning, registry=self._registry)
-
-    def _counter(self, name: str, meaning: str, *labels: str) -> Counter:
-        return Counter(name, meaning, labels, registry=self._registry)
-
-
-class _Durations:
-    """A histogram of durations for one thread.
-
-    Each call observes several; Histogram of prometheus_client, with its lock, takes ten times as
-    long.
-    """
-
-    __slots__ = ("_counts", "_sum")
-
-    def __init__(self) -> None:
-        self._counts = [0] * (len(SECONDS) + 1)
-        self._sum = 0.0
-
-    def observe(self, seconds: float) -> None:
-        self._counts[bisect_left(SECONDS, seconds)] += 1
-        self._sum += seconds
-
-    def add_to(self, family: HistogramMetricFamily, stage: str) -> None:
-        bounds = map(floatToGoString, (*SECONDS, math.inf))
-        family.add_metric([stage], [*zip(bounds, accumulate(self._counts), strict=True)], self._sum)
-
-
-class _StagesCollector(Collector):
-    def __init__(self, stages: Mapping[str, _Durations]) -> None:
-        self._stages = stages
-
-    def collect(self) -> Iterable[Metric]:
-        """See Stage."""
-        family = HistogramMetricFamily(
-            "vouchd_stage_duration_seconds", "Duration of the stages of a call.", labels=["stage"]
-        )
-        for stage, durations in self._stages.items():
-            durations.add_to(family, stage)
-        yield family
-
-
-class _LevelsCollector(Collector):
-    def __init__(self, levels: Callable[[], Levels]) -> None:
-        self._levels = levels
-
-    def describe(self) -> Iterable[Metric]:
-        """Return nothing: the levels may not exist yet."""
-        return ()
-
-    def collect(self) -> Iterable[Metric]:
-        """See Levels."""
-        now = self._levels()
-        yield _level("vouchd_ready", "1 if the agent accepts calls and can sign.", now.ready)
-        yield _level("vouchd_connections", "Open connections.", now.connections)
-        yield _levels("vouchd_streams", "Open streams, by method.", "method", now.streams)
-        yield _levels("vouchd_svids", "Cached SVIDs, by kind.", "kind", now.svids)
-        yield _level(
-            "vouchd_svid_expiry_timestamp_seconds",
-            "Time at which the first cached X.509-SVID expires; NaN if there is none.",
-            now.svid_expiry,
-        )
-        yield _levels(
-            "vouchd_authority_expiry_timestamp_seconds",
-            "Time at which the signing authority expires, by kind.",
-            "kind",
-            now.authority_expiry,
-        )
-        yield _levels(
-            "vouchd_authority_lifetime_seconds",
-            "Seconds between the validity bounds of the signing authority, by kind.",
-            "kind",
-            now.authority_lifetime,
-        )
-        yield _level(
-            "vouchd_authority_failing",
-            "1 if a due step of the authority rotation failed; vouchd status shows why.",
-            now.authority_failing,
-        )
-        weak = CounterMetricFamily(
-            "vouchd_weak_proofs",
-            "Connections whose caller proof is weak on this kernel, by weakness.",
-            labels=["weakness"],
-        )
-        for weakness, count in now.weak_proofs.items():
-            weak.add_metric([weakness], count)
-        yield weak
-
-
-def _level(name: str, meaning: str, value: float) -> Metric:
-    return GaugeMetricFamily(name, meaning, value=value)
-
-
-def _levels(name: str, meaning: str, label: str, values: Mapping[str, float]) -> Metric:
-    family = GaugeMetricFamily(name, meaning, labels=[label])
-    for word, value in values.items():
-        family.add_metric([word], value)
-    return family
+        return exposed(self)

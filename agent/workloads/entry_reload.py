@@ -74,7 +74,7 @@ class EntryReloader:
                 self._refuse(error.problems)
             except Exception:  # noqa: BLE001 - a defect of the loader must not end the watch
                 self._throttled.exception("internal error", None, where="reload")
-                self._metrics.reloads.labels("internal_error").inc()
+                self._metrics.entries_reloaded("internal_error")
             else:
                 self._replace(loaded)
             self._show_in_metrics()
@@ -84,7 +84,7 @@ class EntryReloader:
 
     def _refuse(self, problems: tuple[Problem, ...]) -> None:
         self.status = replace(self.status, tried_at=self._clock.now(), problems=problems)
-        self._metrics.reloads.labels("refused").inc()
+        self._metrics.entries_reloaded("refused")
         for problem in problems[:LOGGED_PROBLEMS]:
             self._log.error(
                 "entries not reloaded",
@@ -104,7 +104,7 @@ class EntryReloader:
         woken = self._streams.wake(self._concerns)
         count = len(loaded.entries.entries)
         self.status = ReloadStatus(entries=count, loaded_at=now, tried_at=now)
-        self._metrics.reloads.labels("loaded").inc()
+        self._metrics.entries_reloaded("loaded")
         for warning in loaded.warnings[:LOGGED_PROBLEMS]:
             self._log.warning("entry has a warning", problem=str(warning))
         self._log.info("entries reloaded", entries=count, streams=woken)

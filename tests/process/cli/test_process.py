@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support.agent import REPOSITORY
 from tests.support.cli import command
 
@@ -29,8 +31,16 @@ def test_a_closed_stdout_causes_no_error_message(tmp_path: Path) -> None:
     assert process.returncode == 1
 
 
-def test_importing_the_command_line_imports_neither_grpc_nor_pydantic() -> None:
-    script = "import agent.cli, sys; print({'grpc', 'pydantic'} & set(sys.modules))"
+# Each costs every command, or every agent, some megabytes and tens of milliseconds.
+LARGE = {
+    "agent.cli.main": {"grpc", "pydantic", "rich", "importlib.metadata"},
+    "agent.cli.run": {"aiohttp", "dbus_fast", "prometheus_client", "psutil", "pygments", "rich"},
+}
+
+
+@pytest.mark.parametrize("module", LARGE)
+def test_import_of_a_command_imports_no_large_package_in_vain(module: str) -> None:
+    script = f"import {module}, sys; print({LARGE[module]} & set(sys.modules))"
     process = subprocess.run(
         [sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )

@@ -6,7 +6,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from agent.cli.output import Data, printable, relative, to_json, to_text
+from agent.cli.output import Data, printable, relative, to_json
+from agent.cli.text import to_text
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 

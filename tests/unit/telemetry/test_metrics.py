@@ -91,7 +91,7 @@ def test_every_series_exists_from_the_start() -> None:
             metrics.ended(method, code)
     for attestor in WORDS.attestors:
         metrics.attested(attestor, 1.0, failed=True)
-    metrics.reloads.labels("loaded").inc()
+    metrics.entries_reloaded("loaded")
     metrics.settings_reloaded(valid=False)
     assert series(metrics.text()).keys() == before
 
