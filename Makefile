@@ -8,7 +8,7 @@ SUITE := $(shell find tests/conformance -type f -not -name '*.pyc')
 
 .DEFAULT_GOAL := help
 .PHONY: help demo run lint format test clients conformance-suite test-system system-packages proto \
-  docs bench bench-plot bench-table bench-reference deb clean clean-state
+  docs bench bench-plot bench-table bench-reference bench-peers bench-peers-table deb clean clean-state
 
 # A line "## text" above a target is its help.
 ## this list
@@ -122,6 +122,14 @@ bench-table: $(VENV)/.installed
 ## record the ratios that tests/bench/test_regression.py compares with
 bench-reference: $(VENV)/.installed
 	$(BIN)/python -m tests.bench.bench --write-reference
+
+## measure beside SPIRE's agent, as root with Go; PEERS="calls start" runs these scenarios only
+bench-peers: $(VENV)/.installed
+	$(BIN)/python -m tests.peers.bench measure $(PEERS)
+
+## write the table of docs/performance.md, from peers-results.json
+bench-peers-table: $(VENV)/.installed
+	@$(BIN)/python -m tests.peers.bench table
 
 # --- clean ---------------------------------------------------------------------------------------
 
