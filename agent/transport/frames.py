@@ -49,24 +49,30 @@ HEADER: Final = struct.Struct(">HBBBI")
 _SETTING = struct.Struct(">HI")
 
 
-def pack_header(length: int, kind: int, flags: int, stream: int) -> bytes:
+def frame_type(kind: int, flags: int = 0) -> int:
+    """Return what frames of a kind and flags have in their headers, for the functions below."""
+    return kind << 40 | flags << 32
+
+
+def pack_header(length: int, type_: int, stream: int) -> bytes:
     """Pack the header of a frame."""
-    return HEADER.pack(length >> 8, length & 0xFF, kind, flags, stream)
+    return (length << 48 | type_ | stream).to_bytes(HEADER_BYTES, "big")
 
 
-def pack_frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+def pack_frame(type_: int, stream: int, payload: bytes = b"") -> bytes:
     """Pack a frame."""
-    return pack_header(len(payload), kind, flags, stream) + payload
+    return pack_header(len(payload), type_, stream) + payload
 
 
 def pack_number(kind: int, stream: int, number: int) -> bytes:
     """Pack a frame whose payload is one number of 32 bits: RST_STREAM or WINDOW_UPDATE."""
-    return pack_frame(kind, 0, stream, number.to_bytes(4, "big"))
+    return pack_frame(frame_type(kind), stream, number.to_bytes(4, "big"))
 
 
 def pack_settings(settings: dict[int, int]) -> bytes:
     """Pack a SETTINGS frame."""
-    return pack_frame(SETTINGS, 0, 0, b"".join(_SETTING.pack(*item) for item in settings.items()))
+    payload = b"".join(_SETTING.pack(*item) for item in settings.items())
+    return pack_frame(frame_type(SETTINGS), 0, payload)
 
 
 def unpack_settings(payload: bytes) -> list[tuple[int, int]]:
@@ -78,4 +84,4 @@ def unpack_settings(payload: bytes) -> list[tuple[int, int]]:
     return list(_SETTING.iter_unpack(payload))
 
 
-SETTINGS_ACK: Final = pack_frame(SETTINGS, ACK, 0)
+SETTINGS_ACK: Final = pack_frame(frame_type(SETTINGS, ACK), 0)

@@ -8,9 +8,12 @@ again. What the agent sends uses no dynamic table, so its blocks are constants.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from agent.transport.huffman import HuffmanError, decode_huffman
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 Field: TypeAlias = tuple[bytes, bytes]
 
@@ -21,7 +24,8 @@ TABLE_BYTES: Final = 4096
 # Section 5.1: an integer of a block that fits its limits needs at most four bytes more.
 _HIGHEST_SHIFT = 21
 _MORE = 0x80  # in each byte of an integer but the last
-# Section 6.3: the first bits of a table size.
+# Section 6.1: an index, and one of more than a byte. Section 6.3: the first bits of a table size.
+_INDEXED, _LONG_INDEX = 0x80, 0xFF
 _SIZE_BITS, _SIZE_UPDATE = 0xE0, 0x20
 
 # Appendix A, in its order.
@@ -142,13 +146,22 @@ def decode(table: Table, block: bytes, *, max_list_bytes: int, max_fields: int) 
         BlockError: the block is not HPACK.
     """
     decoder = _Decoder(table)
+    look_up = decoder.look_up
     fields: list[Field] = []
     room, at, end = max_list_bytes, 0, len(block)
     try:
         while at < end:
-            field, at = decoder.read(block, at)
-            if field is None:
+            first = block[at]
+            if _INDEXED < first < _LONG_INDEX:  # most fields
+                field = look_up(first & 0x7F)
+                at += 1
+            elif first & _SIZE_BITS != _SIZE_UPDATE:
+                field, at = decoder.read(block, at)
+            elif room == max_list_bytes:
+                at = decoder.resize(block, at)
                 continue
+            else:
+                raise BlockError("a header block changes the size of its table behind a field")
             room -= FIELD_OVERHEAD + len(field[0]) + len(field[1])
             if room >= 0 and len(fields) < max_fields:
                 fields.append(field)
@@ -162,81 +175,83 @@ def decode(table: Table, block: bytes, *, max_list_bytes: int, max_fields: int) 
 class _Decoder:
     """Reads the fields of one block, and keeps the table as it changes."""
 
-    __slots__ = ("_before", "_fields", "_has_read", "_limit", "_size")
+    __slots__ = ("_before", "_fields", "_limit", "_size")
 
     def __init__(self, before: Table) -> None:
         self._before = before
-        self._fields = [*before.fields]
+        self._fields: Sequence[Field] = before.fields
         self._size = before.size
         self._limit = before.limit
-        self._has_read = False
 
     def table(self) -> Table:
         """Return the table as it is now: the same object if nothing changed."""
-        before, fields = self._before, tuple(self._fields)
-        if fields == before.fields and self._limit == before.limit:
+        before = self._before
+        if self._fields is before.fields and self._limit == before.limit:
             return before
-        return Table(fields, self._size, self._limit)
+        return Table(tuple(self._fields), self._size, self._limit)
 
-    def read(self, block: bytes, at: int) -> tuple[Field | None, int]:
-        """Read a field at this place (section 6): it, or None for a table size; and the next place.
+    def look_up(self, index: int) -> Field:
+        """Return the field of an index (section 2.3.3).
 
         Raises:
-            BlockError: the representation is none.
+            BlockError: neither table has it.
+        """
+        if index < _FIRST_DYNAMIC:
+            if index:
+                return STATIC_TABLE[index - 1]
+        elif index - _FIRST_DYNAMIC < len(self._fields):
+            return self._fields[_FIRST_DYNAMIC - index - 1]
+        raise BlockError("an index of a header block is in no table")
+
+    def read(self, block: bytes, at: int) -> tuple[Field, int]:
+        """Read the field at a place; return it and the next place.
+
+        Raises:
+            BlockError: it is none.
             IndexError: the block ends within it.
         """
         first = block[at]
-        if first & _SIZE_BITS == _SIZE_UPDATE:
-            limit, at = _read_integer(block, at, 0x1F)
-            self._resize(limit)
-            return None, at
-        self._has_read = True
-        if first & 0x80:  # section 6.1
+        if first & _INDEXED:  # section 6.1
             index, at = _read_integer(block, at, 0x7F)
-            return self._look_up(index), at
-        is_indexed = first & 0x40  # section 6.2
-        index, at = _read_integer(block, at, 0x3F if is_indexed else 0x0F)
+            return self.look_up(index), at
+        is_added = first & 0x40  # section 6.2.1
+        index, at = _read_integer(block, at, 0x3F if is_added else 0x0F)
         if index:
-            name = self._look_up(index)[0]
+            name = self.look_up(index)[0]
         else:
             name, at = _read_string(block, at)
         value, at = _read_string(block, at)
         field = (name, value)
-        if is_indexed:
-            self._add(field)
+        if is_added:
+            self._size += FIELD_OVERHEAD + len(name) + len(value)
+            self._evict([*self._fields, field])
         return field, at
 
-    def _look_up(self, index: int) -> Field:
-        if 0 < index < _FIRST_DYNAMIC:
-            return STATIC_TABLE[index - 1]
-        place = index - _FIRST_DYNAMIC + 1
-        if not index or place > len(self._fields):
-            raise BlockError("an index of a header block is in no table")
-        return self._fields[-place]
+    def resize(self, block: bytes, at: int) -> int:
+        """Read the size of the table at a place (section 6.3); return the next place.
 
-    def _add(self, field: Field) -> None:
-        self._fields.append(field)
-        self._size += FIELD_OVERHEAD + len(field[0]) + len(field[1])
-        self._evict()
-
-    def _resize(self, limit: int) -> None:
-        # Section 4.2: only before the first field, and no larger than the agent allows.
-        if self._has_read or limit > TABLE_BYTES:
-            raise BlockError("a header block changes the size of its table against the rules")
+        Raises:
+            BlockError: the agent does not allow it.
+            IndexError: the block ends within it.
+        """
+        limit, at = _read_integer(block, at, 0x1F)
+        if limit > TABLE_BYTES:
+            raise BlockError("a header block makes its table too large")
         self._limit = limit
-        self._evict()
+        self._evict([*self._fields])
+        return at
 
-    def _evict(self) -> None:
-        # Section 4.4: a field larger than the table empties it.
-        fields, excess, count = self._fields, self._size - self._limit, 0
-        if excess <= 0:
-            return
+    def _evict(self, fields: list[Field]) -> None:
+        # Section 4.4: the oldest leave. A field larger than the table empties it.
+        excess, count = self._size - self._limit, 0
         while excess > 0:
             name, value = fields[count]
             excess -= FIELD_OVERHEAD + len(name) + len(value)
             count += 1
-        del fields[:count]
-        self._size = self._limit + excess
+        if count:
+            del fields[:count]
+            self._size = self._limit + excess
+        self._fields = fields
 
 
 def _read_integer(block: bytes, at: int, mask: int) -> tuple[int, int]:

@@ -7,6 +7,7 @@ bounds what a client may make it hold and do (`agent.transport.bounds`).
 from __future__ import annotations
 
 from collections import deque
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from agent.transport.bounds import (
@@ -48,6 +49,7 @@ from agent.transport.frames import (
     SETTINGS_ACK,
     WIDEST_WINDOW,
     WINDOW_UPDATE,
+    frame_type,
     pack_frame,
     pack_header,
     pack_number,
@@ -64,7 +66,7 @@ from agent.transport.half import (
     StreamReset,
 )
 from agent.transport.header_blocks import EMPTY_TABLE, BlockError, named_literal
-from agent.transport.request_rules import MAX_LIST_BYTES, NO_LENGTH, read_block
+from agent.transport.request_rules import MAX_LIST_BYTES, NO_LENGTH, is_trailer_section, read_block
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,10 +82,15 @@ _REPLENISH_BELOW: Final = (DEFAULT_WINDOW + 1) // 2 + 1
 _REMEMBERED_RESETS: Final = 256
 # `:status` is field 8 of the static table. RFC 6585 section 5.
 _FIELDS_TOO_LARGE: Final = named_literal(8, b"431")
+# The frames of the half.
+_DATA: Final = frame_type(DATA)
+_HEADERS: Final = frame_type(HEADERS, END_HEADERS)
+_LAST_HEADERS: Final = frame_type(HEADERS, END_HEADERS | END_STREAM)
+_PING: Final = frame_type(PING)
+_PING_ACK: Final = frame_type(PING, ACK)
+_GO_AWAY: Final = frame_type(GOAWAY)
 _PRIORITY_BYTES: Final = 5
 _GO_AWAY_BYTES: Final = 8
-# Most streams never have data that waits, and so they share this.
-_NOTHING: Final[deque[memoryview]] = deque()
 
 
 class _ConnectionError(Exception):
@@ -104,6 +111,17 @@ class _StreamError(Exception):
         self.code = code
 
 
+class _Waiting:
+    """The data of a response that flow control holds back, and what follows it."""
+
+    __slots__ = ("parts", "size", "trailers")
+
+    def __init__(self) -> None:
+        self.parts: deque[memoryview] = deque()
+        self.size = 0
+        self.trailers: bytes | None = None
+
+
 class _Stream:
     """A stream whose response has not ended."""
 
@@ -111,26 +129,20 @@ class _Stream:
         "consumed",
         "content_left",
         "has_request_ended",
-        "number",
         "receive_window",
         "send_window",
-        "trailers",
-        "unsent",
         "waiting",
     )
 
-    def __init__(self, number: int, send_window: int, content_left: int, *, ended: bool) -> None:
-        self.number = number
-        self.has_request_ended = ended
+    def __init__(self, send_window: int, content_left: int, has_request_ended: bool) -> None:  # noqa: FBT001  # a keyword costs time
+        self.has_request_ended = has_request_ended
+        # What content-length says is to come, or NO_LENGTH.
         self.content_left = content_left
-        """What content-length says is to come, or NO_LENGTH."""
         self.receive_window = DEFAULT_WINDOW
+        # What the client may send beyond the window, once it is worth a WINDOW_UPDATE.
         self.consumed = 0
-        """What the client may send beyond the window, once it is worth a WINDOW_UPDATE."""
         self.send_window = send_window
-        self.unsent = 0
-        self.waiting = _NOTHING
-        self.trailers: bytes | None = None
+        self.waiting: _Waiting | None = None
 
 
 class Http2Server:
@@ -197,7 +209,7 @@ class Http2Server:
         self._output: list[bytes | memoryview] = [_our_settings(bounds.streams)]
         self._room = bounds.output_bytes
         self._control_bytes = 0
-        self._ready: dict[int, _Stream] = {}
+        self._ready: dict[int, _Waiting] = {}
         self._unsent = 0
         self._send_window = self._initial_window = DEFAULT_WINDOW
         self._max_frame = DEFAULT_FRAME_BYTES
@@ -362,16 +374,14 @@ class Http2Server:
         if read.fault or (ended and read.content_length > 0):
             raise _StreamError(stream, ErrorCode.PROTOCOL_ERROR)
         self._budget.tokens += EARNED_BY_REQUEST
-        self._streams[stream] = _Stream(
-            stream, self._initial_window, read.content_length, ended=ended
-        )
+        self._streams[stream] = _Stream(self._initial_window, read.content_length, ended)
         self._busy.add(stream)
         self._events.append(RequestStarted(stream, read.headers, ended))
 
     def _refuse_fields(self, stream: int, *, ended: bool) -> None:
         # Section 10.5.1: a client can tell a user about this status, and not about a reset.
         self._spend(RESET_COST)
-        self._control(pack_frame(HEADERS, END_HEADERS | END_STREAM, stream, _FIELDS_TOO_LARGE))
+        self._control(pack_frame(_LAST_HEADERS, stream, _FIELDS_TOO_LARGE))
         if not ended:
             self._send_reset(stream, ErrorCode.NO_ERROR)
         self._events.append(StreamReset(stream, ErrorCode.ENHANCE_YOUR_CALM, by_client=False))
@@ -385,7 +395,8 @@ class Http2Server:
             raise _ConnectionError(ErrorCode.STREAM_CLOSED, "HEADERS on a closed stream")
         if stream.has_request_ended:
             raise _StreamError(number, ErrorCode.STREAM_CLOSED)
-        if not ended or read.trailer_fault or read.is_too_large or stream.content_left > 0:
+        is_good = ended and not read.is_too_large and is_trailer_section(read.headers.fields)
+        if not is_good or stream.content_left > 0:
             raise _StreamError(number, ErrorCode.PROTOCOL_ERROR)
         stream.has_request_ended = True
         self._events.append(BodyReceived(number, b"", ended=True))
@@ -493,18 +504,18 @@ class Http2Server:
         if window > WIDEST_WINDOW:
             raise _window_too_wide()
         change, self._initial_window = window - self._initial_window, window
-        for stream in self._streams.values():
+        for number, stream in self._streams.items():
             if stream.send_window + change > WIDEST_WINDOW:
                 raise _window_too_wide()
-            self._widen(stream, change)
+            self._widen(number, stream, change)
 
-    def _widen(self, stream: _Stream, change: int) -> None:
+    def _widen(self, number: int, stream: _Stream, change: int) -> None:
         stream.send_window += change  # may become negative (section 6.9.2)
-        if stream.unsent:
+        if stream.waiting is not None:
             if stream.send_window > 0:
-                self._ready[stream.number] = stream
+                self._ready[number] = stream.waiting
             else:
-                self._ready.pop(stream.number, None)
+                self._ready.pop(number, None)
 
     def _on_push_promise(self, _flags: int, _stream: int, _payload: bytes) -> None:
         raise _ConnectionError(ErrorCode.PROTOCOL_ERROR, "a client pushes")
@@ -518,7 +529,7 @@ class Http2Server:
             offset = self._place - HEADER_BYTES - PING_BYTES
             self._events.append(PingAnswered(payload, offset))
         else:
-            self._control(pack_frame(PING, ACK, 0, payload))
+            self._control(pack_frame(_PING_ACK, 0, payload))
 
     def _on_goaway(self, _flags: int, stream: int, payload: bytes) -> None:
         # It names streams of the server, which has none: the client goes on, or closes.
@@ -541,7 +552,7 @@ class Http2Server:
                 raise _StreamError(number, ErrorCode.PROTOCOL_ERROR)
             if stream.send_window + more > WIDEST_WINDOW:
                 raise _StreamError(number, ErrorCode.FLOW_CONTROL_ERROR)
-            self._widen(stream, more)
+            self._widen(number, stream, more)
             return
         if not more:
             raise _ConnectionError(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE widens nothing")
@@ -582,7 +593,7 @@ class Http2Server:
         if end:
             self.send_trailers(stream, block)
         elif stream in self._streams:
-            self._output.append(pack_header(len(block), HEADERS, END_HEADERS, stream))
+            self._output.append(pack_header(len(block), _HEADERS, stream))
             self._output.append(block)
 
     def send_data(self, stream: int, data: bytes) -> bool:
@@ -592,16 +603,22 @@ class Http2Server:
             return True
         length = len(data)
         self._budget.tokens += EARNED_BY_RESPONSE + length // BYTES_THAT_EARN
-        if not state.unsent and length <= self._limit(state):
-            self._send_part(state, data)
+        if (
+            state.waiting is None
+            and length <= state.send_window
+            and length <= self._send_window
+            and length <= self._max_frame
+            and length <= self._room
+        ):
+            self._send_part(stream, state, data)
             return True
-        if not state.unsent:
-            state.waiting = deque()
-        state.waiting.append(memoryview(data))
-        state.unsent += length
+        if state.waiting is None:
+            state.waiting = _Waiting()
+        state.waiting.parts.append(memoryview(data))
+        state.waiting.size += length
         self._unsent += length
         if state.send_window > 0:
-            self._ready[stream] = state
+            self._ready[stream] = state.waiting
         return False
 
     def send_trailers(self, stream: int, block: bytes) -> None:
@@ -609,10 +626,10 @@ class Http2Server:
         state = self._streams.get(stream)
         if state is None:
             return
-        if state.unsent:
-            state.trailers = block
+        if state.waiting is not None:
+            state.waiting.trailers = block
             return
-        self._output.append(pack_header(len(block), HEADERS, END_HEADERS | END_STREAM, stream))
+        self._output.append(pack_header(len(block), _LAST_HEADERS, stream))
         self._output.append(block)
         del self._streams[stream]
         if not state.has_request_ended:
@@ -642,7 +659,7 @@ class Http2Server:
 
     def ping(self, payload: bytes) -> None:
         """Send a PING with these eight bytes."""
-        self._output.append(pack_frame(PING, 0, 0, payload))
+        self._output.append(pack_frame(_PING, 0, payload))
 
     def go_away(self, *, last: bool, code: ErrorCode = ErrorCode.NO_ERROR) -> None:
         """Send GOAWAY. With `last`, streams that the client opens from now on are ignored."""
@@ -650,15 +667,12 @@ class Http2Server:
             self._last_served = min(self._last, self._last_served)
         self._send_go_away(self._last_served, code)
 
-    def _limit(self, stream: _Stream) -> int:
-        return min(stream.send_window, self._send_window, self._max_frame, self._room)
-
-    def _send_part(self, stream: _Stream, data: bytes | memoryview) -> None:
+    def _send_part(self, number: int, stream: _Stream, data: bytes | memoryview) -> None:
         length = len(data)
         stream.send_window -= length
         self._send_window -= length
         self._room -= length
-        self._output.append(pack_header(length, DATA, 0, stream.number))
+        self._output.append(pack_header(length, _DATA, number))
         self._output.append(data)
 
     def _send_waiting(self) -> None:
@@ -666,27 +680,26 @@ class Http2Server:
         ready = self._ready
         while ready and self._room > 0 and self._send_window > 0:
             number = next(iter(ready))
-            stream = ready.pop(number)
-            self._send_next(stream)
-            if not stream.unsent:
-                self._drained(stream)
+            waiting = ready.pop(number)
+            stream = self._streams[number]
+            self._send_next(number, stream, waiting)
+            if not waiting.size:
+                stream.waiting = None
+                if waiting.trailers is not None:
+                    self.send_trailers(number, waiting.trailers)
+                self._events.append(StreamDrained(number))
             elif stream.send_window > 0:
-                ready[number] = stream
+                ready[number] = waiting
 
-    def _send_next(self, stream: _Stream) -> None:
-        data = stream.waiting.popleft()
-        limit = self._limit(stream)
-        if len(data) > limit:
-            stream.waiting.appendleft(data[limit:])
-            data = data[:limit]
-        stream.unsent -= len(data)
-        self._unsent -= len(data)
-        self._send_part(stream, data)
-
-    def _drained(self, stream: _Stream) -> None:
-        if stream.trailers is not None:
-            self.send_trailers(stream.number, stream.trailers)
-        self._events.append(StreamDrained(stream.number))
+    def _send_next(self, number: int, stream: _Stream, waiting: _Waiting) -> None:
+        part = waiting.parts.popleft()
+        limit = min(stream.send_window, self._send_window, self._max_frame, self._room)
+        if len(part) > limit:
+            waiting.parts.appendleft(part[limit:])
+            part = part[:limit]
+        waiting.size -= len(part)
+        self._unsent -= len(part)
+        self._send_part(number, stream, part)
 
     def _control(self, frame: bytes) -> None:
         # A frame that the client made the half send.
@@ -704,15 +717,16 @@ class Http2Server:
 
     def _forget(self, number: int) -> None:
         stream = self._streams.pop(number, None)
-        if stream is not None:
-            self._unsent -= stream.unsent
+        if stream is not None and stream.waiting is not None:
+            self._unsent -= stream.waiting.size
             self._ready.pop(number, None)
 
     def _send_go_away(self, last: int, code: ErrorCode, reason: bytes = b"") -> None:
         payload = last.to_bytes(4, "big") + code.to_bytes(4, "big") + reason
-        self._output.append(pack_frame(GOAWAY, 0, 0, payload))
+        self._output.append(pack_frame(_GO_AWAY, 0, payload))
 
 
+@lru_cache(maxsize=8)
 def _our_settings(streams: int) -> bytes:
     return pack_settings({MAX_CONCURRENT_STREAMS: streams, MAX_HEADER_LIST_SIZE: MAX_LIST_BYTES})
 

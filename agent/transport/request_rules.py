@@ -11,8 +11,6 @@ from agent.transport.half import Headers
 from agent.transport.header_blocks import decode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from agent.transport.header_blocks import Field, Table
 
     Fields: TypeAlias = tuple[Field, ...]
@@ -30,15 +28,14 @@ MAX_FIELDS: Final = 64
 MEMO_BLOCK_BYTES: Final = 512
 MEMO_ENTRIES: Final = 256
 
-# Section 8.2.1, for names in a request: lower case, and no bytes of controls, space or DEL up.
-_NAME = re.compile(rb"[!-9;-@\[-~]+")
-# NUL, CR and LF are nowhere in a value, blanks neither first nor last.
-_VALUE = re.compile(rb"(?![ \t])[^\0\r\n]*(?<![ \t])")
+# Section 8.2.1: lower case, no controls, no space, no colon, nothing above ASCII.
+_NAME_BYTES = bytes(set(range(0x21, 0x7F)) - set(b":") - set(range(0x41, 0x5B)))
 _DIGITS = re.compile(rb"[0-9]{1,18}")
 _CONNECTION_SPECIFIC = frozenset(  # section 8.2.2
     {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"}
 )
 _PSEUDO = frozenset({b":authority", b":method", b":path", b":scheme"})
+_OF_CONNECT = frozenset({b":authority", b":method"})
 _REQUIRED = frozenset({b":method", b":path", b":scheme"})
 NO_LENGTH: Final = -1
 
@@ -49,7 +46,7 @@ class _RuleError(Exception):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReadBlock:
-    """A header block, decoded and checked once for all connections that send it."""
+    """A header block, decoded and checked as a request once for all connections that send it."""
 
     headers: Headers
     table: Table
@@ -59,8 +56,6 @@ class ReadBlock:
     """Why it is no request; empty if it is one."""
     content_length: int
     """Of the request, or NO_LENGTH."""
-    trailer_fault: str
-    """Why it is no trailer section; empty if it is one."""
 
 
 def read_block(table: Table, block: bytes) -> ReadBlock:
@@ -76,51 +71,48 @@ def _read(table: Table, block: bytes) -> ReadBlock:
     fields, after, is_too_large = decode(
         table, block, max_list_bytes=MAX_LIST_BYTES, max_fields=MAX_FIELDS
     )
-    fault, trailer_fault = _fault(_check_request, fields), _fault(_check_trailers, fields)
-    length = NO_LENGTH if fault else _content_length(fields)
-    return ReadBlock(Headers(fields), after, is_too_large, fault, length, trailer_fault)
+    fault, length = "", NO_LENGTH
+    try:
+        length = _check_request(fields)
+    except _RuleError as error:
+        fault = str(error)
+    return ReadBlock(Headers(fields), after, is_too_large, fault, length)
 
 
 _remembered = lru_cache(maxsize=MEMO_ENTRIES)(_read)
 
 
-def _fault(check: Callable[[Fields], object], fields: Fields) -> str:
+def is_trailer_section(fields: Fields) -> bool:
+    """Whether fields may follow a request's body (section 8.1)."""
     try:
-        check(fields)
-    except _RuleError as error:
-        return str(error)
-    return ""
+        _check_values(fields)
+        _check_regular_fields(fields)
+    except _RuleError:
+        return False
+    return True
 
 
-def _check_request(fields: Fields) -> None:
-    _check_pseudo_fields(fields)
-    _check_fields(fields)
-    _content_length(fields)
-
-
-def _check_trailers(fields: Fields) -> None:
-    if any(name.startswith(b":") for name, _ in fields):
-        raise _RuleError("trailers have a pseudo-header field")
-    _check_fields(fields)
+def _check_request(fields: Fields) -> int:
+    # Returns the content length.
+    count = 0
+    for name, _ in fields:
+        if not name.startswith(b":"):
+            break
+        count += 1
+    _check_values(fields)
+    _check_pseudo_fields(fields[:count])
+    return _check_regular_fields(fields[count:])
 
 
 def _check_pseudo_fields(fields: Fields) -> None:
     # Section 8.3.
-    pseudo: dict[bytes, bytes] = {}
-    has_regular = False
-    for name, value in fields:
-        if not name.startswith(b":"):
-            has_regular = True
-        elif has_regular:
-            raise _RuleError("a pseudo-header field follows a regular one")
-        elif name in pseudo:
-            raise _RuleError("a pseudo-header field comes twice")
-        elif name not in _PSEUDO:
-            raise _RuleError("a pseudo-header field is unknown")
-        else:
-            pseudo[name] = value
+    pseudo = dict(fields)
+    if len(pseudo) < len(fields):
+        raise _RuleError("a pseudo-header field comes twice")
+    if not pseudo.keys() <= _PSEUDO:
+        raise _RuleError("a pseudo-header field is unknown")
     if pseudo.get(b":method") == b"CONNECT":  # section 8.5
-        if pseudo.keys() != {b":method", b":authority"}:
+        if pseudo.keys() != _OF_CONNECT:
             raise _RuleError("CONNECT has wrong pseudo-header fields")
     elif not pseudo.keys() >= _REQUIRED:
         raise _RuleError("a pseudo-header field is missing")
@@ -128,25 +120,37 @@ def _check_pseudo_fields(fields: Fields) -> None:
         raise _RuleError(":path is empty")
 
 
-def _check_fields(fields: Fields) -> None:
+def _check_regular_fields(fields: Fields) -> int:
     # Sections 8.2.1 and 8.2.2. A host that differs from :authority is no concern: neither is used.
-    for name, value in fields:
-        if not _NAME.fullmatch(name, 1 if name.startswith(b":") else 0):
-            raise _RuleError("a field name has a character that is not allowed")
-        if not _VALUE.fullmatch(value):
-            raise _RuleError("a field value has a character that is not allowed")
-        if name in _CONNECTION_SPECIFIC:
-            raise _RuleError("a field belongs to HTTP/1.1")
-        if name == b"te" and value != b"trailers":
-            raise _RuleError("te is not trailers")
+    names = [name for name, _ in fields]
+    if b"".join(names).translate(None, _NAME_BYTES) or b"" in names:
+        raise _RuleError("a field name has a character that is not allowed")
+    if not _CONNECTION_SPECIFIC.isdisjoint(names):
+        raise _RuleError("a field belongs to HTTP/1.1")
+    if b"te" in names and any(name == b"te" and value != b"trailers" for name, value in fields):
+        raise _RuleError("te is not trailers")
+    return _content_length(fields) if b"content-length" in names else NO_LENGTH
+
+
+def _check_values(fields: Fields) -> None:
+    # Section 8.2.1: NUL, CR and LF are nowhere in a value, blanks neither first nor last. All
+    # values are checked at once, and all names below: each new deadline makes a new block.
+    lines = b"\n".join([b"", *[value for _, value in fields], b""])
+    if (
+        lines.count(b"\n") > len(fields) + 1
+        or b"\0" in lines
+        or b"\r" in lines
+        or b"\n " in lines
+        or b"\n\t" in lines
+        or b" \n" in lines
+        or b"\t\n" in lines
+    ):
+        raise _RuleError("a field value has a character that is not allowed")
 
 
 def _content_length(fields: Fields) -> int:
     # Section 8.1.1. Equal values may be repeated (RFC 9110 section 8.6).
-    lengths = {value for name, value in fields if name == b"content-length"}
-    if not lengths:
-        return NO_LENGTH
-    length = lengths.pop()
-    if lengths or not _DIGITS.fullmatch(length):
+    first, *others = {value for name, value in fields if name == b"content-length"}
+    if others or not _DIGITS.fullmatch(first):
         raise _RuleError("content-length is no number")
-    return int(length)
+    return int(first)
