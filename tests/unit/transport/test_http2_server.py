@@ -17,6 +17,7 @@ from agent.transport.half import (
 )
 from agent.transport.header_blocks import indexed, literal
 from agent.transport.http2_server import Http2Server
+from tests.support.h2_engine import H2Engine
 from tests.support.half_client import (
     ACK,
     CONTINUATION,
@@ -50,6 +51,12 @@ INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE = 4, 5
 @pytest.fixture
 def client() -> HalfClient:
     return HalfClient()
+
+
+@pytest.fixture(params=[Http2Server, H2Engine])
+def either(request: pytest.FixtureRequest) -> HalfClient:
+    """Make a client of the agent's half, or of the h2 library: for what both do alike."""
+    return HalfClient(request.param())
 
 
 def failure(client: HalfClient, *frames: bytes) -> ErrorCode:
@@ -103,8 +110,8 @@ def test_half_acknowledges_settings() -> None:
     assert "ACK" in sent.flags
 
 
-def test_request_has_its_fields_and_body(client: HalfClient) -> None:
-    started, body = client.feed(client.headers(1), data(1, b"question", end=True))
+def test_request_has_its_fields_and_body(either: HalfClient) -> None:
+    started, body = either.feed(either.headers(1), data(1, b"question", end=True))
     assert isinstance(started, RequestStarted)
     assert started.headers.fields == tuple((k.encode(), v.encode()) for k, v in REQUEST)
     assert (started.stream, started.ended) == (1, False)
@@ -120,16 +127,16 @@ def test_equal_blocks_share_one_headers_object(client: HalfClient) -> None:
     assert first.headers is second.headers
 
 
-def test_response_is_headers_data_and_trailers(client: HalfClient) -> None:
-    opened(client, end=True)
-    client.half.send_headers(1, OK)
-    assert client.half.send_data(1, b"answer")
-    client.half.send_trailers(1, TRAILERS)
-    headers, body, trailers = client.take()
-    assert client.fields_of(headers) == {":status": "200", "content-type": "application/grpc"}
+def test_response_is_headers_data_and_trailers(either: HalfClient) -> None:
+    opened(either, end=True)
+    either.half.send_headers(1, OK)
+    assert either.half.send_data(1, b"answer")
+    either.half.send_trailers(1, TRAILERS)
+    headers, body, trailers = either.take()
+    assert either.fields_of(headers) == {":status": "200", "content-type": "application/grpc"}
     assert isinstance(body, hf.DataFrame)
     assert (body.data, set(body.flags)) == (b"answer", set())
-    assert client.fields_of(trailers) == {"grpc-status": "0"}
+    assert either.fields_of(trailers) == {"grpc-status": "0"}
     assert "END_STREAM" in trailers.flags
 
 
@@ -147,23 +154,23 @@ def test_response_before_the_end_of_its_request_resets_the_stream_without_error(
     assert client.take() == []
 
 
-def test_trailers_end_a_request(client: HalfClient) -> None:
-    opened(client)
-    assert client.feed(client.headers(1, [("x-checksum", "1")], end=True)) == [
+def test_trailers_end_a_request(either: HalfClient) -> None:
+    opened(either)
+    assert either.feed(either.headers(1, [("x-checksum", "1")], end=True)) == [
         BodyReceived(1, b"", ended=True)
     ]
 
 
-def test_padding_is_no_part_of_the_body(client: HalfClient) -> None:
-    opened(client)
+def test_padding_is_no_part_of_the_body(either: HalfClient) -> None:
+    opened(either)
     padded = frame(DATA, 0x8 | END_STREAM, 1, b"\x03body\0\0\0")
-    assert client.feed(padded) == [BodyReceived(1, b"body", ended=True)]
+    assert either.feed(padded) == [BodyReceived(1, b"body", ended=True)]
 
 
-def test_padding_and_priority_are_no_part_of_a_header_block(client: HalfClient) -> None:
-    block = client.encoder.encode(REQUEST)
+def test_padding_and_priority_are_no_part_of_a_header_block(either: HalfClient) -> None:
+    block = either.encoder.encode(REQUEST)
     padded = frame(HEADERS, 0x8 | 0x20 | END_HEADERS, 1, b"\x02\0\0\0\0\x10" + block + b"\0\0")
-    [event] = client.feed(padded)
+    [event] = either.feed(padded)
     assert isinstance(event, RequestStarted)
 
 
@@ -180,24 +187,24 @@ def test_header_block_continues_in_more_frames(client: HalfClient) -> None:
     assert client.half.held_bytes == 0
 
 
-def test_ping_is_answered(client: HalfClient) -> None:
-    client.feed(frame(PING, 0, 0, b"01234567"))
-    [sent] = client.take()
+def test_ping_is_answered(either: HalfClient) -> None:
+    either.feed(frame(PING, 0, 0, b"01234567"))
+    [sent] = either.take()
     assert isinstance(sent, hf.PingFrame)
     assert "ACK" in sent.flags
     assert sent.opaque_data == b"01234567"
 
 
-def test_answer_to_a_ping_has_its_place_in_the_bytes_of_the_client(client: HalfClient) -> None:
-    client.half.ping(b"question")
-    [sent] = client.take()
+def test_answer_to_a_ping_has_its_place_in_the_bytes_of_the_client(either: HalfClient) -> None:
+    either.half.ping(b"question")
+    [sent] = either.take()
     assert isinstance(sent, hf.PingFrame)
     assert sent.opaque_data == b"question"
-    before = client.headers(1)
+    before = either.headers(1)
     place = len(PREFACE) + len(settings()) + len(before)
     answer = frame(PING, ACK, 0, b"question")
-    client.feed(before, answer[:3])
-    assert client.feed(answer[3:]) == [PingAnswered(b"question", place)]
+    either.feed(before, answer[:3])
+    assert either.feed(answer[3:]) == [PingAnswered(b"question", place)]
 
 
 @pytest.mark.parametrize("size", [1, 2, 7])
@@ -216,15 +223,15 @@ def test_frames_may_be_cut_anywhere(size: int) -> None:
 # --- resets, releases, GOAWAY -----------------------------------------------------------------
 
 
-def test_reset_of_the_client_ends_its_stream(client: HalfClient) -> None:
-    opened(client, end=True)
-    assert client.feed(reset(1, 8)) == [StreamReset(1, 8, by_client=True)]
-    client.half.send_headers(1, OK)
-    assert client.half.send_data(1, b"answer")
-    client.half.send_trailers(1, TRAILERS)
-    client.half.consume(1, 10)
-    client.half.reset_stream(1, ErrorCode.CANCEL)
-    assert client.take() == []
+def test_reset_of_the_client_ends_its_stream(either: HalfClient) -> None:
+    opened(either, end=True)
+    assert either.feed(reset(1, 8)) == [StreamReset(1, 8, by_client=True)]
+    either.half.send_headers(1, OK)
+    assert either.half.send_data(1, b"answer")
+    either.half.send_trailers(1, TRAILERS)
+    either.half.consume(1, 10)
+    either.half.reset_stream(1, ErrorCode.CANCEL)
+    assert either.take() == []
 
 
 def test_reset_drops_waiting_data(client: HalfClient) -> None:
@@ -239,13 +246,13 @@ def test_reset_drops_waiting_data(client: HalfClient) -> None:
     assert client.feed(data(1, b"late"), window_update(1, 10), reset(1)) == []
 
 
-def test_stream_counts_until_its_handler_has_ended(client: HalfClient) -> None:
+def test_stream_counts_until_its_handler_has_ended(either: HalfClient) -> None:
     for stream in range(1, 200, 2):
-        opened(client, stream)
-        client.feed(reset(stream))
-    assert stream_error(client, client.headers(201)) == (201, ErrorCode.REFUSED_STREAM)
-    client.half.release(1)
-    opened(client, 203)
+        opened(either, stream)
+        either.feed(reset(stream))
+    assert stream_error(either, either.headers(201)) == (201, ErrorCode.REFUSED_STREAM)
+    either.half.release(1)
+    opened(either, 203)
 
 
 def test_stream_counts_until_its_response_has_ended(client: HalfClient) -> None:
@@ -264,14 +271,14 @@ def test_stream_counts_until_its_response_has_ended(client: HalfClient) -> None:
     opened(client, 203)
 
 
-def test_table_changes_by_the_block_of_a_refused_stream(client: HalfClient) -> None:
+def test_table_changes_by_the_block_of_a_refused_stream(either: HalfClient) -> None:
     for stream in range(1, 200, 2):
-        opened(client, stream)
+        opened(either, stream)
     fields = [*REQUEST, ("x-new", "value")]
-    client.feed(client.headers(201, fields))
-    client.half.release(1)
-    client.feed(reset(1))
-    [event] = client.feed(client.headers(203, fields))
+    either.feed(either.headers(201, fields))
+    either.half.release(1)
+    either.feed(reset(1))
+    [event] = either.feed(either.headers(203, fields))
     assert isinstance(event, RequestStarted)
     assert (b"x-new", b"value") in event.headers.fields
 
@@ -290,9 +297,9 @@ def test_go_away_in_two_steps(client: HalfClient) -> None:
     assert client.feed(data(3, b"x", end=True)) == [BodyReceived(3, b"x", ended=True)]
 
 
-def test_go_away_of_the_client_is_no_error(client: HalfClient) -> None:
-    assert client.feed(frame(GOAWAY, 0, 0, bytes(8))) == []
-    opened(client, 1)
+def test_go_away_of_the_client_is_no_error(either: HalfClient) -> None:
+    assert either.feed(frame(GOAWAY, 0, 0, bytes(8))) == []
+    opened(either, 1)
 
 
 # --- flow control -----------------------------------------------------------------------------
@@ -317,18 +324,18 @@ def test_windows_hold_data_back(client: HalfClient) -> None:
     assert client.half.held_bytes == 0
 
 
-def test_data_is_cut_into_frames_of_the_size_that_the_client_takes(client: HalfClient) -> None:
-    opened(client, end=True)
-    client.half.send_data(1, b"x" * 40_000)
-    assert [len(part.data) for part in client.take() if isinstance(part, hf.DataFrame)] == [
+def test_data_is_cut_into_frames_of_the_size_that_the_client_takes(either: HalfClient) -> None:
+    opened(either, end=True)
+    either.half.send_data(1, b"x" * 40_000)
+    assert [len(part.data) for part in either.take() if isinstance(part, hf.DataFrame)] == [
         16_384,
         16_384,
         7_232,
     ]
-    client.feed(settings([(MAX_FRAME_SIZE, 20_000)]))
-    client.take()
-    assert client.half.send_data(1, b"x" * 20_000)
-    assert [len(part.data) for part in client.take() if isinstance(part, hf.DataFrame)] == [20_000]
+    either.feed(settings([(MAX_FRAME_SIZE, 20_000)]))
+    either.take()
+    assert either.half.send_data(1, b"x" * 20_000)
+    assert [len(part.data) for part in either.take() if isinstance(part, hf.DataFrame)] == [20_000]
 
 
 def test_one_output_is_bounded(client: HalfClient) -> None:
@@ -404,12 +411,12 @@ def test_data_beyond_the_window_of_a_stream_resets_it(client: HalfClient) -> Non
     assert stream_error(client, *chunks) == (1, ErrorCode.FLOW_CONTROL_ERROR)
 
 
-def test_padding_does_not_use_up_the_window_of_a_stream(client: HalfClient) -> None:
-    opened(client)
+def test_padding_does_not_use_up_the_window_of_a_stream(either: HalfClient) -> None:
+    opened(either)
     padded = frame(DATA, 0x8, 1, b"\xff" + b"x" + bytes(255))
     for _ in range(400):
-        client.half.consume(1, 1)
-        assert client.feed(padded) == [BodyReceived(1, b"x", ended=False)]
+        either.half.consume(1, 1)
+        assert either.feed(padded) == [BodyReceived(1, b"x", ended=False)]
 
 
 # --- rules of frames --------------------------------------------------------------------------
@@ -499,23 +506,23 @@ def test_initial_window_may_not_make_the_window_of_a_stream_too_wide(client: Hal
     assert failure(client, settings([(4, 2**31 - 1)])) == ErrorCode.FLOW_CONTROL_ERROR
 
 
-def test_unknown_frames_settings_and_flags_are_ignored(client: HalfClient) -> None:
-    assert client.feed(frame(0xAA, 0xFF, 7, b"x"), settings([(0xBEEF, 1)])) == []
-    assert client.feed(frame(SETTINGS, ACK), frame(PRIORITY, 0, 5, bytes(5))) == []
-    [event] = client.feed(
-        frame(HEADERS, 0xD2 | END_HEADERS, 1 | 1 << 31, client.encoder.encode(REQUEST))
+def test_unknown_frames_settings_and_flags_are_ignored(either: HalfClient) -> None:
+    assert either.feed(frame(0xAA, 0xFF, 7, b"x"), settings([(0xBEEF, 1)])) == []
+    assert either.feed(frame(SETTINGS, ACK), frame(PRIORITY, 0, 5, bytes(5))) == []
+    [event] = either.feed(
+        frame(HEADERS, 0xD2 | END_HEADERS, 1 | 1 << 31, either.encoder.encode(REQUEST))
     )
     assert isinstance(event, RequestStarted)
 
 
-def test_data_after_the_end_of_a_request_resets_its_stream(client: HalfClient) -> None:
-    opened(client, end=True)
-    assert stream_error(client, data(1, b"x")) == (1, ErrorCode.STREAM_CLOSED)
+def test_data_after_the_end_of_a_request_resets_its_stream(either: HalfClient) -> None:
+    opened(either, end=True)
+    assert stream_error(either, data(1, b"x")) == (1, ErrorCode.STREAM_CLOSED)
 
 
-def test_headers_after_the_end_of_a_request_reset_its_stream(client: HalfClient) -> None:
-    opened(client, end=True)
-    assert stream_error(client, client.headers(1, end=True)) == (1, ErrorCode.STREAM_CLOSED)
+def test_headers_after_the_end_of_a_request_reset_its_stream(either: HalfClient) -> None:
+    opened(either, end=True)
+    assert stream_error(either, either.headers(1, end=True)) == (1, ErrorCode.STREAM_CLOSED)
 
 
 def test_data_after_a_reset_of_the_client_is_an_error_of_its_stream(client: HalfClient) -> None:
@@ -530,10 +537,10 @@ def test_headers_of_a_closed_stream_end_the_connection(client: HalfClient) -> No
     assert failure(client, client.headers(1, end=True)) == ErrorCode.STREAM_CLOSED
 
 
-def test_trailers_after_a_reset_of_the_half_are_ignored(client: HalfClient) -> None:
-    opened(client)
-    client.half.reset_stream(1, ErrorCode.CANCEL)
-    assert client.feed(client.headers(1, [("x-new", "value")], end=True)) == []
+def test_trailers_after_a_reset_of_the_half_are_ignored(either: HalfClient) -> None:
+    opened(either)
+    either.half.reset_stream(1, ErrorCode.CANCEL)
+    assert either.feed(either.headers(1, [("x-new", "value")], end=True)) == []
 
 
 @pytest.mark.parametrize(
@@ -665,23 +672,23 @@ def test_resets_that_the_client_provokes_are_bounded(client: HalfClient) -> None
     )
 
 
-def test_time_fills_the_budget_of_frames(client: HalfClient) -> None:
+def test_time_fills_the_budget_of_frames(either: HalfClient) -> None:
     for _ in range(5_000):
-        client.now += 0.01
-        assert client.feed(frame(PING, 0, 0, bytes(8))) == []
-        client.take()
+        either.now += 0.01
+        assert either.feed(frame(PING, 0, 0, bytes(8))) == []
+        either.take()
 
 
-def test_requests_fill_the_budget_of_frames(client: HalfClient) -> None:
+def test_requests_fill_the_budget_of_frames(either: HalfClient) -> None:
     for stream in range(1, 4_000, 2):
-        client.feed(client.headers(stream, end=True))
-        client.half.send_headers(stream, OK + TRAILERS, end=True)
-        client.half.release(stream)
+        either.feed(either.headers(stream, end=True))
+        either.half.send_headers(stream, OK + TRAILERS, end=True)
+        either.half.release(stream)
         assert (
-            client.feed(frame(PING, 0, 0, bytes(8)), window_update(0, 1), frame(SETTINGS, ACK))
+            either.feed(frame(PING, 0, 0, bytes(8)), window_update(0, 1), frame(SETTINGS, ACK))
             == []
         )
-        client.take()
+        either.take()
 
 
 def test_half_has_no_dictionary() -> None:
