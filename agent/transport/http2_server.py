@@ -256,8 +256,11 @@ class Http2Server:
 
     def _take_frames(self, data: bytes) -> int:
         # Returns the place behind the last complete frame.
-        size = len(data)
-        at = 0 if self._has_preface else self._take_preface(data)
+        at, size = 0, len(data)
+        if not self._has_preface:
+            if not self._take_preface(data):
+                return 0
+            at = len(PREFACE)
         unpack, handlers = HEADER.unpack_from, self._HANDLERS
         while size - at >= HEADER_BYTES:
             high, low, kind, flags, stream = unpack(data, at)
@@ -280,19 +283,18 @@ class Http2Server:
                     self._spend(FRAME_COST)  # section 5.5: unknown frames are ignored
             except _StreamError as error:
                 self._reset_for(error)
-        if self._has_preface:
-            self._needed = HEADER_BYTES
+        self._needed = HEADER_BYTES
         return at
 
-    def _take_preface(self, data: bytes) -> int:
+    def _take_preface(self, data: bytes) -> bool:
         if not PREFACE.startswith(data[: len(PREFACE)]):
             raise _ConnectionError(ErrorCode.PROTOCOL_ERROR, "no HTTP/2 preface")
         if len(data) < len(PREFACE):
             self._needed = len(PREFACE)
-            return 0
+            return False
         self._has_preface = True
         self._place = len(PREFACE)
-        return len(PREFACE)
+        return True
 
     def _fail(self, error: _ConnectionError) -> None:
         self._has_failed = True

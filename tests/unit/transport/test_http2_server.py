@@ -207,7 +207,7 @@ def test_answer_to_a_ping_has_its_place_in_the_bytes_of_the_client(either: HalfC
     assert either.feed(answer[3:]) == [PingAnswered(b"question", place)]
 
 
-@pytest.mark.parametrize("size", [1, 2, 7])
+@pytest.mark.parametrize("size", [1, 2, 7, 13])
 def test_frames_may_be_cut_anywhere(size: int) -> None:
     client = HalfClient(greets=False)
     sent = PREFACE + settings() + client.headers(1) + data(1, b"x" * 300, end=True)
