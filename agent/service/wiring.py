@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from agent.kernel.caller import Caller
     from agent.service.sd_notify import ServiceManager
     from agent.signals import Signals
-    from agent.telemetry.audit import Issued
+    from agent.telemetry.audit import AuditEvent, Issued
 
 INNER = "inner.sock"
 
@@ -78,7 +78,7 @@ class Host:
     """
 
     log: FilteringBoundLogger
-    audit: Callable[..., object]
+    audit: Callable[[AuditEvent], object]
     manager: ServiceManager
     ready: Callable[[str], None]
     reread: Callable[[], Settings]

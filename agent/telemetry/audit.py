@@ -7,7 +7,8 @@ Lines about SVIDs are never suppressed. Lines about refusals are limited per use
 the next line counts the suppressed ones, so that no user can fill the disk.
 
 `Audit` forms the fields. Its `write` is `agent.telemetry.log.LogWriter.audit`, which queues the
-line for the thread of the log; `agent.cli.run` passes it to the daemon as `Host.audit`.
+line for the thread of the log; `agent.cli.run` passes it to the daemon as `Host.audit`. A process
+that calls again causes the same event: it is one object, and the log renders it once.
 """
 
 from __future__ import annotations
@@ -32,6 +33,14 @@ LINES_PER_USER = Rate(50, 10.0)
 LINES_IN_ALL = Rate(1000, 1.0)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class AuditEvent:
+    """An event of the audit trail with its fields. Events are equal if they are one object."""
+
+    event: str
+    fields: Mapping[str, object]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IssuedX509:
     """An X.509-SVID handed out. `serial` is hexadecimal."""
@@ -41,6 +50,10 @@ class IssuedX509:
     entry_id: str
     serial: str
     expires_at: datetime
+
+    def __hash__(self) -> int:
+        # Every call looks this up: the hashes of the texts are kept, that of a time is not.
+        return hash((self.entry_id, self.serial))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +66,10 @@ class IssuedJwt:
     kid: str
     audience: tuple[str, ...]
     expires_at: datetime
+
+    def __hash__(self) -> int:
+        # See IssuedX509.
+        return hash((self.entry_id, self.audience))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +110,9 @@ class RefusedSender(RefusedConnection):
 
 Issued: TypeAlias = "IssuedX509 | IssuedJwt"
 Refusal: TypeAlias = "RefusedCall | RefusedConnection"
+_Holder: TypeAlias = (
+    "tuple[int, int, str | None, frozenset[Selector] | None, tuple[str, int] | None]"
+)
 
 
 class Evidence(Protocol):
@@ -113,7 +133,7 @@ class Audit:
     """Writes the audit trail while `enabled`.
 
     Args:
-        write: takes an event and its fields.
+        write: takes an event.
         boot_id: the kernel's ID of this boot.
         evidence_of: the result of a caller's last attestation; None if there is none that held.
         seconds: a clock that only goes forward.
@@ -123,7 +143,7 @@ class Audit:
 
     def __init__(
         self,
-        write: Callable[..., object],
+        write: Callable[[AuditEvent], object],
         boot_id: str,
         evidence_of: Callable[[Caller], Evidence | None],
         seconds: Callable[[], float],
@@ -139,8 +159,7 @@ class Audit:
     def issued(self, caller: Caller, svid: Issued, evidence: Evidence | None) -> None:
         """Write that this SVID is about to be sent to a caller with this evidence."""
         if self.enabled:
-            holder = self._fields_of_caller(caller, evidence)
-            self._write("svid issued", **_fields_of(svid), **holder)
+            self._write(_issued(svid, *self._holder(caller, evidence)))
 
     def refused(self, caller: Caller | None, refusal: Refusal) -> None:
         """Write a refusal. `caller` is None if the kernel could not identify it."""
@@ -151,24 +170,47 @@ class Audit:
         if suppressed is not None:
             fields = {k: v for k, v in to_plain(refusal).items() if v is not None}
             if caller is not None:
-                fields |= self._fields_of_caller(caller, self._evidence_of(caller))
-            self._write(refusal.event, **fields, **suppressed)
+                fields |= _fields_of(*self._holder(caller, self._evidence_of(caller)))
+            self._write(AuditEvent(refusal.event, {**fields, **suppressed}))
 
-    def _fields_of_caller(self, caller: Caller, evidence: Evidence | None) -> dict[str, object]:
-        fields: dict[str, object] = {"pid": caller.credentials.pid, "uid": caller.credentials.uid}
-        if evidence is not None:
-            if evidence.executable is not None:
-                fields["executable"] = evidence.executable
-            fields["selectors_sha256"] = selectors_sha256(evidence.selectors)
-        if caller.process.inode is not None:
-            fields["process_key"] = f"{self._boot_id}/{caller.process.inode}"
-        return fields
+    def _holder(self, caller: Caller, evidence: Evidence | None) -> _Holder:
+        credentials, inode = caller.credentials, caller.process.inode
+        key = None if inode is None else (self._boot_id, inode)
+        if evidence is None:
+            return credentials.pid, credentials.uid, None, None, key
+        return credentials.pid, credentials.uid, evidence.executable, evidence.selectors, key
 
 
 # Cached: a workload that calls again gets the same SVID with the same selectors.
 @lru_cache(maxsize=1024)
-def _fields_of(svid: Issued) -> Mapping[str, object]:
-    return {"kind": svid.kind, **to_plain(svid)}
+def _issued(
+    svid: Issued,
+    pid: int,
+    uid: int,
+    executable: str | None,
+    selectors: frozenset[Selector] | None,
+    key: tuple[str, int] | None,
+) -> AuditEvent:
+    holder = _fields_of(pid, uid, executable, selectors, key)
+    return AuditEvent("svid issued", {"kind": svid.kind, **to_plain(svid), **holder})
+
+
+def _fields_of(
+    pid: int,
+    uid: int,
+    executable: str | None,
+    selectors: frozenset[Selector] | None,
+    key: tuple[str, int] | None,
+) -> dict[str, object]:
+    """Return the fields that describe a caller, without those that have no value."""
+    fields: dict[str, object] = {"pid": pid, "uid": uid}
+    if executable is not None:
+        fields["executable"] = executable
+    if selectors is not None:
+        fields["selectors_sha256"] = selectors_sha256(selectors)
+    if key is not None:
+        fields["process_key"] = f"{key[0]}/{key[1]}"
+    return fields
 
 
 @lru_cache(maxsize=1024)

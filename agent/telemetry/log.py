@@ -10,14 +10,15 @@ import json
 import logging
 import os
 import re
+import secrets
 import sys
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, Protocol, TextIO, cast
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TextIO, cast
 
 from agent.clock import SystemClock
 from agent.telemetry.bare_structlog import structlog
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from structlog.typing import EventDict, FilteringBoundLogger
+
+    from agent.telemetry.audit import AuditEvent
 
 # Lines that wait for a slow reader, some megabytes at most. As many again may be in writing.
 QUEUED_LINES = 10_000
@@ -55,13 +58,18 @@ _APART = frozenset({"timestamp", "level", "event", "exception"})
 _COLOURS = {"warning": ("\33[33m", "\33[0m"), "error": ("\33[31m", "\33[0m")}
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+_NO_FIELDS: Mapping[str, str] = MappingProxyType({})
+# Stands for the time in a line that is rendered once and written again and again. No format escapes
+# it, and no text that others chose contains it.
+_LATER = secrets.token_hex(16)
+
+
+class Line(NamedTuple):
     """A rendered event: its text without the newline, its priority and its journal fields."""
 
     text: str
     priority: int = _INFO
-    fields: Mapping[str, str] = field(default_factory=dict)
+    fields: Mapping[str, str] = _NO_FIELDS
     """Values by the names that they have in the journal."""
 
 
@@ -159,12 +167,16 @@ class LogWriter:
         else:
             self._dropped += 1
 
-    def audit(self, event: str, **fields: object) -> None:
+    def audit(self, event: AuditEvent) -> None:
         """Queue an event of the audit trail, which `log.level` does not filter.
 
-        Every call writes one, so this path avoids structlog, which takes ten times as long.
+        Every call writes one, so this path avoids structlog, which takes ten times as long, and
+        renders an event that comes again once.
         """
-        self.write(self._event(AUDIT, event, fields))
+        line, before, after = _rendered_once(self.render, event)
+        if after is not None:
+            line = Line(f"{before}{_moment()}{after}", line.priority, line.fields)
+        self.write(line)
 
     # The methods that structlog calls.
     debug = info = warning = error = critical = write
@@ -175,8 +187,7 @@ class LogWriter:
         self._thread.join(self._close_seconds)
 
     def _event(self, level: str, event: str, fields: Mapping[str, object]) -> Line:
-        moment = _CLOCK.now().isoformat().replace("+00:00", "Z")
-        return self.render({"timestamp": moment, "level": level, "event": event, **fields})
+        return self.render({"timestamp": _moment(), "level": level, "event": event, **fields})
 
     def _run(self) -> None:
         while self._write_all():
@@ -259,6 +270,20 @@ def adjust_log(level: str, form: str, writer: LogWriter) -> None:
 # --- an event as a line --------------------------------------------------------------------------
 
 
+def _moment() -> str:
+    return _CLOCK.now().isoformat().replace("+00:00", "Z")
+
+
+@lru_cache(maxsize=1024)
+def _rendered_once(
+    render: Callable[[EventDict], Line], event: AuditEvent
+) -> tuple[Line, str, str | None]:
+    """Return the line of an event; its text before the time, and after it if it has a time."""
+    line = render({"timestamp": _LATER, "level": AUDIT, "event": event.event, **event.fields})
+    before, has_time, after = line.text.partition(_LATER)
+    return line, before, after if has_time else None
+
+
 def _drop_empty(_logger: object, _method: str, event: EventDict) -> EventDict:
     """Drop fields without a value. The audit trail has none, so `LogWriter.audit` omits this."""
     return {**_with_values(event), "event": event["event"]}
@@ -310,17 +335,7 @@ def _as_text(*, bare: bool) -> Callable[[EventDict], str]:
 
 
 def _pairs(event: EventDict) -> str:
-    pairs = tuple([each for each in event.items() if each[0] not in _APART])
-    try:
-        return _joined(pairs)
-    except TypeError:  # a value is a list, which has no hash
-        return _joined.__wrapped__(pairs)
-
-
-# A workload that calls again causes the same line but for its time.
-@lru_cache(maxsize=1024)
-def _joined(pairs: tuple[tuple[str, object], ...]) -> str:
-    return " ".join(f"{key}={_quoted(value)}" for key, value in pairs)
+    return " ".join(f"{k}={_quoted(value)}" for k, value in event.items() if k not in _APART)
 
 
 def _shown(value: object) -> str:

@@ -70,7 +70,7 @@ async def test_check_and_watch_show_that_the_authority_cannot_sign(directory: Pa
     )
     host = Host(
         log=lines.log,
-        audit=lines.log.info,
+        audit=lines.write_audit,
         manager=ServiceManager(),
         ready=lambda _address: ready.set(),
         reread=lambda: wanted,

@@ -21,7 +21,7 @@ from agent.limits.fair_queue import PATIENCE_SECONDS, FairQueue
 from agent.limits.quotas import Limits, Quotas
 from agent.signals import NO_SIGNALS, Signals
 from agent.spiffe.ids import SpiffeId, TrustDomain
-from agent.telemetry.audit import Audit
+from agent.telemetry.audit import Audit, AuditEvent
 from agent.telemetry.plain import to_plain
 from attestors.api import AttestorContext, Findings, Options, Selector
 from tests.support import secrecy
@@ -168,7 +168,11 @@ class FakeLog:
 
     def audit(self, boot_id: str = "boot") -> Audit:
         """Return an audit trail on this log, for callers without an attestation result."""
-        return Audit(self.log.info, boot_id, lambda _caller: None, time.monotonic)
+        return Audit(self.write_audit, boot_id, lambda _caller: None, time.monotonic)
+
+    def write_audit(self, event: AuditEvent) -> None:
+        """Record an event of the audit trail."""
+        self.log.info(event.event, **event.fields)
 
     def _keep(self, _logger: object, _method: str, line: Any) -> Any:
         self.lines.append(dict(line))

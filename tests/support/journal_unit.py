@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from agent.telemetry.audit import AuditEvent
 from agent.telemetry.log import configure_log
 
 
@@ -9,7 +10,8 @@ def main() -> None:
     """One event of each kind."""
     log, writer = configure_log("info", "text")
     log.warning("two lines", text="one\ntwo", names=["a", "b"])
-    writer.audit("svid issued", spiffe_id="spiffe://example.org/payments", pid=4711)
+    fields = {"spiffe_id": "spiffe://example.org/payments", "pid": 4711}
+    writer.audit(AuditEvent("svid issued", fields))
     log.info("large", text="x" * 1_000_000)
     log.debug("below the level")
     writer.close()

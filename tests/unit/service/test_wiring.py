@@ -31,7 +31,7 @@ async def test_the_first_load_of_the_entries_is_off_the_event_loop(
     wanted = settings(data_dir=str(tmp_path / "data"))
     host = wiring.Host(
         log=lines.log,
-        audit=lines.log.info,
+        audit=lines.write_audit,
         manager=ServiceManager(),
         ready=lambda _address: None,
         reread=lambda: wanted,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from agent.telemetry.audit import (
     LINES_IN_ALL,
     LINES_PER_USER,
     Audit,
+    AuditEvent,
     Evidence,
     IssuedX509,
     RefusedCall,
@@ -50,7 +52,7 @@ class Site:
         self.evidence: Any = EVIDENCE
         self.lines = FakeLog()
         self.audit = Audit(
-            self.lines.log.info,
+            self.lines.write_audit,
             "boot",
             lambda _: cast("Evidence", self.evidence),
             lambda: self.now,
@@ -85,6 +87,27 @@ def test_a_line_names_the_svid_and_its_holder(site: Site) -> None:
             "process_key": "boot/77",
         }
     ]
+
+
+def test_process_that_calls_again_causes_the_same_event() -> None:
+    """The log renders an event once; a different process, SVID or evidence is another event."""
+    events: list[AuditEvent] = []
+    audit = Audit(events.append, "boot", lambda _: None, lambda: 0.0)
+    renewed = replace(SVID, expires_at=START + dt.timedelta(hours=1))
+    elsewhere = SimpleNamespace(executable="/usr/bin/b", selectors=SELECTORS)
+    for its_caller, svid, evidence in (
+        (caller(), SVID, EVIDENCE),
+        (caller(), SVID, EVIDENCE),
+        (caller(inode=78), SVID, EVIDENCE),
+        (caller(), renewed, EVIDENCE),
+        (caller(), SVID, elsewhere),
+    ):
+        audit.issued(its_caller, svid, cast("Evidence", evidence))
+    assert events[0] is events[1]
+    assert len(set(events)) == 4
+    assert [event.fields["process_key"] for event in events[1:3]] == ["boot/77", "boot/78"]
+    assert events[3].fields["expires_at"] == "2026-01-01T13:00:00Z"
+    assert events[4].fields["executable"] == "/usr/bin/b"
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.telemetry.audit import AuditEvent
 from agent.telemetry.journal import Journal, encode, leads_to_journal
 from agent.telemetry.log import JournalTarget, Line, LogWriter, configure_log, install_log
 from tests.support.journal import FakeJournal, decode
@@ -76,7 +77,8 @@ def writer_to(
 
 def test_an_event_carries_its_fields(journald: FakeJournal) -> None:
     writer = writer_to(journald, io.StringIO(), level="error")
-    writer.audit("svid issued", pid=7, audience=["a", "b"], **{"odd-näme": "x\ny"})
+    fields = {"pid": 7, "audience": ["a", "b"], "odd-näme": "x\ny"}
+    writer.audit(AuditEvent("svid issued", fields))
     writer.close()
     assert journald.event() == {
         "MESSAGE": b'svid issued  pid=7 audience=["a", "b"] odd-n\xc3\xa4me=\'x\\ny\'',

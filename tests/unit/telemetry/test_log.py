@@ -14,7 +14,8 @@ from typing import TextIO, cast
 import pytest
 
 from agent.config.settings import LogSettings
-from agent.telemetry.log import Line, LogWriter, StreamTarget, configure_log
+from agent.telemetry.audit import AuditEvent
+from agent.telemetry.log import Line, LogWriter, StreamTarget, adjust_log, configure_log
 
 
 class Broken:
@@ -90,10 +91,32 @@ def test_the_level_does_not_filter_the_audit_trail(
     capsys: pytest.CaptureFixture[str], form: str
 ) -> None:
     _log, writer = configure_log("error", form)
-    writer.audit("svid issued", pid=1)
+    writer.audit(AuditEvent("svid issued", {"pid": 1}))
     writer.close()
     [line] = capsys.readouterr().err.splitlines()
     assert re.search(r'\baudit\b.*svid issued.*pid"?[=:] ?1\b', line)
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_each_line_of_a_repeated_audit_event_has_its_own_time(
+    capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    _log, writer = configure_log("info", form)
+    event = AuditEvent("svid issued", {"executable": "/x <moment>", "pid": 1})
+    for _ in range(2):
+        writer.audit(event)
+    adjust_log("info", "json", writer)
+    writer.audit(event)
+    writer.close()
+    lines = capsys.readouterr().err.splitlines()
+    moments = [re.findall(r"\d{4}-\d\d-\d\dT[\d:.]+Z", line) for line in lines]
+    assert len(lines) == 3
+    assert all(len(found) == 1 for found in moments)
+    assert moments[0] < moments[1] < moments[2]
+    assert all("/x <moment>" in line for line in lines)
+    assert json.loads(lines[2])["pid"] == 1, (
+        "a new format holds for events that were rendered before"
+    )
 
 
 def test_text_has_time_level_event_and_fields_in_order(capsys: pytest.CaptureFixture[str]) -> None:
