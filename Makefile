@@ -67,7 +67,8 @@ lint: $(VENV)/.installed
 	.ci/lint
 
 ## run all tests that need neither root nor containers
-test: $(VENV)/.installed clients
+test: $(VENV)/.installed
+	@$(MAKE) --no-print-directory conformance-suite || echo "conformance suite not installed" >&2
 	.ci/test
 
 ## run the tests against real components, as root; none may skip
@@ -78,12 +79,11 @@ test-system: $(VENV)/.installed
 system-packages:
 	.ci/system-packages install
 
-# Without a package index, the tests that need these skip.
-## install other SPIFFE clients and the conformance suite, for make test
+## build the SPIFFE and gRPC clients of other projects, which make test builds too
 clients:
-	@PYTHON=$(PYTHON) tests/interop/setup.sh || echo "interoperability clients not installed" >&2
-	@$(MAKE) --no-print-directory conformance-suite || echo "conformance suite not installed" >&2
+	tests/interop/build
 
+# Without a package index, its tests skip.
 ## install the conformance suite into .venv-conformance
 conformance-suite: .venv-conformance/.installed
 
@@ -135,7 +135,7 @@ bench-peers-table: $(VENV)/.installed
 
 ## delete environments, caches and build results; keep .run/ with the authority of make run
 clean:
-	rm -rf $(VENV) .venv-interop .venv-conformance build *.egg-info .coverage* .hypothesis \
+	rm -rf $(VENV) .venv-conformance build *.egg-info .coverage* .hypothesis \
 	  .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 
 ## delete .run/: the authority, the SVIDs and the entries of make run

@@ -1,13 +1,24 @@
 """Workload API clients of other projects, each in its own process.
 
-The client programs have the same commands and find the agent by SPIFFE_ENDPOINT_SOCKET. Each prints
-lines of JSON:
+The client programs find the agent by SPIFFE_ENDPOINT_SOCKET and print lines of JSON. All have the
+commands
 
 * `fetch AUD...` fetches everything, verifies it, and prints one object (see `test_clients.py`);
 * `refused` tries everything as a caller without identity and prints the errors;
-* `watch` prints each X.509 update as it arrives, until it is ended;
-* `serve`, `dial PORT` are the ends of one mutual TLS connection: `serve` first prints its port, and
-  each end prints the SPIFFE ID of its peer: `{"peer": ID}`, or `{"refused": reason}`.
+* `watch` prints each X.509 update as it arrives, until it is ended.
+
+Programs that can call without their SPIFFE library have (see `test_connections.py`)
+
+* `headerless` tries everything without the security header and prints the errors;
+* `many N` begins N calls at once on one connection, half of them streams, and prints the SPIFFE ID
+  of each response;
+* `ended deadline`, `ended cancel` end a stream after its first update, by a deadline of a second
+  or by a cancellation; then they call once more on the same connection, and print the number of
+  updates, the stream's status and the SPIFFE ID of the last call.
+
+`many` and `ended` keep the connection open until they are ended. Libraries for mutual TLS have
+`serve` and `dial PORT`, the ends of one connection: `serve` first prints its port, and each end
+prints the SPIFFE ID of its peer: `{"peer": ID}`, or `{"refused": reason}`.
 """
 
 from __future__ import annotations
@@ -30,20 +41,25 @@ PATIENCE_SECONDS = 30.0
 
 
 class Running:
-    """A process that prints lines of JSON; it is killed after PATIENCE_SECONDS."""
+    """A process that prints JSON objects; it is killed after PATIENCE_SECONDS."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
     def next(self, wanted: Callable[[Any], bool] = lambda _line: True) -> Any:
-        """Read lines until `wanted` accepts one, and return it.
+        """Read objects until `wanted` accepts one, and return it.
 
         Raises:
             AssertionError: the program ended first.
         """
         assert self._process.stdout is not None
+        text = ""
         for line in self._process.stdout:
-            if wanted(message := json.loads(line)):
+            text += line
+            if line.startswith(" ") or not line.endswith("}\n"):
+                continue  # grpcurl's messages take several lines
+            message, text = json.loads(text), ""
+            if wanted(message):
                 return message
         raise AssertionError(f"{self._process.args!r} ended or timed out: {self._errors()}")
 

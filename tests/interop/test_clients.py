@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -42,7 +43,10 @@ def agent(request: pytest.FixtureRequest) -> Iterator[RunningAgent]:
     running.close()
 
 
-@pytest.fixture(scope="module", params=["py_spiffe", "defakto", "go_spiffe"])
+CLIENTS = ["py_spiffe", "defakto", "go_spiffe", "grpc_js", "java_spiffe", "rust_spiffe"]
+
+
+@pytest.fixture(scope="module", params=CLIENTS)
 def client(request: pytest.FixtureRequest) -> ForeignClient:
     found = request.getfixturevalue(request.param)
     assert isinstance(found, ForeignClient)
@@ -108,11 +112,26 @@ def test_a_watcher_gets_renewals_and_survives_a_restart(
     assert recovered["serial"] not in {first["serial"], renewed["serial"]}
 
 
+def test_a_watcher_gets_the_svid_of_an_edited_entry(
+    agent_factory: AgentFactory, client: ForeignClient
+) -> None:
+    agent = agent_factory(MINE)
+    with client.running(agent, "watch") as watcher:
+        before = watcher.next()
+        agent.entries.write_text(MINE.replace("/test/first", "/test/edited"))
+        agent.hang_up()
+        after = watcher.next(lambda update: update["spiffe_id"] != FIRST)
+
+    assert before["spiffe_id"] == FIRST
+    assert after["spiffe_id"] == f"spiffe://{TRUST_DOMAIN}/test/edited"
+    assert after["authorities"] == before["authorities"]
+
+
 def test_client_with_an_identity_for_its_path_answers_each_challenge(
     agent_factory: AgentFactory, client: ForeignClient
 ) -> None:
     """The agent challenges before each update with a PING; the HTTP/2 library answers it."""
-    program = Path(client.argv[0]).resolve()
+    program = Path(shutil.which(client.argv[0]) or "").resolve()
     entry = f'{{spiffe_id: /test/first, selectors: ["unix:path:{program}"]}}'
     agent = agent_factory(f"entries: [{entry}]", config=SHORT_LIVED)
     with client.running(agent, "watch") as watcher:

@@ -14,7 +14,7 @@ from tests.interop.files import Workload
 from tests.interop.foreign import ForeignClient, running
 from tests.support.agent import TRUST_DOMAIN, RunningAgent, entry_for_me
 
-SSL_PEER: list[str | Path] = [sys.executable, Path(__file__).parent / "clients" / "ssl_peer.py"]
+SSL_PEER: list[str | Path] = [sys.executable, Path(__file__).parent / "python" / "ssl_peer.py"]
 
 # Three agents: the first, one with the same trust domain name, and one with another trust domain.
 HOME, NAMESAKE, ELSEWHERE = AGENTS = ("home", "namesake", "elsewhere")
