@@ -185,10 +185,11 @@ class _Decoder:
 
     def table(self) -> Table:
         """Return the table as it is now: the same object if nothing changed."""
-        before = self._before
-        if self._fields is before.fields and self._limit == before.limit:
+        before, fields = self._before, tuple(self._fields)
+        # Some encoders repeat the size of the table in each block.
+        if fields == before.fields and self._limit == before.limit:
             return before
-        return Table(tuple(self._fields), self._size, self._limit)
+        return Table(fields, self._size, self._limit)
 
     def look_up(self, index: int) -> Field:
         """Return the field of an index (section 2.3.3).

@@ -100,6 +100,14 @@ def test_table_size_may_change_at_the_start_of_a_block() -> None:
     assert decoded(b"\x20\x3f\xe1\x1f\x82", table).table.fields == ()
 
 
+def test_table_that_does_not_change_stays_the_same_object() -> None:
+    """Blocks are remembered by their table, and some encoders repeat its size in each block."""
+    block = b"\x20\x40\x01a\x01b" + indexed(3)
+    first = decoded(block)
+    assert first.table != EMPTY_TABLE
+    assert decoded(block, first.table).table is first.table
+
+
 @pytest.mark.parametrize(
     "block",
     [
