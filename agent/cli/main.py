@@ -10,6 +10,7 @@ commands run.
 from __future__ import annotations
 
 import errno
+import gc
 import importlib
 import sys
 from typing import TYPE_CHECKING, NoReturn, cast
@@ -26,8 +27,9 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
+_DAEMON = "run"
 _COMMANDS: Mapping[str, str] = {
-    "run": "agent.cli.run",
+    _DAEMON: "agent.cli.run",
     "check": "agent.cli.run",
     "fetch": "agent.cli.fetch",
     "watch": "agent.cli.fetch",
@@ -52,6 +54,8 @@ class _LazyGroup(click.Group):
             return None
         with gc_paused():
             module = importlib.import_module(_COMMANDS[cmd_name])
+            if cmd_name == _DAEMON:
+                gc.freeze()  # else the first collection would walk all that was imported
         return cast("click.Command", getattr(module, cmd_name))
 
 

@@ -37,6 +37,9 @@ _LIMITS = {
 }
 _WRITING = Mask.MODIFY
 _WRITTEN = Mask.CLOSE_WRITE | Mask.DELETE | Mask.MOVED_FROM | Mask.MOVED_TO
+# Bursts of other files' events that are read without a pause, between two looks. An edit begins
+# with one: the file that is then renamed to the entry file.
+_AT_ONCE = 4
 _now = time.monotonic
 
 
@@ -212,7 +215,7 @@ class WatchThread:
     def _wait_for_change(self, view: View) -> None:
         """Return when the files may have changed and the burst of events is over."""
         # The first look is for changes between the look before and the watch.
-        look_at = _now() + self._times.debounce
+        look_at, at_once = _now() + self._times.debounce, _AT_ONCE
         while not self._stopped.is_set():
             self._directories.wait(look_at - _now())
             has_changed, is_lossy = self._read(view)
@@ -223,9 +226,12 @@ class WatchThread:
             if is_lossy or _now() >= look_at:
                 if self._look() != view:
                     return
-                look_at = _now() + self._times.look
+                look_at, at_once = _now() + self._times.look, _AT_ONCE
             # Bounds the work that events of other files can cause.
-            self._stopped.wait(self._times.debounce)
+            if at_once:
+                at_once -= 1
+            else:
+                self._stopped.wait(self._times.debounce)
 
     def _wait_for_quiet(self, view: View) -> bool:
         """Wait for the end of a burst of events; return whether there was one."""

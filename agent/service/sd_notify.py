@@ -12,7 +12,7 @@ import os
 import socket
 import time
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, NoReturn, Self
+from typing import TYPE_CHECKING, Self
 
 from agent.errors import StartupError, VouchdError
 
@@ -114,10 +114,13 @@ class ServiceManager:
             self.tell(WATCHDOG=1)
             await self._sleep(max(self.watchdog_seconds / 2, SHORTEST_FEED_SECONDS))
 
-    async def follow(self, status: Callable[[], str]) -> NoReturn:
-        """Send the status line whenever it has changed, until cancelled."""
+    async def follow(self, status: Callable[[], str]) -> None:
+        """Send the status line whenever it has changed, until cancelled.
+
+        Return at once without a service manager.
+        """
         sent = ""
-        while True:
+        while self._socket is not None:
             await self._sleep(STATUS_SECONDS)
             if (now := status()) != sent:
                 self.tell(STATUS=now)
