@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import Final
 
 MAX_CONCURRENT_STREAMS: Final = 100
+# A client cancels streams and opens as many in one write (hyper does, and reports a refusal as an
+# error). The handlers of the cancelled streams end a moment later.
+MAX_HANDLERS: Final = 2 * MAX_CONCURRENT_STREAMS
 # A workload's call has some 200 bytes. The frame headers count, so that empty frames have an end.
 MAX_BLOCK_BYTES: Final = 8 * 1024
 # Answers to PING and SETTINGS, RST_STREAM and WINDOW_UPDATE that the client leaves in the socket.
@@ -19,6 +22,8 @@ class Bounds:
     """The bounds of one connection."""
 
     streams: int = MAX_CONCURRENT_STREAMS
+    handlers: int = MAX_HANDLERS
+    """Streams, open or not, whose handlers run."""
     block_bytes: int = MAX_BLOCK_BYTES
     control_bytes: int = MAX_CONTROL_BYTES
     output_bytes: int = OUTPUT_BYTES

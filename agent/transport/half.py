@@ -164,7 +164,7 @@ class Half(Protocol):
         ...
 
     def release(self, stream: int) -> None:
-        """Stop counting a stream against MAX_CONCURRENT_STREAMS: its handler has ended."""
+        """Stop counting a stream against the bound of handlers: its handler has ended."""
         ...
 
     def ping(self, payload: bytes) -> None:

@@ -367,8 +367,8 @@ class Http2Server:
         if stream > self._last_served:
             self._spend(FRAME_COST)
             return
-        most = self._bounds.streams
-        if len(self._busy) >= most or len(self._streams) >= most:
+        bounds = self._bounds
+        if len(self._streams) >= bounds.streams or len(self._busy) >= bounds.handlers:
             raise _StreamError(stream, ErrorCode.REFUSED_STREAM)
         if read.is_too_large:
             self._refuse_fields(stream, ended=ended)
@@ -656,7 +656,7 @@ class Http2Server:
             self._forget(stream)
 
     def release(self, stream: int) -> None:
-        """Stop counting a stream against MAX_CONCURRENT_STREAMS: its handler has ended."""
+        """Stop counting a stream against the bound of handlers: its handler has ended."""
         self._busy.discard(stream)
 
     def ping(self, payload: bytes) -> None:

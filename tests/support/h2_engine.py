@@ -61,7 +61,7 @@ class H2Engine:
         codes = h2.settings.SettingCodes
         # h2 counts streams whose handler runs no more than others: `_busy` is the real bound.
         values = {
-            codes.MAX_CONCURRENT_STREAMS: 2 * bounds.streams,
+            codes.MAX_CONCURRENT_STREAMS: bounds.handlers,
             codes.MAX_HEADER_LIST_SIZE: MAX_LIST_BYTES,
         }
         self._connection.local_settings = h2.settings.Settings(client=False, initial_values=values)
@@ -141,7 +141,8 @@ class H2Engine:
         self._last = stream
         if stream > self._last_served:
             return
-        if len(self._busy) >= self._bounds.streams or len(self._open) >= self._bounds.streams:
+        bounds = self._bounds
+        if len(self._open) >= bounds.streams or len(self._busy) >= bounds.handlers:
             self._reset(stream, ErrorCode.REFUSED_STREAM)
             self._events.append(StreamReset(stream, ErrorCode.REFUSED_STREAM, by_client=False))
             return

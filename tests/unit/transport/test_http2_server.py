@@ -246,13 +246,23 @@ def test_reset_drops_waiting_data(client: HalfClient) -> None:
     assert client.feed(data(1, b"late"), window_update(1, 10), reset(1)) == []
 
 
-def test_stream_counts_until_its_handler_has_ended(either: HalfClient) -> None:
+def test_cancelled_streams_make_room_before_their_handlers_end(either: HalfClient) -> None:
     for stream in range(1, 200, 2):
         opened(either, stream)
-        either.feed(reset(stream))
     assert stream_error(either, either.headers(201)) == (201, ErrorCode.REFUSED_STREAM)
+    either.feed(*[reset(stream) for stream in range(1, 200, 2)])
+    for stream in range(203, 402, 2):
+        opened(either, stream)
+    assert stream_error(either, either.headers(403)) == (403, ErrorCode.REFUSED_STREAM)
+
+
+def test_stream_counts_until_its_handler_has_ended(either: HalfClient) -> None:
+    for stream in range(1, 400, 2):
+        opened(either, stream)
+        either.feed(reset(stream))
+    assert stream_error(either, either.headers(401)) == (401, ErrorCode.REFUSED_STREAM)
     either.half.release(1)
-    opened(either, 203)
+    opened(either, 403)
 
 
 def test_stream_counts_until_its_response_has_ended(client: HalfClient) -> None:
