@@ -12,9 +12,9 @@ Programs that can call without their SPIFFE library have (see `test_connections.
 * `headerless` tries everything without the security header and prints the errors;
 * `many N` begins N calls at once on one connection, half of them streams, and prints the SPIFFE ID
   of each response;
-* `ended deadline`, `ended cancel` end a stream after its first update, by a deadline of a second
-  or by a cancellation; then they call once more on the same connection, and print the number of
-  updates, the stream's status and the SPIFFE ID of the last call.
+* `ended deadline`, `ended cancel` end a stream after its first update, by a deadline of a few
+  seconds or by a cancellation, between two other calls on the same connection; they print the
+  number of updates, the stream's status and the SPIFFE ID of the last call.
 
 `many` and `ended` keep the connection open until they are ended. Libraries for mutual TLS have
 `serve` and `dial PORT`, the ends of one connection: `serve` first prints its port, and each end

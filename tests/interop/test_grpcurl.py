@@ -144,6 +144,6 @@ def test_stream_pushes_the_svid_of_an_edited_entry(tool: Grpcurl) -> None:
 
 
 def test_deadline_ends_a_stream(tool: Grpcurl) -> None:
-    done = tool.finished("SpiffeWorkloadAPI/FetchX509SVID", options=[*HEADER, "-max-time", "1"])
+    done = tool.finished("SpiffeWorkloadAPI/FetchX509SVID", options=[*HEADER, "-max-time", "3"])
     assert json.loads(done.stdout)["svids"][0]["spiffe_id"] == ME
     assert "Code: DeadlineExceeded" in done.stderr

@@ -41,7 +41,7 @@ import java.util.concurrent.TimeUnit;
 final class Client {
   private static final Gson JSON = new Gson();
   private static final String WRONG_AUDIENCE = "other-audience";
-  private static final int DEADLINE_SECONDS = 1;
+  private static final int DEADLINE_SECONDS = 3;
 
   private interface Call {
     Object run() throws Exception;
@@ -202,8 +202,9 @@ final class Client {
     reportAndWait(Map.of("spiffe_ids", spiffeIds));
   }
 
-  /** End a stream after its first message; then call once more on the same connection. */
+  /** End a stream after its first message, between two other calls on the same connection. */
   private static void ended(SpiffeWorkloadAPIBlockingStub stub, String how) throws Exception {
+    jwt(stub);
     int updates = 0;
     String status = "OK";
     try (Context.CancellableContext context = Context.current().withCancellation()) {

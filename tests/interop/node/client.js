@@ -7,6 +7,7 @@ const grpc = require("@grpc/grpc-js");
 const loader = require("@grpc/proto-loader");
 
 const PATIENCE_MS = 20_000;
+const DEADLINE_MS = 3000;
 const RETRY_MS = 100;
 const WRONG_AUDIENCE = "other-audience";
 const DIGESTS = { ES256: "sha256", ES384: "sha384", RS256: "sha256" };
@@ -198,9 +199,10 @@ async function many(count) {
   await reportAndWait({ spiffe_ids: answers.map((answer) => answer.svids[0].spiffe_id) });
 }
 
-// End a stream after its first message; then call once more on the same connection.
+// End a stream after its first message, between two other calls on the same connection.
 async function ended(how) {
-  const options = how === "deadline" ? { deadline: Date.now() + 1000 } : {};
+  await jwt();
+  const options = how === "deadline" ? { deadline: Date.now() + DEADLINE_MS } : {};
   const call = client.FetchX509SVID({}, header(), options);
   let updates = 0;
   let status = "OK";

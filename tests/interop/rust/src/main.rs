@@ -22,7 +22,7 @@ use tonic::{Request, Status, Streaming};
 use tonic_prost::ProstCodec;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-const DEADLINE: Duration = Duration::from_secs(1);
+const DEADLINE: Duration = Duration::from_secs(3);
 const WRONG_AUDIENCE: &str = "other-audience";
 const ANY_AUDIENCE: [&str; 1] = ["any-audience"];
 
@@ -256,11 +256,12 @@ async fn jwt(client: &WorkloadApiClient) -> Result<String, Failure> {
         .to_string())
 }
 
-/// End a stream after its first message; then call once more on the same connection.
+/// End a stream after its first message, between two other calls on the same connection.
 ///
 /// tonic sends the deadline, and leaves it to the server to end a stream that has begun. To drop a
 /// stream cancels it; no status comes back then.
 async fn ended(client: &WorkloadApiClient, channel: &Channel, how: &str) -> Result<(), Failure> {
+    jwt(client).await?;
     let mut request = Request::new(());
     request
         .metadata_mut()
