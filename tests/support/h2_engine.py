@@ -96,7 +96,9 @@ class H2Engine:
             self._responses.clear()
             self._held.clear()
             self._events.append(
-                ConnectionFailed(ErrorCode(int(error.error_code)), type(error).__name__)
+                ConnectionFailed(
+                    ErrorCode(int(error.error_code)), str(error) or type(error).__name__
+                )
             )
         if not self._failed:
             self._send_waiting()
@@ -125,7 +127,7 @@ class H2Engine:
             kind, flags = part[3], part[4]
             if kind in {1, 9}:
                 self._in_block = not flags & 4
-            if kind == _GO_AWAY:
+            if kind == _GO_AWAY and not any(part[5:9]) and len(part) >= 17 and not self._in_block:
                 self._place += len(part)
                 return
         place, self._place = self._place, self._place + len(part)
