@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -c .ci/constrain
 SUITE := $(shell find tests/conformance -type f -not -name '*.pyc')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run lint format test clients conformance-suite test-system system-packages proto \
+.PHONY: help demo run lint format test fuzz clients conformance-suite test-system system-packages proto \
   docs bench bench-plot bench-table bench-reference bench-peers bench-peers-table deb clean clean-state
 
 # A line "## text" above a target is its help.
@@ -74,6 +74,13 @@ test: $(VENV)/.installed
 ## run the tests against real components, as root; none may skip
 test-system: $(VENV)/.installed
 	.ci/test-system
+
+## fuzz the HTTP/2 server for a minute; FUZZ=-max_total_time=3600 does it for an hour
+fuzz: FUZZ ?= -max_total_time=60
+fuzz: $(VENV)/.installed
+	@$(PIP) -qq atheris
+	@mkdir -p build
+	$(BIN)/python tests/fuzz/fuzz_http2.py -verbosity=0 -artifact_prefix=build/fuzz- $(FUZZ)
 
 ## install the Debian packages that make test-system needs, as root
 system-packages:

@@ -36,11 +36,13 @@ DEFAULT_BOUNDS: Final = Bounds()
 
 # What a client does costs so many frames of its budget.
 FRAME_COST: Final = 1
-# A stream that its client makes end before its response did: cancelled (Rapid Reset), or by a
-# broken rule (MadeYouReset). A request and its reset together must not earn anything.
-RESET_COST: Final = 6
 # A request may come with an update of each window, a PING and an answer to one.
 EARNED_BY_REQUEST: Final = 4
+# A stream that its client resets before the response has ended (Rapid Reset): with its request, it
+# costs one frame. A client may let 100 calls time out at once, ten times in a row.
+RESET_COST: Final = EARNED_BY_REQUEST + 1
+# A stream that the half resets for a broken rule (MadeYouReset). No client library breaks one.
+FAULT_COST: Final = 2 * RESET_COST
 # A response may be followed by updates of both windows, and by a PING that measures the bandwidth.
 EARNED_BY_RESPONSE: Final = 4
 # Large responses are followed by more of them. Clients update windows for some 16 KiB at a time.

@@ -15,6 +15,7 @@ from agent.transport.bounds import (
     DEFAULT_BOUNDS,
     EARNED_BY_REQUEST,
     EARNED_BY_RESPONSE,
+    FAULT_COST,
     FRAME_COST,
     RESET_COST,
     FrameBudget,
@@ -307,7 +308,9 @@ class Http2Server:
         self._events.append(ConnectionFailed(error.code, error.reason))
 
     def _reset_for(self, error: _StreamError) -> None:
-        self._spend(RESET_COST)
+        # Clients may open too many streams before they know the bound, and while handlers end.
+        is_refused = error.code == ErrorCode.REFUSED_STREAM
+        self._spend(FRAME_COST if is_refused else FAULT_COST)
         self._send_reset(error.stream, error.code)
         self._forget(error.stream)
         self._events.append(StreamReset(error.stream, error.code, by_client=False))
@@ -382,7 +385,7 @@ class Http2Server:
 
     def _refuse_fields(self, stream: int, *, ended: bool) -> None:
         # Section 10.5.1: a client can tell a user about this status, and not about a reset.
-        self._spend(RESET_COST)
+        self._spend(FAULT_COST)
         self._control(pack_frame(_LAST_HEADERS, stream, _FIELDS_TOO_LARGE))
         if not ended:
             self._send_reset(stream, ErrorCode.NO_ERROR)

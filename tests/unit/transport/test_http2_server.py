@@ -659,15 +659,31 @@ def test_one_settings_frame_with_many_settings_is_a_flood(client: HalfClient) ->
 
 
 def test_rapid_resets_are_bounded(client: HalfClient) -> None:
-    event: object = None
-    for stream in range(1, 2_000, 2):
-        *_, event = client.feed(client.headers(stream, end=True), reset(stream))
+    events: list[Event] = []
+    for stream in range(1, 3_000, 2):
+        events += client.feed(client.headers(stream, end=True), reset(stream))
         client.half.release(stream)
-        if isinstance(event, ConnectionFailed):
-            break
-    assert event == ConnectionFailed(
+    assert events[-1] == ConnectionFailed(
         ErrorCode.ENHANCE_YOUR_CALM, "too many frames without a request"
     )
+
+
+def test_hundred_calls_may_time_out_at_once_and_again(client: HalfClient) -> None:
+    for first in range(1, 2_000, 200):
+        streams = range(first, first + 200, 2)
+        events = client.feed(*[client.headers(stream, end=True) for stream in streams])
+        events += client.feed(*[reset(stream) + window_update(0, 1) for stream in streams])
+        assert len(events) == 200
+        for stream in streams:
+            client.half.release(stream)
+        client.now += 2
+
+
+def test_thousand_streams_at_once_are_refused_and_end_no_connection(client: HalfClient) -> None:
+    events = client.feed(*[client.headers(stream, end=True) for stream in range(1, 2_000, 2)])
+    refused = [event for event in events if isinstance(event, StreamReset)]
+    assert len(refused) == 900
+    assert {event.code for event in refused} == {ErrorCode.REFUSED_STREAM}
 
 
 def test_resets_that_the_client_provokes_are_bounded(client: HalfClient) -> None:
