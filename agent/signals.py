@@ -56,6 +56,8 @@ class Refused(StrEnum):
     """A header block is too large."""
     SIZE = "size"
     """A request is too large."""
+    RESPONSE_SIZE = "response_size"
+    """A response is too large for clients."""
     LOCKED_OUT = "locked_out"
     """A user was locked out for a moment: its processes connect and hang up again and again."""
     SILENT = "silent"

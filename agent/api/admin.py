@@ -8,32 +8,39 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import grpc
 from google.protobuf import json_format
 from google.protobuf.message import Message
 
-from agent.api.guard import decode
+from agent.api.guard import refuse_unknown
+from agent.api.methods import decode, encode, path_of, served
 from agent.api.status import code_of, details_for_operator
+from agent.config.files import MAX_FILE_BYTES
 from agent.config.yaml_document import Source
-from agent.errors import PeerError, VouchdError
+from agent.errors import PeerError, UnsupportedError, VouchdError
 from agent.pb import admin_pb2 as pb
 from agent.telemetry.plain import to_plain
 from agent.telemetry.throttled_log import ThrottledLog
+from agent.transport.service import Method, StatusCode, StatusError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
 
     from structlog.typing import FilteringBoundLogger
 
     from agent.admin.operations import Operations
-    from agent.api.guard import CallerTable, ServicerContext
     from agent.kernel.credentials import Credentials
+    from agent.transport.service import Call
 
-SERVICE = pb.DESCRIPTOR.services_by_name["Admin"].full_name
+_DESCRIPTOR = pb.DESCRIPTOR.services_by_name["Admin"]
+SERVICE = _DESCRIPTOR.full_name
+# These change something: each call is logged.
+_COMMANDS = frozenset(
+    {"PrepareAuthority", "ActivateAuthority", "TaintAuthority", "RevokeAuthority"}
+)
 
-RequestT = TypeVar("RequestT", bound=Message)
 ResponseT = TypeVar("ResponseT", bound=Message)
 
 
@@ -58,30 +65,32 @@ class AdminApi:
         self,
         operations: Operations,
         administrators: Administrators,
-        callers: CallerTable,
         log: FilteringBoundLogger,
     ) -> None:
         self._operations = operations
         self._administrators = administrators
-        self._callers = callers
         self._log = log
         self._throttled = ThrottledLog(log)
 
-    def handlers(self) -> grpc.GenericRpcHandler:
-        """Return the gRPC handlers of all methods of proto/admin.proto."""
-        reads = {
-            "GetStatus": self._read("GetStatus", pb.GetStatusRequest, self._status),
-            "Explain": self._read("Explain", pb.ExplainRequest, self._explain),
-            "DiffEntries": self._read("DiffEntries", pb.DiffEntriesRequest, self._diff),
-            "GetMetrics": self._read("GetMetrics", pb.GetMetricsRequest, self._metrics),
+    def methods(self) -> Mapping[bytes, Method]:
+        """Return all methods of proto/admin.proto."""
+        answers: dict[str, Callable[[Any], Awaitable[Message]]] = {
+            "GetStatus": self._status,
+            "Explain": self._explain,
+            "DiffEntries": self._diff,
+            "GetMetrics": self._metrics,
+            "PrepareAuthority": self._prepare,
+            "ActivateAuthority": self._activate,
+            "TaintAuthority": self._taint,
+            "RevokeAuthority": self._revoke,
         }
-        commands = {
-            "PrepareAuthority": self._command("PrepareAuthority", pb.KindRequest, self._prepare),
-            "ActivateAuthority": self._command("ActivateAuthority", pb.KindRequest, self._activate),
-            "TaintAuthority": self._command("TaintAuthority", pb.AuthorityRequest, self._taint),
-            "RevokeAuthority": self._command("RevokeAuthority", pb.AuthorityRequest, self._revoke),
-        }
-        return grpc.method_handlers_generic_handler(SERVICE, reads | commands)
+        self._names = {path_of(_DESCRIPTOR, name): name for name in answers}
+        handlers = {name: partial(self._answer, answer) for name, answer in answers.items()}
+        return served(_DESCRIPTOR, handlers, MAX_FILE_BYTES)
+
+    def unknown_method(self) -> Method:
+        """Return the method that refuses a call of any other method."""
+        return Method(answer=refuse_unknown, max_request_bytes=0, streams_requests=True)
 
     async def _status(self, _request: pb.GetStatusRequest) -> Message:
         return as_message(self._operations.status(), pb.Status)
@@ -110,45 +119,28 @@ class AdminApi:
 
     # --- every call ------------------------------------------------------------------------------
 
-    def _command(
+    async def _answer(
         self,
-        name: str,
-        request_type: type[RequestT],
-        answer: Callable[[RequestT], Awaitable[Message]],
-    ) -> grpc.RpcMethodHandler[bytes, bytes]:
-        """Return the handler of a method that changes something: each call is logged."""
-        return self._read(name, request_type, answer, is_command=True)
+        answer: Callable[[Any], Awaitable[Message]],
+        request_type: type[Message],
+        call: Call,
+    ) -> None:
+        credentials = self._admit(call)
+        request = decode(request_type, call.request)
+        with self._command_logged(self._name(call), request, credentials):
+            response = encode(await answer(request))
+        await call.send(response)
 
-    def _read(
-        self,
-        name: str,
-        request_type: type[RequestT],
-        answer: Callable[[RequestT], Awaitable[Message]],
-        *,
-        is_command: bool = False,
-    ) -> grpc.RpcMethodHandler[bytes, bytes]:
-        async def handle(raw: bytes, context: ServicerContext) -> bytes:
-            try:
-                credentials = self._admit(context)
-                request = decode(request_type, raw)
-                with self._command_logged(name, request, credentials, is_command=is_command):
-                    return (await answer(request)).SerializeToString()
-            except Exception as error:  # noqa: BLE001 - every failure becomes a status
-                await self._fail(context, name, error)
-
-        return grpc.unary_unary_rpc_method_handler(handle)
-
-    def _admit(self, context: ServicerContext) -> Credentials:
-        credentials = self._callers.begin_call(context.peer()).credentials
+    def _admit(self, call: Call) -> Credentials:
+        credentials = call.caller().credentials
         if not self._administrators.include(credentials):
             raise PeerError(f"user {credentials.uid} may not administer this agent")
         return credentials
 
     @contextmanager
-    def _command_logged(
-        self, method: str, request: Message, caller: Credentials, *, is_command: bool
-    ) -> Iterator[None]:
+    def _command_logged(self, method: str, request: Message, caller: Credentials) -> Iterator[None]:
         """Log what became of the command in the block."""
+        is_command = method in _COMMANDS
         arguments = {field.name: value for field, value in request.ListFields()}
         fields = {"method": method, **arguments, "pid": caller.pid, "uid": caller.uid}
         try:
@@ -160,13 +152,23 @@ class AdminApi:
         if is_command:
             self._log.warning("admin command", **fields)
 
-    async def _fail(self, context: ServicerContext, method: str, error: Exception) -> NoReturn:
-        if isinstance(error, PeerError):
-            self._throttled.warning("admin call refused", method, method=method, reason=str(error))
-        elif not isinstance(error, VouchdError):
+    # --- the ends of calls ----------------------------------------------------------------------
+
+    def ended(self, call: Call, code: StatusCode) -> None:
+        """See CallObserver."""
+
+    def failed(self, call: Call, error: Exception) -> StatusError:
+        """See CallObserver."""
+        method, reason = self._name(call), str(error)
+        if not isinstance(error, VouchdError):
             self._throttled.exception("internal error", method, where="admin call", method=method)
-        await context.abort(code_of(error), details_for_operator(error))
-        raise AssertionError("abort returned")
+        elif isinstance(error, PeerError | UnsupportedError | StatusError):
+            self._throttled.warning("admin call refused", method, method=method, reason=reason)
+        metadata = error.metadata if isinstance(error, StatusError) else ()
+        return StatusError(code_of(error), details_for_operator(error), metadata)
+
+    def _name(self, call: Call) -> str:
+        return self._names.get(call.path, call.path)
 
 
 def as_message(value: object, message_type: type[ResponseT]) -> ResponseT:

@@ -7,8 +7,6 @@ is a defect of the agent; clients may retry it. The admin API uses the same tabl
 
 from __future__ import annotations
 
-import grpc
-
 from agent.errors import (
     AttestationError,
     AuthorityError,
@@ -17,6 +15,7 @@ from agent.errors import (
     PeerError,
     PeerGoneError,
     RequestError,
+    ResponseSizeError,
     StartupError,
     UnansweredError,
     UnavailableError,
@@ -25,14 +24,14 @@ from agent.errors import (
 )
 from agent.limits.quotas import OverLimitError
 from agent.signals import Refused
-
-Code = grpc.StatusCode
+from agent.transport.service import StatusCode as Code
+from agent.transport.service import StatusError
 
 # rust-spiffe compares the details of PERMISSION_DENIED with exactly these words.
 NO_IDENTITY = "no identity issued"
 INTERNAL = "internal error; the agent's log says more"
 
-_TABLE: dict[type[Exception], tuple[grpc.StatusCode, Refused]] = {
+_TABLE: dict[type[Exception], tuple[Code, Refused]] = {
     RequestError: (Code.INVALID_ARGUMENT, Refused.REQUEST),
     UnsupportedError: (Code.UNIMPLEMENTED, Refused.UNSUPPORTED),
     NotFoundError: (Code.NOT_FOUND, Refused.REQUEST),
@@ -44,18 +43,29 @@ _TABLE: dict[type[Exception], tuple[grpc.StatusCode, Refused]] = {
     UnansweredError: (Code.UNAVAILABLE, Refused.UNANSWERED),
     AuthorityError: (Code.UNAVAILABLE, Refused.AUTHORITY),
     StartupError: (Code.UNAVAILABLE, Refused.UNAVAILABLE),
+    ResponseSizeError: (Code.RESOURCE_EXHAUSTED, Refused.RESPONSE_SIZE),
+}
+# The words of calls that break a rule of gRPC (agent.transport.grpc_protocol).
+_WORDS = {
+    Code.RESOURCE_EXHAUSTED: Refused.SIZE,
+    Code.UNIMPLEMENTED: Refused.UNSUPPORTED,
+    Code.UNAVAILABLE: Refused.UNAVAILABLE,
 }
 _DEFECT = Code.UNAVAILABLE, Refused.INTERNAL
 
 
-def code_of(error: Exception) -> grpc.StatusCode:
+def code_of(error: Exception) -> Code:
     """Return the status code of a failed call."""
-    return _row(error)[0]
+    return error.code if isinstance(error, StatusError) else _row(error)[0]
 
 
 def reason_of(error: Exception) -> str:
     """Return the word for a failed call in `vouchd_refusals_total`."""
-    return error.reason if isinstance(error, OverLimitError) else _row(error)[1]
+    if isinstance(error, OverLimitError):
+        return error.reason
+    if isinstance(error, StatusError):
+        return _WORDS.get(error.code, Refused.REQUEST)
+    return _row(error)[1]
 
 
 def details_for_workload(error: Exception) -> str:
@@ -70,6 +80,6 @@ def details_for_operator(error: Exception) -> str:
     return str(error) if isinstance(error, VouchdError) else INTERNAL
 
 
-def _row(error: Exception) -> tuple[grpc.StatusCode, Refused]:
+def _row(error: Exception) -> tuple[Code, Refused]:
     """Return the row of the most specific class."""
     return next((_TABLE[kind] for kind in type(error).__mro__ if kind in _TABLE), _DEFECT)

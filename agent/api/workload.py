@@ -15,12 +15,11 @@ from weakref import WeakKeyDictionary
 
 from google.protobuf import json_format
 
-from agent.api.guard import Streaming, Unary
 from agent.api.workload_messages import (
-    Response,
     jwt_response,
     parse_requested_id,
     require_audience,
+    respond,
     x509_response,
 )
 from agent.authority.authority_set import AuthorityKind
@@ -34,17 +33,18 @@ from agent.errors import (
 from agent.pb import workloadapi_pb2 as pb
 from agent.spiffe.jwt_rules import validate_jwt_svid
 from agent.telemetry.throttled_log import ThrottledLog
+from agent.transport.grpc_protocol import RESPONSE_BYTES, check_response_size
 from agent.workloads.entitlement import Entitlement
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
     from datetime import timedelta
 
-    import grpc
     from google.protobuf.message import Message
     from structlog.typing import FilteringBoundLogger
 
-    from agent.api.guard import Guard, Method
+    from agent.api.guard import Guard
+    from agent.api.workload_messages import Response
     from agent.attestation.result import Attested
     from agent.authority.signer import Signer
     from agent.clock import Clock
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from agent.svids.x509 import X509Svids
     from agent.svids.x509_svid import X509Svid
     from agent.telemetry.audit import Issued
+    from agent.transport.service import Method
     from agent.workloads.entitlement import Entitlements
     from agent.workloads.streams import OpenStream, Streams
 
@@ -65,7 +66,7 @@ RETRY_SECONDS = 10.0
 TOGETHER_SECONDS = 1.0
 
 SvidT = TypeVar("SvidT")
-Responses: TypeAlias = "AsyncGenerator[Message, None]"
+Responses: TypeAlias = "AsyncGenerator[Response, None]"
 
 
 class Entitle(Protocol):
@@ -104,7 +105,16 @@ class _CachedResponse:
 
     bundle: TrustBundle
     serials: tuple[int, ...]
-    response: Response[pb.X509SVIDResponse]
+    response: Response
+
+
+@dataclass(frozen=True, slots=True)
+class _CachedBundles:
+    """The responses for all callers that read bundles, until the bundle changes."""
+
+    bundle: TrustBundle
+    x509: Response
+    jwt: Response
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +143,8 @@ class ServingPolicy:
 
     review: Review
     allow_unauthenticated_verifiers: bool = False
+    response_bytes: int = RESPONSE_BYTES
+    """The most bytes of a response."""
 
 
 class WorkloadApi:
@@ -168,19 +180,24 @@ class WorkloadApi:
         self._throttled = ThrottledLog(log)
         # By the first SVID of the response: a response holds keys, and is dropped with them.
         self._x509_responses: WeakKeyDictionary[X509Svid, _CachedResponse] = WeakKeyDictionary()
+        self._bundle_responses: _CachedBundles | None = None
 
-    def handlers(self, guard: Guard) -> grpc.GenericRpcHandler:
-        """Return the gRPC handlers of the seven methods of the standard (section 2)."""
-        methods: dict[str, Method] = {
-            _FETCH_X509_SVID.name: Streaming(pb.X509SVIDRequest, self.fetch_x509_svid),
-            _FETCH_X509_BUNDLES.name: Streaming(pb.X509BundlesRequest, self.fetch_x509_bundles),
-            _FETCH_JWT_SVID: Unary(pb.JWTSVIDRequest, self.fetch_jwt_svid),
-            _FETCH_JWT_BUNDLES.name: Streaming(pb.JWTBundlesRequest, self.fetch_jwt_bundles),
-            "ValidateJWTSVID": Unary(pb.ValidateJWTSVIDRequest, self.validate_jwt_svid),
-            "FetchWITSVID": Streaming(pb.WITSVIDRequest, self.fetch_wit),
-            "FetchWITBundles": Streaming(pb.WITBundlesRequest, self.fetch_wit),
-        }
-        return guard.handlers(self.service, methods)
+    def methods(self, guard: Guard) -> Mapping[bytes, Method]:
+        """Return the seven methods of the standard (section 2), behind the guard."""
+        return guard.methods(
+            _DESCRIPTOR,
+            unary={
+                _FETCH_JWT_SVID: self.fetch_jwt_svid,
+                "ValidateJWTSVID": self.validate_jwt_svid,
+            },
+            streaming={
+                _FETCH_X509_SVID.name: self.fetch_x509_svid,
+                _FETCH_X509_BUNDLES.name: self.fetch_x509_bundles,
+                _FETCH_JWT_BUNDLES.name: self.fetch_jwt_bundles,
+                "FetchWITSVID": self.fetch_wit,
+                "FetchWITBundles": self.fetch_wit,
+            },
+        )
 
     def fetch_x509_svid(self, caller: Caller, _request: pb.X509SVIDRequest) -> Responses:
         """Send the caller's X.509-SVIDs with their keys, now and at each renewal."""
@@ -194,9 +211,7 @@ class WorkloadApi:
         """Send the JWT authorities that the caller may trust, now and at each change."""
         return self._push(_FETCH_JWT_BUNDLES, caller, self._verifier, self._jwt_bundles_response)
 
-    async def fetch_jwt_svid(
-        self, caller: Caller, request: pb.JWTSVIDRequest
-    ) -> pb.JWTSVIDResponse:
+    async def fetch_jwt_svid(self, caller: Caller, request: pb.JWTSVIDRequest) -> Response:
         """Return a JWT-SVID for each identity of the caller, or for the one in the request."""
         audience = require_audience(request.audience)
         requested = parse_requested_id(request.spiffe_id)
@@ -207,11 +222,11 @@ class WorkloadApi:
             raise NoIdentityError(f"the caller asked for {requested}, which is not its identity")
         response = self._jwt_response(identities, audience)
         self._note_served(_FETCH_JWT_SVID, caller, entitlement, response)
-        return response.message
+        return response
 
     async def validate_jwt_svid(
         self, caller: Caller, request: pb.ValidateJWTSVIDRequest
-    ) -> pb.ValidateJWTSVIDResponse:
+    ) -> Response:
         """Validate a token for an audience, and return its claims."""
         if not request.audience:
             raise RequestError("audience must be specified")
@@ -224,7 +239,7 @@ class WorkloadApi:
         response = pb.ValidateJWTSVIDResponse(spiffe_id=str(valid.spiffe_id))
         # A list even if the token has a string: clients need one form only.
         json_format.ParseDict({**valid.claims, "aud": [*valid.audience]}, response.claims)
-        return response
+        return respond(response)
 
     def fetch_wit(self, _caller: Caller, _request: Message) -> Responses:
         """Refuse: WIT-SVIDs are not served (Workload API section 7).
@@ -239,10 +254,10 @@ class WorkloadApi:
         method: _Stream,
         caller: Caller,
         entitle: Entitle,
-        compose: Callable[[Sequence[Identity]], Response[Message]],
+        compose: Callable[[Sequence[Identity]], Response],
     ) -> Responses:
         """Yield a response now and after each change, except one equal to the last."""
-        sent: Message | None = None
+        sent = b""
         with self._streams.open_stream(caller, method.name, method.kind) as stream:
             while True:
                 # A change from here on ends the next wait.
@@ -254,10 +269,10 @@ class WorkloadApi:
                 watched = entitlement.identities if method.has_svids else ()
                 with self._x509_svids.watch(watched, stream.changed):
                     response = compose(entitlement.identities)
-                    if response.message != sent:
+                    if response.framed != sent:
                         self._note_served(method.name, caller, entitlement, response)
-                        sent = response.message
-                        yield sent
+                        sent = response.framed
+                        yield response
                     while not await self._is_due(stream, entitle):
                         pass
 
@@ -301,7 +316,7 @@ class WorkloadApi:
         bundle = self._authority.bundle
         return {bundle.trust_domain: bundle}
 
-    def _x509_response(self, identities: Sequence[Identity]) -> Response[pb.X509SVIDResponse]:
+    def _x509_response(self, identities: Sequence[Identity]) -> Response:
         bundle = self._authority.bundle
         svids = self._svid_of_each(identities, self._x509_svids.get)
         serials, first = tuple(svid.serial for _, svid in svids), svids[0][1]
@@ -311,23 +326,25 @@ class WorkloadApi:
             self._x509_responses[first] = cached
         return cached.response
 
-    def _jwt_response(
-        self, identities: Sequence[Identity], audience: tuple[str, ...]
-    ) -> Response[pb.JWTSVIDResponse]:
+    def _jwt_response(self, identities: Sequence[Identity], audience: tuple[str, ...]) -> Response:
         svids = self._svid_of_each(identities, lambda each: self._jwt_svids.get(each, audience))
         return jwt_response(svids, audience)
 
-    def _x509_bundles_response(
-        self, _identities: Sequence[Identity]
-    ) -> Response[pb.X509BundlesResponse]:
-        bundles = {td.id: bundle.x509_der() for td, bundle in self._bundles().items()}
-        return Response(pb.X509BundlesResponse(bundles=bundles))
+    def _x509_bundles_response(self, _identities: Sequence[Identity]) -> Response:
+        return self._responses_with_bundles().x509
 
-    def _jwt_bundles_response(
-        self, _identities: Sequence[Identity]
-    ) -> Response[pb.JWTBundlesResponse]:
-        bundles = {td.id: bundle.jwks() for td, bundle in self._bundles().items()}
-        return Response(pb.JWTBundlesResponse(bundles=bundles))
+    def _jwt_bundles_response(self, _identities: Sequence[Identity]) -> Response:
+        return self._responses_with_bundles().jwt
+
+    def _responses_with_bundles(self) -> _CachedBundles:
+        bundle, cached = self._authority.bundle, self._bundle_responses
+        if cached is None or cached.bundle is not bundle:
+            bundles = self._bundles().items()
+            x509 = pb.X509BundlesResponse(bundles={td.id: each.x509_der() for td, each in bundles})
+            jwt = pb.JWTBundlesResponse(bundles={td.id: each.jwks() for td, each in bundles})
+            cached = _CachedBundles(bundle, respond(x509), respond(jwt))
+            self._bundle_responses = cached
+        return cached
 
     def _svid_of_each(
         self, identities: Sequence[Identity], get: Callable[[Identity], SvidT]
@@ -353,8 +370,14 @@ class WorkloadApi:
         return svids
 
     def _note_served(
-        self, method: str, caller: Caller, entitlement: Entitlement, response: Response[Message]
+        self, method: str, caller: Caller, entitlement: Entitlement, response: Response
     ) -> None:
+        """Note that a response is about to be sent.
+
+        Raises:
+            ResponseSizeError: clients would not take it.
+        """
+        check_response_size(response.framed, self.policy.response_bytes)
         for _, svid in response.issued:
             self._note_issued(caller, svid, entitlement.attestation)
         if response.issued:

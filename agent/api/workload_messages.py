@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
+from agent.api.methods import encode
 from agent.errors import RequestError
 from agent.pb import workloadapi_pb2 as pb
 from agent.spiffe.ids import SpiffeId
@@ -25,35 +27,38 @@ MAX_AUDIENCES = 32
 # A longer token would exceed what servers take in a header, and the limit of our own validator.
 MAX_AUDIENCE_CHARS = 4096
 
-MessageT_co = TypeVar("MessageT_co", bound="Message", covariant=True)
 SvidT = TypeVar("SvidT", pb.X509SVID, pb.JWTSVID)
 
 
 @dataclass(frozen=True, slots=True)
-class Response(Generic[MessageT_co]):
-    """A message, and the SVIDs in it, each with its identity."""
+class Response:
+    """An encoded message, and the SVIDs in it, each with its identity.
 
-    message: MessageT_co
+    All streams that carry an equal response share its bytes.
+    """
+
+    framed: bytes
     issued: tuple[tuple[Identity, Issued], ...] = ()
 
 
-def x509_response(
-    svids: Sequence[tuple[Identity, X509Svid]], bundle: bytes
-) -> Response[pb.X509SVIDResponse]:
+def respond(message: Message, issued: tuple[tuple[Identity, Issued], ...] = ()) -> Response:
+    """Encode a response of any size: the limit in force may change while it is kept."""
+    return Response(encode(message, math.inf), issued)
+
+
+def x509_response(svids: Sequence[tuple[Identity, X509Svid]], bundle: bytes) -> Response:
     """Make the response with all X.509-SVIDs of a caller, and their keys."""
     messages = [_x509_message(svid, bundle) for _, svid in svids]
-    return Response(
+    return respond(
         pb.X509SVIDResponse(svids=_with_unique_hints(messages)),
         tuple((identity, _issued_x509(identity, svid)) for identity, svid in svids),
     )
 
 
-def jwt_response(
-    svids: Sequence[tuple[Identity, JwtSvid]], audience: tuple[str, ...]
-) -> Response[pb.JWTSVIDResponse]:
+def jwt_response(svids: Sequence[tuple[Identity, JwtSvid]], audience: tuple[str, ...]) -> Response:
     """Make the response with the JWT-SVIDs that a caller asked for."""
     messages = [_jwt_message(identity, svid) for identity, svid in svids]
-    return Response(
+    return respond(
         pb.JWTSVIDResponse(svids=_with_unique_hints(messages)),
         tuple((identity, _issued_jwt(identity, svid, audience)) for identity, svid in svids),
     )
