@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 _DESCRIPTOR = pb.DESCRIPTOR.services_by_name["Admin"]
 SERVICE = _DESCRIPTOR.full_name
+_NAMES = {path_of(_DESCRIPTOR, name): name for name in _DESCRIPTOR.methods_by_name}
 # These change something: each call is logged.
 _COMMANDS = frozenset(
     {"PrepareAuthority", "ActivateAuthority", "TaintAuthority", "RevokeAuthority"}
@@ -84,7 +85,6 @@ class AdminApi:
             "TaintAuthority": self._taint,
             "RevokeAuthority": self._revoke,
         }
-        self._names = {path_of(_DESCRIPTOR, name): name for name in answers}
         handlers = {name: partial(self._answer, answer) for name, answer in answers.items()}
         return served(_DESCRIPTOR, handlers, MAX_FILE_BYTES)
 
@@ -168,7 +168,7 @@ class AdminApi:
         return StatusError(code_of(error), details_for_operator(error), metadata)
 
     def _name(self, call: Call) -> str:
-        return self._names.get(call.path, call.path)
+        return _NAMES.get(call.path, call.path)
 
 
 def as_message(value: object, message_type: type[ResponseT]) -> ResponseT:

@@ -6,6 +6,7 @@ generated code, so the file of v1 is made from the one of v1alpha.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -115,19 +116,19 @@ def _message(name: str) -> Descriptor:
 
 def _file_by_name(name: str) -> FileDescriptor:
     for pool in _POOLS:
-        try:
+        with suppress(KeyError):
             return pool.FindFileByName(name)
-        except KeyError:
-            continue
     raise KeyError(name)
 
 
 def _file_of(symbol: str) -> FileDescriptor:
+    # The pool knows services, and not their methods: a method is found by its service.
+    service, _, method = symbol.rpartition(".")
     for pool in _POOLS:
-        try:
+        with suppress(KeyError):
             return pool.FindFileContainingSymbol(symbol)
-        except KeyError:
-            continue
+        with suppress(KeyError):
+            return pool.FindServiceByName(service).methods_by_name[method].containing_service.file
     raise KeyError(symbol)
 
 

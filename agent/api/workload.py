@@ -239,7 +239,9 @@ class WorkloadApi:
         response = pb.ValidateJWTSVIDResponse(spiffe_id=str(valid.spiffe_id))
         # A list even if the token has a string: clients need one form only.
         json_format.ParseDict({**valid.claims, "aud": [*valid.audience]}, response.claims)
-        return respond(response)
+        answer = respond(response)
+        self._check_size(answer)
+        return answer
 
     def fetch_wit(self, _caller: Caller, _request: Message) -> Responses:
         """Refuse: WIT-SVIDs are not served (Workload API section 7).
@@ -369,6 +371,9 @@ class WorkloadApi:
             raise failure
         return svids
 
+    def _check_size(self, response: Response) -> None:
+        check_response_size(response.framed, self.policy.response_bytes)
+
     def _note_served(
         self, method: str, caller: Caller, entitlement: Entitlement, response: Response
     ) -> None:
@@ -377,7 +382,7 @@ class WorkloadApi:
         Raises:
             ResponseSizeError: clients would not take it.
         """
-        check_response_size(response.framed, self.policy.response_bytes)
+        self._check_size(response)
         for _, svid in response.issued:
             self._note_issued(caller, svid, entitlement.attestation)
         if response.issued:

@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
 
-from agent.api.servers import MAX_REQUEST_BYTES
+from agent.api.methods import MAX_REQUEST_BYTES
 from agent.pb import workloadapi_pb2 as pb
 from agent.transport.http2 import GO_AWAY
 from tests.conftest import AgentFactory

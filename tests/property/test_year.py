@@ -32,6 +32,7 @@ from agent.kernel.caller import identify
 from agent.pb import workloadapi_pb2 as pb
 from agent.spiffe.ids import SpiffeId
 from agent.spiffe.jwt_rules import validate_jwt_svid
+from agent.transport.grpc_protocol import PREFIX_BYTES
 from attestors.api import Selector
 from tests.support.fakes import FakeClock
 from tests.support.year import DAY, HOUR, LONGEST, TD, Agent, Client
@@ -256,7 +257,8 @@ class Year(RuleBasedStateMachine):
         if not self.expected(client):
             return
         request = pb.JWTSVIDRequest(audience=["a"])
-        answer = self.do(self.agent.api.fetch_jwt_svid(client.caller, request))
+        response = self.do(self.agent.api.fetch_jwt_svid(client.caller, request))
+        answer = pb.JWTSVIDResponse.FromString(response.framed[PREFIX_BYTES:])
         for svid in answer.svids:
             bundle = self.agent.authority.bundle
             valid = validate_jwt_svid(svid.svid, "a", {TD: bundle}, self.clock.now())

@@ -27,6 +27,7 @@ from agent.spiffe.ids import TrustDomain
 from agent.spiffe.keys import KeyType
 from agent.spiffe.x509_rules import validate_x509_svid
 from agent.telemetry.metrics import Metrics
+from agent.transport.grpc_protocol import PREFIX_BYTES
 from agent.workloads.entitlement import Entitlements
 from agent.workloads.entry_reload import EntryReloader
 from attestors.api import Findings, Options, Selector, WorkloadRef
@@ -72,8 +73,8 @@ class Client:
     async def read(self, api: WorkloadApi) -> None:
         self.shown = None
         try:
-            async for message in api.fetch_x509_svid(self.caller, pb.X509SVIDRequest()):
-                assert isinstance(message, pb.X509SVIDResponse)
+            async for response in api.fetch_x509_svid(self.caller, pb.X509SVIDRequest()):
+                message = pb.X509SVIDResponse.FromString(response.framed[PREFIX_BYTES:])
                 self.messages += 1
                 self.shown = list(message.svids)
                 self.verify()

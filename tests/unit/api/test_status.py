@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import grpc
 import pytest
 
 from agent.api.status import code_of, details_for_operator, details_for_workload, reason_of
@@ -16,13 +15,14 @@ from agent.errors import (
     PeerError,
     PeerGoneError,
     RequestError,
+    ResponseSizeError,
     UnansweredError,
     UnavailableError,
     UnsupportedError,
 )
 from agent.signals import Refused
-
-Code = grpc.StatusCode
+from agent.transport.service import StatusCode as Code
+from agent.transport.service import StatusError
 
 
 @pytest.mark.parametrize(
@@ -36,6 +36,8 @@ Code = grpc.StatusCode
         (NoIdentityError("secret reason"), Code.PERMISSION_DENIED, "no identity issued"),
         (AttestationError("try again"), Code.UNAVAILABLE, "try again"),
         (AuthorityError("no key"), Code.UNAVAILABLE, "no key"),
+        (ResponseSizeError("it has 5 bytes"), Code.RESOURCE_EXHAUSTED, "it has 5 bytes"),
+        (StatusError(Code.INTERNAL, "half a message"), Code.INTERNAL, "half a message"),
         (KeystoreError("secret path"), Code.UNAVAILABLE, "internal error"),
         (ZeroDivisionError("secret"), Code.UNAVAILABLE, "internal error"),
     ],
@@ -66,6 +68,23 @@ def test_each_error_has_a_word_in_the_metrics() -> None:
         AuthorityError: Refused.AUTHORITY,
         IssuanceError: Refused.AUTHORITY,
         UnavailableError: Refused.UNAVAILABLE,
+        ResponseSizeError: Refused.RESPONSE_SIZE,
         ZeroDivisionError: Refused.INTERNAL,
     }
     assert {kind: reason_of(kind("why")) for kind in words} == words
+
+
+@pytest.mark.parametrize(
+    ("code", "word"),
+    [
+        (Code.RESOURCE_EXHAUSTED, Refused.SIZE),
+        (Code.UNIMPLEMENTED, Refused.UNSUPPORTED),
+        (Code.UNAVAILABLE, Refused.UNAVAILABLE),
+        (Code.INVALID_ARGUMENT, Refused.REQUEST),
+        (Code.INTERNAL, Refused.REQUEST),
+    ],
+)
+def test_a_call_that_breaks_a_rule_of_grpc_has_a_word_in_the_metrics(
+    code: Code, word: Refused
+) -> None:
+    assert reason_of(StatusError(code, "why")) == word

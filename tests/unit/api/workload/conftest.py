@@ -6,11 +6,13 @@ import datetime as dt
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import pytest
+from google.protobuf.message import Message
 
 from agent.api.workload import Review, ServingPolicy
+from agent.api.workload_messages import Response
 from agent.attestation.result import Attested, Report
 from agent.authority.embedded import AuthorityPolicy, EmbeddedAuthority
 from agent.authority.keystore import Keystore
@@ -21,12 +23,14 @@ from agent.pb import workloadapi_pb2 as pb
 from agent.service.wiring import make_issuing, make_streams, make_workload_api
 from agent.spiffe.ids import TrustDomain
 from agent.spiffe.keys import KeyType
+from agent.transport.grpc_protocol import PREFIX_BYTES
 from agent.workloads.entitlement import Entitlement
 from attestors.api import Selector
 from tests.support.fakes import FakeClock, FakeLog, identity
 from tests.support.settings import settings
 
 TD = TrustDomain("example.org")
+MessageT = TypeVar("MessageT", bound=Message)
 
 
 class Stub(SimpleNamespace):
@@ -101,12 +105,33 @@ def served(keystore: Keystore) -> Iterator[ServedApi]:
     served.authority.close()
 
 
-async def first_x509(served: ServedApi) -> pb.X509SVIDResponse:
+def decoded(kind: type[MessageT], response: Response) -> MessageT:
+    return kind.FromString(response.framed[PREFIX_BYTES:])
+
+
+def x509(response: Response) -> pb.X509SVIDResponse:
+    return decoded(pb.X509SVIDResponse, response)
+
+
+async def first_response(served: ServedApi) -> Response:
     stream = served.api.fetch_x509_svid(CALLER, pb.X509SVIDRequest())
     response = await anext(stream)
     await stream.aclose()
-    assert isinstance(response, pb.X509SVIDResponse)
     return response
+
+
+async def first_x509(served: ServedApi) -> pb.X509SVIDResponse:
+    return x509(await first_response(served))
+
+
+async def fetch_jwt(served: ServedApi, request: pb.JWTSVIDRequest) -> pb.JWTSVIDResponse:
+    return decoded(pb.JWTSVIDResponse, await served.api.fetch_jwt_svid(CALLER, request))
+
+
+async def validate(
+    served: ServedApi, request: pb.ValidateJWTSVIDRequest
+) -> pb.ValidateJWTSVIDResponse:
+    return decoded(pb.ValidateJWTSVIDResponse, await served.api.validate_jwt_svid(CALLER, request))
 
 
 def jwt_request(*audience: str, spiffe_id: str = "") -> pb.JWTSVIDRequest:

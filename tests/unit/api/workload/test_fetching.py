@@ -4,20 +4,40 @@ from __future__ import annotations
 
 import gc
 import sys
-from typing import Any, cast
+from typing import Any
 
 import jwt
 import pytest
-from cryptography import x509
+from cryptography.x509 import load_der_x509_certificate
 
+from agent.api.workload import ServingPolicy
+from agent.authority.authority_set import AuthorityKind
 from agent.entries.identity import Identity
-from agent.errors import AuthorityError, NoIdentityError, RequestError, VouchdError
+from agent.errors import (
+    AuthorityError,
+    NoIdentityError,
+    RequestError,
+    ResponseSizeError,
+    VouchdError,
+)
 from agent.pb import workloadapi_pb2 as pb
 from agent.telemetry.audit import selectors_sha256
 from agent.telemetry.plain import to_plain
+from agent.transport.grpc_protocol import PREFIX_BYTES
 from attestors.api import Selector
 from tests.support.fakes import identity
-from tests.unit.api.workload.conftest import CALLER, HOUR, ServedApi, first_x509, jwt_request
+from tests.unit.api.workload.conftest import (
+    CALLER,
+    HOUR,
+    ServedApi,
+    bundle_streams,
+    fetch_jwt,
+    first_response,
+    first_x509,
+    jwt_request,
+    validate,
+    x509,
+)
 
 
 def hinted(name: str, hint: str = "") -> Identity:
@@ -27,20 +47,58 @@ def hinted(name: str, hint: str = "") -> Identity:
 async def test_callers_with_the_same_svids_share_one_response_until_the_keys_are_replaced(
     served: ServedApi,
 ) -> None:
-    first = await first_x509(served)
-    assert await first_x509(served) is first
+    first = (await first_response(served)).framed
+    assert (await first_response(served)).framed is first
     await served.clock.advance(HOUR)
-    renewed = await first_x509(served)
-    assert renewed.svids[0].x509_svid_key != first.svids[0].x509_svid_key
+    assert (await first_response(served)).framed != first
     gc.collect()
     assert sys.getrefcount(first) == 2, "one here, one of the call"
+
+
+async def test_callers_that_read_bundles_share_one_response_until_the_bundle_changes(
+    served: ServedApi,
+) -> None:
+    first, second = [
+        [(await anext(stream)).framed for stream in bundle_streams(served)] for _ in range(2)
+    ]
+    assert all(one is other for one, other in zip(first, second, strict=True))
+    await served.authority.prepare(AuthorityKind.X509)
+    third = [(await anext(stream)).framed for stream in bundle_streams(served)]
+    assert third[0] != first[0]
+
+
+async def test_a_response_above_the_limit_is_neither_audited_nor_served(
+    served: ServedApi,
+) -> None:
+    size = len((await first_response(served)).framed) - PREFIX_BYTES
+    review = served.api.policy.review
+    served.api.policy = ServingPolicy(review=review, response_bytes=size)
+    await first_response(served)
+    served.api.policy = ServingPolicy(review=review, response_bytes=size - 1)
+    issued = len(served.lines.of("svid issued"))
+    with pytest.raises(ResponseSizeError, match=f"{size} bytes"):
+        await first_response(served)
+    served.api.policy = ServingPolicy(review=review, response_bytes=10)
+    with pytest.raises(ResponseSizeError):
+        await served.api.fetch_jwt_svid(CALLER, jwt_request())
+    for stream in bundle_streams(served):
+        with pytest.raises(ResponseSizeError):
+            await anext(stream)
+    assert len(served.lines.of("svid issued")) == issued
+
+
+async def test_a_validation_whose_answer_is_above_the_limit_fails(served: ServedApi) -> None:
+    token = (await fetch_jwt(served, jwt_request())).svids[0].svid
+    served.api.policy = ServingPolicy(review=served.api.policy.review, response_bytes=10)
+    with pytest.raises(ResponseSizeError):
+        await validate(served, pb.ValidateJWTSVIDRequest(audience="a", svid=token))
 
 
 async def test_svids_come_in_the_order_of_the_entries(served: ServedApi) -> None:
     served.identities = (identity("c"), identity("a"), identity("b"))
     ids = ["spiffe://example.org/c", "spiffe://example.org/a", "spiffe://example.org/b"]
     assert [svid.spiffe_id for svid in (await first_x509(served)).svids] == ids
-    tokens = await served.api.fetch_jwt_svid(CALLER, jwt_request())
+    tokens = await fetch_jwt(served, jwt_request())
     assert [svid.spiffe_id for svid in tokens.svids] == ids
 
 
@@ -54,7 +112,7 @@ async def test_the_first_of_several_svids_keeps_a_common_hint(served: ServedApi)
     )
     hints = ["x", "", "y", "", ""]
     assert [svid.hint for svid in (await first_x509(served)).svids] == hints
-    tokens = await served.api.fetch_jwt_svid(CALLER, jwt_request())
+    tokens = await fetch_jwt(served, jwt_request())
     assert [svid.hint for svid in tokens.svids] == hints
 
 
@@ -63,7 +121,7 @@ async def test_a_caller_that_requests_one_spiffe_id_gets_no_other_jwt_svid(
 ) -> None:
     served.identities = (identity("a"), identity("b"))
     request = jwt_request(spiffe_id="spiffe://example.org/b")
-    [svid] = (await served.api.fetch_jwt_svid(CALLER, request)).svids
+    [svid] = (await fetch_jwt(served, request)).svids
     assert svid.spiffe_id == "spiffe://example.org/b"
 
 
@@ -119,13 +177,13 @@ async def test_a_caller_gets_its_other_svids_when_one_cannot_be_issued(
 async def test_the_audit_trail_has_every_svid_of_every_message(served: ServedApi) -> None:
     served.identities = (identity("a"), identity("b"))
     stream = served.api.fetch_x509_svid(CALLER, pb.X509SVIDRequest())
-    first = cast("pb.X509SVIDResponse", await anext(stream))
+    first = x509(await anext(stream))
     served.identities = (identity("b"), identity("c"))
-    second = cast("pb.X509SVIDResponse", await anext(stream))
+    second = x509(await anext(stream))
     await stream.aclose()
-    tokens = (await served.api.fetch_jwt_svid(CALLER, jwt_request("x", "y"))).svids
+    tokens = (await fetch_jwt(served, jwt_request("x", "y"))).svids
     issued = [
-        x509.load_der_x509_certificate(svid.x509_svid)
+        load_der_x509_certificate(svid.x509_svid)
         for response in (first, second)
         for svid in response.svids
     ]
@@ -144,7 +202,7 @@ async def test_the_audit_trail_names_the_evidence_of_each_svid(served: ServedApi
     """A later attestation of the same caller may have other selectors."""
     served.selectors = frozenset({Selector("unix", "uid:1001")})
     await first_x509(served)
-    await served.api.fetch_jwt_svid(CALLER, jwt_request())
+    await fetch_jwt(served, jwt_request())
     digests = [line.get("selectors_sha256") for line in served.lines.of("svid issued")]
     assert digests == [selectors_sha256(served.selectors)] * 2
 
@@ -181,8 +239,8 @@ async def test_the_first_response_after_a_suspend_longer_than_every_lifetime_is_
     await stream.aclose()
     served.clock.set(served.clock.now() + 100 * HOUR)
     [svid] = (await first_x509(served)).svids
-    leaf = x509.load_der_x509_certificate(svid.x509_svid)
+    leaf = load_der_x509_certificate(svid.x509_svid)
     assert leaf.not_valid_before_utc <= served.clock.now() < leaf.not_valid_after_utc
-    token = (await served.api.fetch_jwt_svid(CALLER, jwt_request())).svids[0].svid
+    token = (await fetch_jwt(served, jwt_request())).svids[0].svid
     request = pb.ValidateJWTSVIDRequest(audience="a", svid=token)
-    assert (await served.api.validate_jwt_svid(CALLER, request)).spiffe_id
+    assert (await validate(served, request)).spiffe_id

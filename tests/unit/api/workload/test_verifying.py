@@ -15,8 +15,11 @@ from tests.unit.api.workload.conftest import (
     HOUR,
     ServedApi,
     bundle_streams,
+    decoded,
+    fetch_jwt,
     first_x509,
     jwt_request,
+    validate,
 )
 
 
@@ -34,9 +37,9 @@ async def test_validation_needs_the_audience_and_the_token(
 async def test_a_token_of_this_authority_is_valid_and_its_claims_are_returned(
     served: ServedApi,
 ) -> None:
-    token = (await served.api.fetch_jwt_svid(CALLER, jwt_request("a", "b"))).svids[0].svid
+    token = (await fetch_jwt(served, jwt_request("a", "b"))).svids[0].svid
     request = pb.ValidateJWTSVIDRequest(audience="b", svid=token)
-    valid = await served.api.validate_jwt_svid(CALLER, request)
+    valid = await validate(served, request)
     assert valid.spiffe_id == "spiffe://example.org/a"
     assert list(cast("Any", valid.claims["aud"])) == ["a", "b"]
     assert valid.claims["sub"] == "spiffe://example.org/a"
@@ -44,7 +47,7 @@ async def test_a_token_of_this_authority_is_valid_and_its_claims_are_returned(
 
 
 async def test_an_expired_token_is_not_valid(served: ServedApi) -> None:
-    token = (await served.api.fetch_jwt_svid(CALLER, jwt_request())).svids[0].svid
+    token = (await fetch_jwt(served, jwt_request())).svids[0].svid
     served.clock.set(served.clock.now() + HOUR + dt.timedelta(minutes=1))
     with pytest.raises(RequestError, match="expired"):
         await served.api.validate_jwt_svid(
@@ -69,14 +72,16 @@ async def test_allow_unauthenticated_verifiers_gives_every_caller_bundles_and_va
     keystore: Keystore,
 ) -> None:
     served = ServedApi(keystore, open_verifiers=True)
-    token = (await served.api.fetch_jwt_svid(CALLER, jwt_request())).svids[0].svid
+    token = (await fetch_jwt(served, jwt_request())).svids[0].svid
     served.identities = NoIdentityError("none")
-    for stream in bundle_streams(served):
-        response = await anext(stream)
-        assert list(response.bundles) == ["spiffe://example.org"]
-        await stream.aclose()
+    certificates, keys = [await anext(stream) for stream in bundle_streams(served)]
+    for bundles in (
+        decoded(pb.X509BundlesResponse, certificates).bundles,
+        decoded(pb.JWTBundlesResponse, keys).bundles,
+    ):
+        assert list(bundles) == ["spiffe://example.org"]
     request = pb.ValidateJWTSVIDRequest(audience="a", svid=token)
-    assert (await served.api.validate_jwt_svid(CALLER, request)).spiffe_id
+    assert (await validate(served, request)).spiffe_id
     with pytest.raises(NoIdentityError):
         await first_x509(served)
     served.authority.close()
