@@ -1,8 +1,4 @@
-"""The gRPC calls of one connection: begins them, and gives their responses to the HTTP/2 half.
-
-A handler makes its first step at once, in the turn of the event loop that read the request. Only a
-handler that has to wait becomes a Task: most calls need none. So the code of a first step must not
-ask for the current task, as `asyncio.timeout` and `TaskGroup` do.
+"""The gRPC calls of one connection: what the HTTP/2 half finds goes to the call that it concerns.
 
 A call counts from its header block until its handler has ended, also after the client or the half
 has reset its stream: otherwise a client could start any number of handlers.
@@ -10,48 +6,26 @@ has reset its stream: otherwise a client could start any number of handlers.
 
 from __future__ import annotations
 
-import math
-from asyncio import CancelledError, sleep
-from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from agent.errors import PeerGoneError
-from agent.transport.grpc_protocol import (
-    PREFIX_BYTES,
-    RESPONSE_HEADERS,
-    TRAILERS_OK,
-    MessageReader,
-    metadata,
-    read_request,
-    trailers,
-    trailers_only,
-    whole_message,
-)
-from agent.transport.half import (
-    BodyReceived,
-    ErrorCode,
-    RequestStarted,
-    StreamDrained,
-    StreamReset,
-)
-from agent.transport.service import StatusCode, StatusError
+from agent.transport.grpc_protocol import NO_REQUEST, read_request, reset_error
+from agent.transport.half import BodyReceived, RequestStarted, StreamDrained, StreamReset
+from agent.transport.served_call import ServedCall
+from agent.transport.service import StatusCode
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import AsyncIterator, Callable, Generator, Iterable
+    from collections.abc import Iterable
 
     from agent.kernel.caller import Caller
-    from agent.transport.grpc_protocol import Request
     from agent.transport.half import Event, Half
-    from agent.transport.service import Method, Services
+    from agent.transport.service import Services
 
 # A client sends a small request at once, and half of one costs memory.
 HALF_REQUEST_SECONDS = 10.0
 # A client that waits for a response takes it at once. A response that is not taken costs memory.
 UNTAKEN_SECONDS = 20.0
-
-_OF_A_CALL = (BodyReceived, StreamReset, StreamDrained)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,13 +116,13 @@ class Calls:
         for event in events:
             if isinstance(event, RequestStarted):
                 self._start(event)
-            elif isinstance(event, _OF_A_CALL) and (call := self._calls.get(event.stream)):
-                if isinstance(event, BodyReceived):
+            elif isinstance(event, BodyReceived):
+                if call := self._calls.get(event.stream):
                     call.take_body(event.data, ended=event.ended)
-                elif isinstance(event, StreamReset):
-                    call.cancel()
-                else:
-                    call.note_drained()
+            elif isinstance(event, StreamReset):
+                self._take_reset(event)
+            elif isinstance(event, StreamDrained) and (call := self._calls.get(event.stream)):
+                call.note_drained()
         if self._incomplete:
             for call in self._incomplete:
                 call.bound_request()
@@ -178,376 +152,13 @@ class Calls:
         if not call.start(ended=event.ended):
             self._incomplete.append(call)
 
-
-class ServedCall:
-    """A call under way: the `Call` of its handler, and the state of its stream."""
-
-    __slots__ = (
-        "_arrival",
-        "_calls",
-        "_code",
-        "_deadline",
-        "_drained",
-        "_has_begun",
-        "_has_ended",
-        "_head",
-        "_is_answered",
-        "_is_open",
-        "_method",
-        "_reader",
-        "_task",
-        "_timer",
-        "request",
-        "stream",
-    )
-
-    def __init__(self, calls: Calls, stream: int, head: Request, method: Method) -> None:
-        self.stream = stream
-        self.request = b""
-        """See Call.request."""
-        self._calls = calls
-        self._head = head
-        self._method = method
-        self._code = StatusCode.OK
-        self._is_open = True  # whether the response may still be sent
-        self._is_answered = False  # whether its header block has been sent
-        self._has_ended = False  # whether the request is complete
-        self._has_begun = False  # whether the handler has begun
-        self._deadline = math.inf
-        self._reader: MessageReader | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._drained: asyncio.Future[bool] | None = None
-        self._arrival: asyncio.Future[None] | None = None
-
-    # --- for the handler ------------------------------------------------------------------------
-
-    @property
-    def path(self) -> str:
-        """See Call.path."""
-        return self._head.printable_path
-
-    @property
-    def peer(self) -> Caller | None:
-        """See Call.peer."""
-        return self._calls.link.peer
-
-    def caller(self) -> Caller:
-        """See Call.caller."""
-        return self._calls.link.caller()
-
-    def metadata(self, name: str) -> tuple[str, ...]:
-        """See Call.metadata."""
-        return metadata(self._head.headers, name)
-
-    async def send(self, framed: bytes) -> None:
-        """See Call.send. The output is flushed after the step of the handler."""
-        if not self._is_open:
-            raise PeerGoneError("the client hung up before it took the response")
-        half = self._calls.half
-        if not self._is_answered:
-            self._note_answered()
-            half.send_headers(self.stream, RESPONSE_HEADERS)
-        if not half.send_data(self.stream, framed):
-            await self._wait_until_drained()
-
-    async def requests(self) -> AsyncIterator[bytes]:
-        """See Call.requests. The client may send more while the handler waits for a message."""
-        reader, allowed = self._reader, 0
-        while reader is not None:
-            message = reader.take()
-            if message is not None:
-                size = PREFIX_BYTES + len(message)
-                self._calls.held_bytes -= size
-                self._allow(size - allowed)
-                allowed = 0
-                yield message
-                await sleep(0)  # a client may send thousands of small messages at once
-            elif self._has_ended:
-                reader.check_ended()
-                return
-            else:
-                self._allow(len(reader) - allowed)
-                allowed = len(reader)
-                await self._wait_for_more()
-
-    # --- the request ----------------------------------------------------------------------------
-
-    def start(self, *, ended: bool) -> bool:
-        """Begin with the header block. Return whether nothing more is needed to begin."""
-        head, method = self._head, self._method
-        self._has_ended = ended
-        if head.refusal is not None:
-            self._refuse(head.refusal.error(), head.refusal.http_status)
-        elif head.timeout <= 0.0:
-            self._expire()
-        elif method.streams_requests:
-            self._set_deadline()
-            self._reader = MessageReader(method.max_request_bytes)
-            self._begin()
-        else:
-            self._set_deadline()
-            if not ended:
-                return False
-            self._reader = MessageReader(method.max_request_bytes)
-            self._complete(self._reader)
-        return True
-
-    def _set_deadline(self) -> None:
-        if self._head.timeout < math.inf:
-            self._deadline = self._calls.loop.time() + self._head.timeout
-
-    def take_body(self, data: bytes, *, ended: bool) -> None:
-        """Take a part of the request."""
-        if not self._is_open or self._has_ended:
-            return
-        self._has_ended = ended
-        reader = self._reader
-        if reader is None:
-            limit = self._method.max_request_bytes
-            if ended and (message := whole_message(data, limit)) is not None:
-                self.request = message
-                self._begin()
-                return
-            reader = self._reader = MessageReader(limit)
-        reader.feed(data)
-        self._calls.held_bytes += len(data)
-        if self._method.streams_requests:
-            if self._arrival is not None and not self._arrival.done():
-                self._arrival.set_result(None)
-        elif ended:
-            self._complete(reader)
-        else:
-            self._take_part(reader, len(data))
-
-    def _take_part(self, reader: MessageReader, size: int) -> None:
-        """Check the part of the only message that is there, and allow the client to send more."""
-        try:
-            reader.check_single()
-        except StatusError as error:
-            self._refuse(error)
-        else:
-            self._calls.half.consume(self.stream, size)
-
-    def _complete(self, reader: MessageReader) -> None:
-        held = len(reader)
-        try:
-            self.request = reader.take_single()
-        except StatusError as error:
-            self._refuse(error)
-        else:
-            self._calls.held_bytes -= held
-            self._begin()
-
-    def _allow(self, count: int) -> None:
-        """Allow the client to send so many bytes more."""
-        if count and self._is_open and not self._has_ended:
-            self._calls.half.consume(self.stream, count)
-
-    async def _wait_for_more(self) -> None:
-        self._arrival = self._calls.loop.create_future()
-        try:
-            await self._arrival
-        finally:
-            self._arrival = None
-
-    def bound_request(self) -> None:
-        """Bound the time of a request that did not come in one turn."""
-        if self._is_open and not self._has_ended:
-            loop = self._calls.loop
-            latest = loop.time() + self._calls.times.half_request
-            self._timer = loop.call_at(min(latest, self._deadline), self._end_half_request)
-
-    def _end_half_request(self) -> None:
-        calls = self._calls
-        if calls.loop.time() >= self._deadline:
-            self._expire()
-        else:
-            seconds = calls.times.half_request
-            details = f"the request was not complete within {seconds:g} s; try again"
-            self._refuse(StatusError(StatusCode.UNAVAILABLE, details))
-        calls.link.flush()
-
-    def _refuse(self, error: StatusError, http_status: int = 200) -> None:
-        """End a call without a handler: the client broke a rule of gRPC."""
-        self._end_response(self._calls.services.observer.failed(self, error), http_status)
-        self._forget()
-
-    # --- the handler ----------------------------------------------------------------------------
-
-    def _begin(self) -> None:
-        """Make the first step of the handler, and a Task if it waits then."""
-        self._cancel_timer()
-        self._has_begun = True
-        handler = self._method.answer(self)
-        try:
-            waited = handler.send(None)
-        except BaseException as error:  # noqa: BLE001 - `note_end` raises what is none of ours
-            self.note_end(error)
-            return
-        loop = self._calls.loop
-        self._task = loop.create_task(_LaterSteps(self, handler, waited))
-        if not self._is_open:  # the connection ended in the first step
-            self._task.cancel()
-        elif self._deadline < math.inf:
-            self._timer = loop.call_at(self._deadline, self._end_in_time)
-
-    def note_end(self, error: BaseException) -> None:
-        """End the call, because its handler returned (StopIteration) or raised."""
-        if isinstance(error, StopIteration):
-            if self._is_open:
-                self._end_response(None)
-        elif isinstance(error, CancelledError):
-            if self._is_open:  # the handler cancelled itself
-                self._end_response(StatusError(StatusCode.CANCELLED, "the call was cancelled"))
-        elif isinstance(error, Exception):
-            status = self._calls.services.observer.failed(self, error)
-            if self._is_open:
-                self._end_response(status)
-        else:
-            raise error
-        self._forget()
-
-    def flush(self) -> None:
-        """Send the output of a step."""
-        if not self._calls.is_closed:
-            self._calls.link.flush()
-
-    # --- the response ---------------------------------------------------------------------------
-
-    def note_drained(self) -> None:
-        """Let the handler go on: flow control has let its response pass."""
-        if self._drained is not None and not self._drained.done():
-            self._drained.set_result(True)
-
-    async def _wait_until_drained(self) -> None:
-        calls = self._calls
-        self._drained = drained = calls.loop.create_future()
-        timer = calls.loop.call_later(calls.times.untaken, _give_up, drained)
-        try:
-            is_taken = await drained
-        finally:
-            timer.cancel()
-            self._drained = None
-        if not is_taken:
-            self._reset(StatusCode.CANCELLED)
-            seconds = calls.times.untaken
-            raise PeerGoneError(f"the client did not take the response within {seconds:g} s")
-
-    def cancel(self) -> None:
-        """End the handler, and send nothing more: the client reset the stream or hung up."""
-        if self._is_open:
-            self._close(StatusCode.CANCELLED)
-        self._end_handler()
-
-    def _end_in_time(self) -> None:
-        self._expire()
-        self._calls.link.flush()
-
-    def _expire(self) -> None:
-        """End the call at its deadline."""
-        if self._drained is not None:  # trailers would wait behind the response
-            self._reset(StatusCode.DEADLINE_EXCEEDED)
-        elif self._is_open:
-            details = "the deadline of the call has passed"
-            self._end_response(StatusError(StatusCode.DEADLINE_EXCEEDED, details))
-        self._end_handler()
-
-    def _end_handler(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-        elif not self._has_begun:
-            self._forget()
-
-    def _reset(self, code: StatusCode) -> None:
-        """Reset the stream: its response cannot be completed."""
-        if self._is_open:
-            self._calls.half.reset_stream(self.stream, ErrorCode.CANCEL)
-            self._close(code)
-
-    def _end_response(self, error: StatusError | None, http_status: int = 200) -> None:
-        """Send the status: OK if there is no error."""
-        half = self._calls.half
-        if self._is_answered:
-            half.send_trailers(self.stream, TRAILERS_OK if error is None else trailers(error))
-        elif error is None:
-            half.send_headers(self.stream, RESPONSE_HEADERS)
-            half.send_trailers(self.stream, TRAILERS_OK)
-        else:
-            half.send_headers(self.stream, trailers_only(error, http_status), end=True)
-        self._close(StatusCode.OK if error is None else error.code)
-
-    def _close(self, code: StatusCode) -> None:
-        self._is_open = False
-        self._code = code
-        self._note_answered()
-
-    def _note_answered(self) -> None:
-        if not self._is_answered:
-            self._is_answered = True
-            self._calls.unanswered -= 1
-
-    def _forget(self) -> None:
-        """Stop counting the call: its handler has ended, or never began."""
-        self._cancel_timer()
-        if self._reader is not None:
-            self._calls.held_bytes -= len(self._reader)
-            self._reader = None
-        self._calls.forget(self)
-        self._calls.services.observer.ended(self, self._code)
-
-    def _cancel_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-
-def _give_up(drained: asyncio.Future[bool]) -> None:
-    if not drained.done():
-        drained.set_result(False)
-
-
-class _LaterSteps(Coroutine[Any, Any, None]):
-    """The steps of a handler behind its first one, as the coroutine of a Task.
-
-    Args:
-        call: the call of the handler.
-        handler: the coroutine, which has made one step.
-        waited: the future for which it waits.
-    """
-
-    __slots__ = ("_call", "_handler", "_waited")
-
-    def __init__(self, call: ServedCall, handler: Coroutine[Any, Any, None], waited: Any) -> None:
-        self._call = call
-        self._handler = handler
-        self._waited = waited
-
-    def send(self, value: Any) -> Any:
-        """Make a step. The Task first waits for what the first step waits for."""
-        if (waited := self._waited) is not None:
-            self._waited = None
-            return waited
-        return self._step(self._handler.send, value)
-
-    def throw(self, error: Any, *_value: Any) -> Any:
-        """Raise an error in the handler."""
-        self._waited = None
-        return self._step(self._handler.throw, error)
-
-    def close(self) -> None:
-        """End the handler: the event loop is closed."""
-        self._handler.close()
-
-    def __await__(self) -> Generator[Any, None, None]:
-        raise NotImplementedError  # a Task calls `send` and `throw`
-
-    def _step(self, step: Callable[[Any], Any], value: Any) -> Any:
-        try:
-            waited = step(value)
-        except BaseException as error:  # noqa: BLE001 - `note_end` raises what is none of ours
-            self._call.note_end(error)
-            self._call.flush()
-            raise StopIteration from None
-        self._call.flush()
-        return waited
+    def _take_reset(self, event: StreamReset) -> None:
+        call, services = self._calls.get(event.stream), self.services
+        code = StatusCode.CANCELLED
+        if not event.by_client:  # the client learns of it by the reset
+            error = reset_error(event.code)
+            code = error.code
+            named = call or ServedCall(self, event.stream, NO_REQUEST, services.unknown)
+            services.observer.failed(named, error)
+        if call is not None:
+            call.cancel(code)

@@ -13,15 +13,12 @@ import math
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
 
 from agent.errors import ResponseSizeError
+from agent.transport.half import ErrorCode, Headers
 from agent.transport.header_blocks import indexed, literal, named_literal
 from agent.transport.service import StatusCode, StatusError
-
-if TYPE_CHECKING:
-    from agent.transport.half import Headers
 
 PREFIX_BYTES = 5
 """The bytes in front of each message: the compressed flag and the length."""
@@ -36,6 +33,10 @@ PATH_CHARS = 256
 # some 200 bytes, so 5 MiB in all.
 KNOWN_REQUESTS = 256
 
+_OF_RESET: dict[int, StatusCode] = {
+    ErrorCode.REFUSED_STREAM: StatusCode.UNAVAILABLE,
+    ErrorCode.ENHANCE_YOUR_CALM: StatusCode.RESOURCE_EXHAUSTED,
+}
 _SECONDS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 _TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
 # Behind the prefix may follow a message format. Anything else is another protocol, gRPC-Web for
@@ -70,6 +71,10 @@ class Request:
     timeout: float = math.inf
     """The seconds that the client gives the call."""
     refusal: Refusal | None = None
+
+
+NO_REQUEST = Request(Headers(()), b"", "(none)")
+"""Stands for a request whose header block was not accepted."""
 
 
 # Equal header blocks mostly share one Headers object: it is compared by identity.
@@ -128,6 +133,13 @@ def _refusal(fields: dict[bytes, bytes]) -> Refusal | None:
             StatusCode.UNIMPLEMENTED, details, metadata=(("grpc-accept-encoding", "identity"),)
         )
     return None
+
+
+def reset_error(code: int) -> StatusError:
+    """Return the status of a call whose stream the half reset (PROTOCOL-HTTP2.md, "Errors")."""
+    name = ErrorCode(code).name
+    status = _OF_RESET.get(code, StatusCode.INTERNAL)
+    return StatusError(status, f"the stream was reset, because the client broke a rule ({name})")
 
 
 # --- messages ------------------------------------------------------------------------------------

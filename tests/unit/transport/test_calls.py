@@ -79,6 +79,7 @@ class Served:
         self.half = RecordingHalf()
         self.flushes = 0
         self.failures: list[Exception] = []
+        self.paths_of_failures: list[str] = []
         self.ends: list[tuple[str, StatusCode]] = []
         services = Services(
             unknown=Method(answer=no_such_method, max_request_bytes=0, streams_requests=True),
@@ -103,8 +104,9 @@ class Served:
     def flush(self) -> None:
         self.flushes += 1
 
-    def failed(self, _call: Call, error: Exception) -> StatusError:
+    def failed(self, call: Call, error: Exception) -> StatusError:
         self.failures.append(error)
+        self.paths_of_failures.append(call.path)
         if isinstance(error, StatusError):
             return error
         return StatusError(StatusCode.UNKNOWN, "internal error")
@@ -502,6 +504,27 @@ async def test_a_handler_that_fails_after_the_reset_is_noted_and_sends_nothing()
     await served.until_ended()
     assert [type(each) for each in served.failures] == [ZeroDivisionError]
     assert served.half.commands == []
+
+
+@pytest.mark.parametrize(
+    ("reset", "code"),
+    [
+        (ErrorCode.PROTOCOL_ERROR, StatusCode.INTERNAL),
+        (ErrorCode.FLOW_CONTROL_ERROR, StatusCode.INTERNAL),
+        (ErrorCode.ENHANCE_YOUR_CALM, StatusCode.RESOURCE_EXHAUSTED),
+        (ErrorCode.REFUSED_STREAM, StatusCode.UNAVAILABLE),
+    ],
+)
+async def test_a_stream_that_the_half_resets_is_noted_by_its_path_if_it_has_one(
+    reset: ErrorCode, code: StatusCode
+) -> None:
+    served = Served(wait_forever)
+    served.ask(HELLO)
+    served.take(StreamReset(1, reset, by_client=False), StreamReset(3, reset, by_client=False))
+    await served.until_ended()
+    assert served.paths_of_failures == ["/test.Echo/Say", "(none)"]
+    assert all(reset.name in str(error) for error in served.failures)
+    assert (served.status, served.half.commands, len(served.calls)) == (code, [], 0)
 
 
 async def test_the_end_of_the_connection_cancels_all_calls_without_a_command() -> None:
