@@ -1,18 +1,22 @@
-"""Fair queueing: each user and cgroup gets its share of requests per second; the rest waits.
+"""Fair queueing: each user and cgroup gets its share of time and of requests per second.
 
 No request is refused. The agent leaves a client's bytes in the socket until its turn, so that a
 flood costs little but the flooder's own time. All connections of one user in one cgroup wait in one
-queue, a lane. A lane waits
+queue, a lane. The scheduler is deficit round robin (Shreedhar and Varghese, 1996) over the time
+that the event loop spends on a lane's reads and on the calls that begin in them:
 
-* until the server has begun with the calls that it passed on before: other lanes then wait behind a
-  few calls of this lane, however many it has;
-* for the next millisecond, once it has used its reads of this one;
-* for tokens, in the long run: one bucket for the lane, one for its user, one for its cgroup.
+* a lane is served at once while no lane waits and its credit lasts. The credit is at most one
+  slice; half of each millisecond comes back;
+* lanes that wait take turns, one slice each, with a round of the event loop between two turns. A
+  lane that took more than its slice pays in its next turns;
+* in the long run a lane waits for tokens: one bucket for the lane, one for its user, one for its
+  cgroup.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from time import perf_counter
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
@@ -28,37 +32,29 @@ if TYPE_CHECKING:
     from agent.kernel.account import Account, Key
     from agent.signals import Signals
 
-# Reads of one lane in one quantum of time. A new connection costs as much as several reads.
-QUANTUM_SECONDS = 0.001
-READS_PER_QUANTUM = 12
-CONNECT_READS = 4
+# The time of one lane in one turn: a few cheap calls. Each waiting lane delays others by this much.
+SLICE_SECONDS = 0.0005
+# The part of the time that a lane may use without a turn, while no lane waits.
+UNQUEUED_SHARE = 0.5
+# What the agent spends on a connection before its lane is known.
+ACCEPT_SECONDS = 0.0001
 # One read holds a first request or a dozen of the smallest later ones, and other lanes wait for all
-# of them. While connections wait in the lane, one read holds three or four.
+# of them. While lanes wait, one read holds three or four.
 READ_BYTES = 512
 SMALL_READ_BYTES = 128
-CROWDED_SECONDS = 1.0
 # The cost of a read without a request, in requests.
 READ_COST = 0.05
-# A client answers the server's first frames in at most this many bytes; the smallest call has 30.
-# Such reads pass at once, since waiting would cost more, but only a few until all calls have begun.
-TINY_READ_BYTES = 28
-TINY_READS = 3
-# The server begins with a complete request within a millisecond or two, and never with half of one.
-PATIENCE_SECONDS = 0.05
 # The tokens of so many seconds can be used at once: many processes start together.
 BURST_SECONDS = 3.0
-
-
-def _unknown() -> int:
-    """Count unread bytes that are not known as too many for a tiny read."""
-    return TINY_READ_BYTES + 1
+# Shorter waits for tokens cost more in timers than they save.
+MIN_WAIT_SECONDS = 0.001
 
 
 class FairQueue:
     """Passes `rate` requests a second for each user and each cgroup, and half as many for a lane.
 
-    It reports each time a lane begins to wait for tokens. A request with which the server does not
-    begin holds its lane for `patience_seconds`.
+    It reports each time a lane begins to wait for tokens. `clock` measures the time that a lane
+    uses.
     """
 
     def __init__(
@@ -66,136 +62,154 @@ class FairQueue:
         loop: asyncio.AbstractEventLoop,
         rate: float,
         signals: Signals,
-        patience_seconds: float = PATIENCE_SECONDS,
+        slice_seconds: float = SLICE_SECONDS,
+        clock: Callable[[], float] = perf_counter,
     ) -> None:
-        self._loop = loop
+        self.loop = loop
+        self.signals = signals
+        self.slice_seconds = slice_seconds
+        self.clock = clock
+        self.ring: deque[Lane] = deque()
+        """The lanes that wait for their turn."""
         self._shares = _Shares(rate)
-        self._signals = signals
-        self._patience_seconds = patience_seconds
         self._lanes: WeakValueDictionary[Account, Lane] = WeakValueDictionary()
 
     def lane(self, account: Account) -> Lane:
         """Return the lane of this account. It lives as long as a connection holds it."""
         lane = self._lanes.get(account)
         if lane is None:
-            lane = self._lanes[account] = Lane(
-                self._loop, self._shares.of(account), self._signals, self._patience_seconds
-            )
+            lane = self._lanes[account] = Lane(self, self._shares.of(account))
         return lane
+
+    def enter(self, lane: Lane) -> None:
+        """Let a lane wait for its turn."""
+        self.ring.append(lane)
+        if len(self.ring) == 1:
+            self.loop.call_soon(self._take_turn)
+
+    def _take_turn(self) -> None:
+        lane = self._next()
+        try:
+            lane.serve()
+        finally:  # an error of one connection must not stop the others
+            self.ring.popleft()
+            if lane.waits_for_turn():
+                self.ring.append(lane)
+            if self.ring:
+                self.loop.call_soon(self._take_turn)
+
+    def _next(self) -> Lane:
+        """Move the next lane whose debt is paid to the front, and return it."""
+        ring = self.ring
+        if len(ring) == 1:
+            ring[0].forgive()
+        while not ring[0].earn():
+            ring.rotate(-1)
+        return ring[0]
 
 
 class Lane:
-    """The queue of one user in one cgroup, with the buckets that it pays from."""
+    """The queue of one user in one cgroup, with its credit and the buckets that it pays from."""
 
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        shares: tuple[Bucket, ...],
-        signals: Signals,
-        patience_seconds: float,
-    ) -> None:
-        self._loop = loop
+    __slots__ = (
+        "__weakref__",
+        "_began",
+        "_credit",
+        "_earned_at",
+        "_is_scheduled",
+        "_queue",
+        "_shares",
+        "_waiting",
+    )
+
+    def __init__(self, queue: FairQueue, shares: tuple[Bucket, ...]) -> None:
+        self._queue = queue
         self._shares = shares
-        self._signals = signals
-        self._patience_seconds = patience_seconds
         self._waiting: deque[Callable[[], None]] = deque()
-        self._armed = False
-        self._crowded_until = 0.0
-        self._quantum = 0.0
-        self._reads = 0
-        self._unbegun = 0
-        self._unbegun_since = 0.0
-        self._tiny = 0
-        self._is_tiny = False
+        self._is_scheduled = False  # in the ring, or by a timer
+        self._credit = queue.slice_seconds
+        self._earned_at = self._began = queue.clock()
 
-    def pass_or_wait(
-        self, resume: Callable[[], None], unread: Callable[[], int] = _unknown
-    ) -> bool:
+    def pass_or_wait(self, resume: Callable[[], None]) -> bool:
         """Return whether a connection may be read now; if not, call `resume` when it may.
 
-        After the read the connection reports it at once (`note_read`). `unread` returns the number
-        of bytes that wait in its socket.
+        After the read, and the calls that begin in it, the connection reports it (`note_read`).
         """
-        now = self._loop.time()
-        if not self._waiting and self._may_pass(now, unread):
-            return True
-        self._crowded_until = now + CROWDED_SECONDS
+        queue = self._queue
+        if not self._waiting and not queue.ring:
+            self._earn_by_time(queue.clock())
+            if self._credit > 0 and not self._seconds_to_wait():
+                return True
         self._waiting.append(resume)
-        if not self._armed and self._arm() > QUANTUM_SECONDS:
-            self._signals.waited()
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            if self.waits_for_turn():
+                queue.enter(self)
         return False
 
     @property
     def read_bytes(self) -> int:
-        """The most bytes to read at once: fewer while other connections of the lane wait."""
-        if self._is_tiny:
-            return TINY_READ_BYTES
-        crowded = self._loop.time() < self._crowded_until
-        return SMALL_READ_BYTES if crowded else READ_BYTES
+        """The most bytes to read at once: fewer while other lanes wait."""
+        return SMALL_READ_BYTES if len(self._queue.ring) > 1 else READ_BYTES
 
     def note_connection(self) -> None:
         """Charge a new connection."""
-        self._reads += CONNECT_READS
-        self._charge(1.0, self._loop.time())
+        self._credit -= ACCEPT_SECONDS
+        self._charge(1.0)
 
-    def note_read(self, requests: int, complete: int) -> None:
-        """Charge a read in which `requests` calls began and `complete` requests became complete.
+    def note_read(self, requests: int) -> None:
+        """Charge a read in which `requests` calls began, and the time since it passed."""
+        now = self._queue.clock()
+        self._credit -= now - self._began
+        self._began = now
+        self._charge(READ_COST + requests)
 
-        The server begins with a complete request; of an incomplete one the client must send more.
-        """
-        now = self._loop.time()
-        self._reads += 1
-        self._charge(READ_COST + requests, now)
-        if complete:
-            self._unbegun += complete
-            self._unbegun_since = now
+    # --- for the queue ----------------------------------------------------------------------------
 
-    def note_begun(self) -> None:
-        """Note that the server has begun with a request."""
-        self._unbegun -= self._unbegun > 0
-        if not self._unbegun:
-            self._tiny = 0
-            if self._waiting:
-                self._loop.call_soon(self._resume_waiting)
+    def earn(self) -> bool:
+        """Take the credit of one turn, at most one slice; return whether the debt is paid."""
+        most = self._queue.slice_seconds
+        self._credit = min(most, self._credit + most)
+        return self._credit > 0
 
-    def _may_pass(self, now: float, unread: Callable[[], int] = _unknown) -> bool:
-        if now - self._quantum >= QUANTUM_SECONDS:
-            self._quantum, self._reads = now, 0
-        if self._reads >= READS_PER_QUANTUM:
-            return False
-        if not self._unbegun or now - self._unbegun_since >= self._patience_seconds:
-            self._unbegun = self._tiny = 0
-        elif self._tiny >= TINY_READS or unread() > TINY_READ_BYTES:
-            return False
-        self._is_tiny = self._unbegun > 0
-        self._tiny += self._is_tiny
-        return not self._seconds_to_wait(now)
+    def forgive(self) -> None:
+        """Drop the debt: no other lane waits."""
+        self._credit = max(self._credit, 0.0)
 
-    def _arm(self) -> float:
-        wait = max(self._seconds_to_wait(self._loop.time()), QUANTUM_SECONDS)
-        self._armed = True
-        self._loop.call_later(wait, self._on_time)
-        return wait
-
-    def _on_time(self) -> None:
-        try:
-            self._resume_waiting()
-        finally:  # an error of one connection must not stop the lane
-            self._armed = False
-            if self._waiting:
-                self._arm()
-
-    def _resume_waiting(self) -> None:
-        while self._waiting and self._may_pass(self._loop.time()):
+    def serve(self) -> None:
+        """Resume connections until its credit or its tokens are used up."""
+        queue = self._queue
+        while self._waiting and self._credit > 0 and not self._seconds_to_wait():
+            self._began = queue.clock()
             self._waiting.popleft()()
+        self._earned_at = queue.clock()
 
-    def _charge(self, cost: float, now: float) -> None:
+    def waits_for_turn(self) -> bool:
+        """Return whether it waits for its next turn. If it waits for tokens, a timer brings it."""
+        if self._waiting:
+            wait = self._seconds_to_wait()
+            if not wait:
+                return True
+            self._queue.signals.waited()
+            self._queue.loop.call_later(max(wait, MIN_WAIT_SECONDS), self._queue.enter, self)
+        else:
+            self._is_scheduled = False
+        return False
+
+    def _earn_by_time(self, now: float) -> None:
+        earned = UNQUEUED_SHARE * (now - self._earned_at)
+        self._credit = min(self._queue.slice_seconds, self._credit + earned)
+        self._began = self._earned_at = now
+
+    def _charge(self, cost: float) -> None:
         """Take tokens from all buckets, into debt if necessary."""
+        now = self._queue.loop.time()
         for bucket in self._shares:
             bucket.charge(cost, now)
 
-    def _seconds_to_wait(self, now: float) -> float:
+    def _seconds_to_wait(self) -> float:
         """Return the seconds until every bucket has a token."""
+        now = self._queue.loop.time()
         return max([bucket.seconds_until(1, now) for bucket in self._shares])
 
 

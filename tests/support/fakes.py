@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from agent.entries.entry import EntryId
 from agent.entries.identity import Identity
 from agent.gate.admission import Admission
-from agent.limits.fair_queue import PATIENCE_SECONDS, FairQueue
+from agent.limits.fair_queue import FairQueue
 from agent.limits.quotas import Limits, Quotas
 from agent.signals import NO_SIGNALS, Signals
 from agent.spiffe.ids import SpiffeId, TrustDomain
@@ -49,11 +49,10 @@ def admission(
     rate: float = 1_000_000,
     signals: Signals = NO_SIGNALS,
     lines: FakeLog | None = None,
-    patience_seconds: float = PATIENCE_SECONDS,
     **options: Any,
 ) -> Admission:
     """Return an Admission with large default quotas."""
-    fair_queue = FairQueue(asyncio.get_running_loop(), rate, signals, patience_seconds)
+    fair_queue = FairQueue(asyncio.get_running_loop(), rate, signals)
     admits = quotas(connections=connections, per_user=per_user)
     note = (lines or FakeLog()).audit().refused
     return Admission(admits, fair_queue, note, signals=signals, **options)
