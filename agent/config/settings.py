@@ -168,13 +168,15 @@ def _at_most_all(count: int, info: ValidationInfo) -> int:
 
 # The default is validated too, because the other number may have been lowered below it.
 _Share = Annotated[_Count, AfterValidator(_at_most_all), Field(validate_default=True)]
+_Bytes = Annotated[int, Field(ge=64 * 1024, le=1 << 40)]
+_BytesShare = Annotated[_Bytes, AfterValidator(_at_most_all), Field(validate_default=True)]
 
 
 class LimitSettings(_Section):
     """Quotas. One cgroup of a user may use half of that user's quota."""
 
     connections: _Count = 4000
-    """Open connections of all users. Each takes four descriptors."""
+    """Open connections of all users. Each takes two descriptors."""
     connections_per_user: _Share = 3000
     """Open connections of one user, or of one cgroup."""
     streams: _Count = 16000
@@ -185,6 +187,12 @@ class LimitSettings(_Section):
     """Unanswered calls of all users."""
     attestations_per_user: _Share = 3000
     """Unanswered calls of one user, or of one cgroup."""
+    buffer_bytes: _Bytes = 64 * 1024 * 1024
+    """Bytes of unfinished requests and of responses that clients do not read, of all users."""
+    buffer_bytes_per_user: _BytesShare = 16 * 1024 * 1024
+    """The same of one user, or of one cgroup."""
+    response_bytes: Annotated[int, Field(ge=64 * 1024, le=64 * 1024 * 1024)] = 4 * 1024 * 1024
+    """Largest response. A larger one is refused. gRPC clients take 4 MiB by default."""
     requests_per_second: _Count = 500
     """Sustained rate of calls and connects of one user, or of one cgroup. More of them wait."""
     first_request_timeout: Duration = timedelta(seconds=10)

@@ -6,7 +6,6 @@ that a flood of connections costs little.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from agent.errors import PeerError, PeerGoneError
@@ -38,8 +37,8 @@ class Admission:
     """Admits connections within the quotas.
 
     `note_refusal` takes each connection that is refused because of its caller or its sender.
-    `identify_peer` names the caller; it may be replaced. `call_bytes` is the most that a client may
-    send in one call. It and `quotas` are also for the admitted connections.
+    `identify_peer` names the caller; it may be replaced. `quotas` are also for the admitted
+    connections.
     """
 
     def __init__(
@@ -49,10 +48,8 @@ class Admission:
         note_refusal: Callable[[Caller | None, RefusedConnection], None],
         identify_peer: Callable[[socket.socket], Caller] = identify,
         signals: Signals = NO_SIGNALS,
-        call_bytes: float = math.inf,
         refused_seconds: float = REFUSED_SECONDS,
     ) -> None:
-        self.call_bytes = call_bytes
         self.identify_peer = identify_peer
         self.quotas = quotas
         self._fair_queue = fair_queue

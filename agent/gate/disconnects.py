@@ -1,8 +1,8 @@
 """Log, audit and count why connections ended.
 
 The log has a line for a connection that ended without a call; calls log themselves. The audit trail
-has a line for each connection that was cut because of its sender, its number of calls or their
-size.
+has a line for each connection that was cut because of its sender, of a quota, or of a broken rule
+of HTTP/2.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from agent.kernel.sender import ForeignSenderError
 from agent.signals import Refused
 from agent.telemetry.audit import RefusedConnection, RefusedSender
 from agent.telemetry.throttled_log import Rate, ThrottledLog
-from agent.transport.connection import SilentError, TooManyCallsError
-from agent.transport.http2 import HeaderBlockError, RequestSizeError
+from agent.transport.connection import OverQuotaError, ProtocolError, SilentError, SlowError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,15 +53,15 @@ class DisconnectLog:
             self._signals.refused(word)
         caller = connection.admitted.caller
         if isinstance(caller, PeerError):
-            if not connection.calls:
+            if not connection.calls.begun:
                 self._note_refusal(None, RefusedConnection(reason=str(caller)))
         elif isinstance(reason, ForeignSenderError):
             self._note_refusal(caller, _refused_sender(reason))
-        elif isinstance(reason, TooManyCallsError):
+        elif isinstance(reason, OverQuotaError):
             self._note_refusal(caller, RefusedConnection(reason=str(reason), cgroup=caller.cgroup))
-        elif isinstance(reason, HeaderBlockError | RequestSizeError):
+        elif isinstance(reason, ProtocolError | SlowError):
             self._note_refusal(caller, RefusedConnection(reason=str(reason)))
-        elif not connection.calls:
+        elif not connection.calls.begun:
             self._log_without_call(caller, str(reason))
 
     def _log_without_call(self, caller: Caller, reason: str) -> None:
@@ -77,12 +76,12 @@ def _word(reason: str | PeerError) -> str:
     match reason:
         case ForeignSenderError():
             return Refused.FOREIGN_SENDER
-        case TooManyCallsError():
+        case OverQuotaError():
             return reason.word
-        case HeaderBlockError():
-            return Refused.HEADERS
-        case RequestSizeError():
-            return Refused.SIZE
+        case ProtocolError():
+            return Refused.EXCESS if reason.is_excess else Refused.PROTOCOL
+        case SlowError():
+            return Refused.SLOW
         case SilentError():
             return Refused.SILENT
         case _:

@@ -1,10 +1,4 @@
-"""The gate owns the open connections: it accepts, identifies and relays them to the gRPC server.
-
-grpcio does not expose the accepted socket, so the gate accepts, and relays the bytes. For each
-connection it opens one to the server's private inner socket, bound to a random abstract name (the
-token). grpcio reports this name as the peer of every call, and the gate's table maps it to the
-caller. The token is a key, not a proof: an unknown token is refused, and a token ends with its
-connection.
+"""The gate owns the open connections: it accepts, identifies and serves them.
 
 A connection over its quota is closed at once; gRPC clients report UNAVAILABLE. The other
 connections are read in the order of the fair queue. The gate closes the caller's pidfd when its
@@ -23,8 +17,9 @@ from agent.gate.acceptor import Acceptor
 from agent.gate.disconnects import DisconnectLog
 from agent.limits.lockout import Lockout
 from agent.signals import NO_SIGNALS, Stage, Stopwatch
-from agent.transport.challenge import Challenge
-from agent.transport.connection import Connection, ConnectionToken
+from agent.transport.connection import Connection, ConnectionTimes, Serving
+from agent.transport.http2_server import Http2Server
+from agent.transport.poller import Poller
 
 if TYPE_CHECKING:
     import socket
@@ -35,30 +30,39 @@ if TYPE_CHECKING:
     from agent.gate.admission import Admission
     from agent.kernel.caller import Caller
     from agent.signals import Signals
+    from agent.transport.half import Half
+    from agent.transport.service import Services
 
 
 class Gate:
-    """Accepts connections and relays them to the server behind `inner_path`.
+    """Accepts connections, and serves methods on them.
 
-    A connection must send its first request within `first_request_seconds`.
+    Args:
+        loop: the event loop.
+        admission: admits connections within the quotas.
+        log: gets a line for connections that ended without a call.
+        signals: get refusals and durations.
+        times: how long clients may take.
+        make_half: makes the HTTP/2 half of a connection.
     """
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        inner_path: str,
         admission: Admission,
         log: FilteringBoundLogger,
-        first_request_seconds: float,
         signals: Signals = NO_SIGNALS,
+        times: ConnectionTimes = ConnectionTimes(),
+        make_half: Callable[[], Half] = Http2Server,
     ) -> None:
         self._loop = loop
-        self._inner_path = inner_path
         self.admission = admission
         self._log = log
-        self._first_request_seconds = first_request_seconds
         self._signals = signals
-        self._connections: dict[ConnectionToken, Connection] = {}
+        self._times = times
+        self._make_half = make_half
+        self._serving: Serving | None = None
+        self._connections: set[Connection] = set()
         self._of_caller: dict[Caller, Connection] = {}
         self._weaknesses: Counter[str] = Counter()
         self._drained = asyncio.Event()
@@ -89,12 +93,22 @@ class Gate:
         """The users that are locked out of the socket now."""
         return () if self._lockout is None else self._lockout.users
 
-    def start(self, listener: socket.socket, *, locks_out: bool = False) -> None:
+    def start(
+        self, listener: socket.socket, services: Services, *, locks_out: bool = False
+    ) -> None:
         """Start accepting. The listener must have SO_PASSCRED set (agent.kernel.sender).
 
         With `locks_out` a user whose processes connect and hang up without end is locked out of
         the socket (agent.limits.lockout).
         """
+        self._serving = Serving(
+            loop=self._loop,
+            poller=Poller(self._loop),
+            services=services,
+            quotas=self.admission.quotas,
+            make_half=self._make_half,
+            times=self._times,
+        )
         if locks_out:
             self._lockout = Lockout(self._loop, listener.getsockname(), self._log, self._signals)
         self._acceptor.start(listener, self._lockout.hung_up if self._lockout else _ignore_hang_ups)
@@ -114,19 +128,19 @@ class Gate:
         first response, or after `seconds`.
         """
         self.stop_accepting()
-        await self._all(Challenge.go_away, seconds)
+        await self._all(Connection.go_away, seconds)
 
     async def wait_for_calls(self, seconds: float) -> None:
-        """Wait until no call is open, at most so many seconds."""
-        await self._all(Challenge.wait_for_calls, seconds)
+        """Wait until no call is open and all responses are sent, at most so many seconds."""
+        await self._all(Connection.wait_for_calls, seconds)
 
     async def _all(
-        self, wait: Callable[[Challenge], Coroutine[None, None, None]], seconds: float
+        self, wait: Callable[[Connection], Coroutine[None, None, None]], seconds: float
     ) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds), asyncio.TaskGroup() as tasks:
-                for connection in self._connections.values():
-                    tasks.create_task(wait(connection.challenge))
+                for connection in self._connections:
+                    tasks.create_task(wait(connection))
 
     async def drain(self, seconds: float) -> None:
         """Wait until the clients have closed all connections, at most so many seconds."""
@@ -139,8 +153,10 @@ class Gate:
     def close(self) -> None:
         """Close every connection."""
         self.stop_accepting()
-        for connection in list(self._connections.values()):
+        for connection in tuple(self._connections):
             connection.end("agent stopped")
+        if self._serving is not None:
+            self._serving.poller.close()
         for weakness, count in self._weaknesses.items():
             self._log.info("connections with weak proof", count=count, weaknesses=[weakness])
 
@@ -155,62 +171,29 @@ class Gate:
         if connection is None:
             raise PeerGoneError("the connection ended")
         with Stopwatch(self._signals, Stage.CHALLENGE):
-            await connection.challenge.prove()
-
-    def begin_call(self, peer: str) -> Caller:
-        """Count a call of this gRPC peer, and return its caller.
-
-        Raises:
-            PeerError: the peer is no open connection, or the kernel could not name its process.
-        """
-        connection = self._connection(peer)
-        connection.begin_call()
-        return connection.caller
-
-    def caller(self, peer: str) -> Caller:
-        """Return the caller of this gRPC peer.
-
-        Raises:
-            PeerError: the peer is no open connection, or the kernel could not name its process.
-        """
-        return self._connection(peer).caller
-
-    def _connection(self, peer: str) -> Connection:
-        connection = self._connections.get(ConnectionToken(peer.removeprefix("unix-abstract:")))
-        if connection is None:
-            raise PeerError("the connection did not come through the public socket")
-        return connection
+            await connection.prove()
 
     # --- the life of a connection -----------------------------------------------------------------
 
-    def _admit(self, outer: socket.socket) -> None:
+    def _admit(self, sock: socket.socket) -> None:
         with Stopwatch(self._signals, Stage.ACCEPT):
             admitted = None
             try:
-                admitted = self.admission.admit(outer, self._loop.time())
+                admitted = self.admission.admit(sock, self._loop.time())
             finally:
                 if admitted is None:
-                    outer.close()
-            if admitted is not None:
-                self._start(
-                    Connection(
-                        self._loop,
-                        outer,
-                        admitted,
-                        self.admission.quotas,
-                        self.admission.call_bytes,
-                        self._on_end,
-                    )
-                )
+                    sock.close()
+        if admitted is not None and self._serving is not None:
+            self._start(Connection(self._serving, sock, admitted, self._on_end))
 
     def _start(self, connection: Connection) -> None:
-        self._connections[connection.token] = connection
+        self._connections.add(connection)
         caller = connection.admitted.caller
         if not isinstance(caller, PeerError):
             self._of_caller[caller] = connection
             self._note_weaknesses(caller)
         try:
-            connection.start(self._inner_path, self._first_request_seconds)
+            connection.start()
         except OSError as error:
             connection.end(f"agent cannot watch it ({error.strerror})")
             raise
@@ -225,7 +208,7 @@ class Gate:
                 )
 
     def _on_end(self, connection: Connection, reason: str | PeerError) -> None:
-        del self._connections[connection.token]
+        self._connections.remove(connection)
         if not self._connections:
             self._drained.set()
         if not isinstance(connection.admitted.caller, PeerError):

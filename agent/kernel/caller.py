@@ -26,7 +26,7 @@ from enum import StrEnum
 
 from agent.errors import PeerError, PeerGoneError
 from agent.kernel.account import Account, cgroup_of
-from agent.kernel.credentials import Credentials, read_credentials
+from agent.kernel.credentials import Credentials, read_credentials, read_peer
 from agent.kernel.process import ProcessHandle, ProcessView, read_to_end
 
 SO_PEERPIDFD = 77
@@ -123,6 +123,20 @@ def identify(sock: socket.socket, required: Proof = Proof.PIDFD_OPEN) -> Caller:
         process.close()
         raise
     return Caller(credentials=credentials, proof=proof, process=process, cgroup=cgroup)
+
+
+def ask_again(sock: socket.socket, caller: Caller) -> None:
+    """Ask the kernel whether the socket's peer is still this caller, and alive.
+
+    Raises:
+        PeerGoneError: the process exited.
+        PeerError: SO_PEERCRED names another process, user or group than at connect.
+    """
+    at_connect = caller.credentials
+    if read_peer(sock) != (at_connect.pid, at_connect.uid, at_connect.gid):
+        raise PeerError("the kernel names another peer than when the connection was accepted")
+    if not caller.process.is_alive():
+        raise PeerGoneError("the process exited")
 
 
 def _check(process: ProcessHandle, proof: Proof, required: Proof) -> None:

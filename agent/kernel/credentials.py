@@ -69,16 +69,19 @@ def _overflow_id(mapping: Path, overflow: Path) -> int:
 
 def read_pid(sock: socket.socket) -> int:
     """Read only the peer's PID; 0 for a process of a PID namespace that is not visible here."""
+    return read_peer(sock)[0]
+
+
+def read_peer(sock: socket.socket) -> tuple[int, int, int]:
+    """Read only the peer's PID, user ID and group ID (SO_PEERCRED)."""
     raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    pid: int = _UCRED.unpack(raw)[0]
-    return pid
+    peer: tuple[int, int, int] = _UCRED.unpack(raw)
+    return peer
 
 
 def read_user(sock: socket.socket) -> int:
     """Read only the peer's user ID; it stays readable after the peer has hung up."""
-    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    uid: int = _UCRED.unpack(raw)[1]
-    return uid
+    return read_peer(sock)[1]
 
 
 def read_credentials(
@@ -89,9 +92,7 @@ def read_credentials(
     Raises:
         PeerError: the credentials do not name one process and one user here.
     """
-    pid, uid, gid = _UCRED.unpack(
-        sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    )
+    pid, uid, gid = read_peer(sock)
     if pid <= 0:
         raise PeerError("the process is in a PID namespace that is not visible from here")
     unmapped = overflow()

@@ -1,4 +1,4 @@
-"""Quotas: how many connections, streams, attestations and calls an account may have at a time.
+"""Quotas: the connections, streams, attestations, calls and bytes of an account at a time.
 
 Each quota counts a user in one cgroup, a user in all cgroups, all users of one cgroup, and all
 together. A runaway container leaves half of its user's quota to the user's other containers. A
@@ -8,8 +8,8 @@ The cgroup is cut at the unit, user slice or container (agent.kernel.account): b
 could make as many cgroups as it likes. Over a quota the caller gets an error that asks it to try
 again.
 
-`agent.gate.admission` checks the quota of connections, `agent.transport.connection` that of calls,
-`agent.api.guard` those of streams and attestations.
+`agent.gate.admission` checks the quota of connections, `agent.transport.connection` those of calls
+and bytes, `agent.api.guard` those of streams and attestations.
 """
 
 from __future__ import annotations
@@ -29,8 +29,13 @@ class Resource(StrEnum):
     STREAMS = "streams"
     ATTESTATIONS = "attestations"
     CALLS = "calls"
+    BUFFER_BYTES = "buffer_bytes"
+    """Bytes that the agent holds for clients: parts of requests, responses not yet taken."""
 
 
+_NAMES = {each: each.value for each in Resource} | {
+    Resource.BUFFER_BYTES: "bytes of unfinished requests and unread responses"
+}
 _OF = {
     Scope.USER_IN_CGROUP: "this user in this cgroup",
     Scope.USER: "this user",
@@ -46,7 +51,7 @@ class OverLimitError(UnavailableError):
 
     def __init__(self, what: Resource, scope: Scope) -> None:
         self.reason = f"{what}_of_{scope}"
-        super().__init__(f"too many {what} of {_OF[scope]}; try again later")
+        super().__init__(f"too many {_NAMES[what]} of {_OF[scope]}; try again later")
 
 
 class Quota:
@@ -89,6 +94,17 @@ class Quota:
             if not self._counts[key]:
                 del self._counts[key]
 
+    def change(self, account: Account, before: int, now: int) -> None:
+        """Count `now` instead of `before` for a part of this account.
+
+        Raises:
+            OverLimitError: a share is exhausted; then `before` still counts.
+        """
+        if now > before:
+            self.acquire(account, now - before)
+        elif now < before:
+            self.release(account, before - now)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
@@ -100,14 +116,16 @@ class Limits:
     streams_per_user: int
     attestations: int
     attestations_per_user: int
+    buffer_bytes: int
+    buffer_bytes_per_user: int
 
 
 class Quotas:
-    """The quotas of connections, streams, attestations and calls.
+    """The quotas of connections, streams, attestations, calls and bytes.
 
-    A stream counts from the moment when the server begins with its complete request. A call counts
-    from its first byte, whatever its method: there may be as many calls as streams and attestations
-    together.
+    A stream counts from the moment when its handler begins with the complete request. A call counts
+    from its header block until its handler has ended, whatever its method: there may be as many
+    calls as streams and attestations together.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -124,6 +142,9 @@ class Quotas:
             Resource.CALLS,
             most=limits.streams + limits.attestations,
             per_user=limits.streams_per_user + limits.attestations_per_user,
+        )
+        self._buffer_bytes = Quota(
+            Resource.BUFFER_BYTES, most=limits.buffer_bytes, per_user=limits.buffer_bytes_per_user
         )
 
     def connect(self, account: Account) -> None:
@@ -144,10 +165,15 @@ class Quotas:
         Raises:
             OverLimitError: the quota is exhausted; then `before` still counts.
         """
-        if now > before:
-            self._calls.acquire(account, now - before)
-        elif now < before:
-            self._calls.release(account, before - now)
+        self._calls.change(account, before, now)
+
+    def buffer_bytes(self, account: Account, before: int, now: int) -> None:
+        """Change the number of bytes held for one connection.
+
+        Raises:
+            OverLimitError: the quota is exhausted; then `before` still counts.
+        """
+        self._buffer_bytes.change(account, before, now)
 
     def stream(self, account: Account) -> Slot:
         """Count a stream while the block runs.

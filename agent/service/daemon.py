@@ -1,6 +1,6 @@
 """The daemon: makes its parts, opens its sockets, runs until a signal, and stops in order.
 
-Start: data directory, authority, entries, attestors (agent.service.wiring), then the gRPC servers,
+Start: data directory, authority, entries, attestors (agent.service.wiring), then the admin socket,
 and the public socket last: no workload connects before the agent can answer. Stop: the reverse
 order (agent.service.endpoint).
 """
@@ -20,16 +20,16 @@ from typing import TYPE_CHECKING
 from agent.api.admin import AdminApi
 from agent.api.guard import Guard
 from agent.api.health import Health
-from agent.api.servers import MAX_ADMIN_CALL_BYTES, make_admin_server, make_public_server
+from agent.api.servers import make_admin_services, make_public_services
 from agent.client.endpoint import endpoint_uri
 from agent.gate.listener import Listener, settings_without_effect
 from agent.gate.socket_activation import take_sockets
 from agent.service.background import run_until
 from agent.service.endpoint import Endpoint
-from agent.service.policies import admin_socket, administrators, public_socket
+from agent.service.policies import admin_limits, admin_socket, administrators, public_socket
 from agent.service.process import prepare_process
 from agent.service.reload import ReloadLoop, SettingsReloader
-from agent.service.wiring import INNER, build, make_gate, watch_entries
+from agent.service.wiring import build, make_gate, watch_entries
 
 new_event_loop: Callable[[], asyncio.AbstractEventLoop]
 try:
@@ -52,7 +52,6 @@ if TYPE_CHECKING:
 
 # The names that socket units give the sockets (FileDescriptorName=).
 AGENT, ADMIN = "agent", "admin"
-ADMIN_INNER = "admin-inner.sock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,14 +144,12 @@ async def _start(settings: Settings, host: Host, stack: AsyncExitStack) -> Runni
     parts = await build(settings, host, stack)
     if settings.admin_socket_path is not None:
         admin = _admin_endpoint(settings, settings.admin_socket_path, parts, host.log, passed)
-        await _open(admin, stack)
+        _open(admin, stack)
     readiness = parts.readiness()
     parts.metrics.watch(parts.gauges(readiness).levels)
     await _expose_metrics(settings, parts, readiness, host.log, stack)
-    health = Health(
-        parts.gate, [each.service for each in parts.public_apis], readiness.not_ready_because
-    )
-    await _open(_public_endpoint(settings, parts, health, host.log, passed), stack)
+    health = Health([each.service for each in parts.public_apis], readiness.not_ready_because)
+    _open(_public_endpoint(settings, parts, health, host.log, passed), stack)
 
     async def apply(changed: Settings) -> None:
         await parts.apply(changed)
@@ -169,11 +166,10 @@ def _admin_endpoint(
     log: FilteringBoundLogger,
     passed: dict[str, ActivatedListener],
 ) -> Endpoint:
-    gate = make_gate(settings, ADMIN_INNER, MAX_ADMIN_CALL_BYTES, parts.audit, log)
-    api = AdminApi(parts.operations(), administrators(settings), gate, log)
-    server = make_admin_server(api, gate, Path(settings.data_dir) / ADMIN_INNER)
+    gate = make_gate(settings, admin_limits(settings.limits), parts.audit, log)
+    api = AdminApi(parts.operations(), administrators(settings), log)
     listener = passed.get(ADMIN) or Listener(admin_socket(path, settings))
-    return Endpoint(gate=gate, server=server, listener=listener)
+    return Endpoint(gate=gate, services=make_admin_services(api), listener=listener)
 
 
 def _public_endpoint(
@@ -184,15 +180,13 @@ def _public_endpoint(
     passed: dict[str, ActivatedListener],
 ) -> Endpoint:
     gate, quotas = parts.gate, parts.gate.admission.quotas
-    guard = Guard(gate, quotas, partial(_note_refused_call, parts), log, parts.metrics)
-    inner = Path(settings.data_dir) / INNER
-    server = make_public_server(parts.public_apis, guard, health, gate, inner)
+    guard = Guard(quotas, partial(_note_refused_call, parts), log, parts.metrics)
     listener = passed.get(AGENT) or Listener(public_socket(settings))
     if AGENT in passed:
         _warn_of_settings_without_effect(settings, log)
     return Endpoint(
         gate=gate,
-        server=server,
+        services=make_public_services(parts.public_apis, guard, health),
         listener=listener,
         end_streams=parts.streams.close,
         locks_out=settings.limits.lockout,
@@ -224,9 +218,9 @@ def _warn_of_settings_without_effect(settings: Settings, log: FilteringBoundLogg
         )
 
 
-async def _open(endpoint: Endpoint, stack: AsyncExitStack) -> None:
+def _open(endpoint: Endpoint, stack: AsyncExitStack) -> None:
     stack.push_async_callback(endpoint.close)
-    await endpoint.open()
+    endpoint.open()
 
 
 async def _expose_metrics(

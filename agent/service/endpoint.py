@@ -1,12 +1,12 @@
-"""A gate with the gRPC server behind it: start, and a stop that costs clients no call.
+"""A listening socket with its gate and services: start, and a stop that costs clients no call.
 
 The stop, in this order:
 
 1. accept no further connection. A socket of the service manager keeps new clients in the kernel's
    queue for the next agent; a socket of our own is removed;
 2. tell clients to open another connection (GOAWAY), and answer each call that has arrived;
-3. end streams with UNAVAILABLE and a hint when to retry;
-4. cut the connections that are still open.
+3. end streams with UNAVAILABLE and a hint when to retry, and send what clients have not yet read;
+4. close the connections that clients have not closed.
 
 A stream that ended while the agent still accepted would make its client reconnect in a tight loop.
 """
@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-    import grpc
-
     from agent.gate.gate import Gate
+    from agent.transport.service import Services
 
 # The longest waits for the first responses, for the ends of streams, and for the last bytes.
 TURN_AWAY_SECONDS = 2.0
@@ -48,15 +47,14 @@ class Endpoint:
     """
 
     gate: Gate
-    server: grpc.aio.Server
+    services: Services
     listener: Listening
     end_streams: Callable[[], None] = lambda: None
     locks_out: bool = False
 
-    async def open(self) -> None:
+    def open(self) -> None:
         """Start to serve."""
-        await self.server.start()
-        self.gate.start(self.listener.socket, locks_out=self.locks_out)
+        self.gate.start(self.listener.socket, self.services, locks_out=self.locks_out)
 
     async def close(self) -> None:
         """Stop, in the order of the module's docstring."""
@@ -65,6 +63,5 @@ class Endpoint:
         await self.gate.go_away(TURN_AWAY_SECONDS)
         self.end_streams()
         await self.gate.wait_for_calls(QUIET_SECONDS)
-        await self.server.stop(grace=None)
         await self.gate.drain(DRAIN_SECONDS)
         self.gate.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,9 +16,12 @@ from typing import TYPE_CHECKING
 from agent.api.admin import Administrators
 from agent.api.workload import Review, ServingPolicy
 from agent.authority.embedded import AuthorityPolicy
+from agent.config.files import MAX_FILE_BYTES
 from agent.gate.listener import SocketFile, group_id
 from agent.kernel.caller import identify
 from agent.limits.quotas import Limits
+from agent.transport.connection import ConnectionTimes
+from agent.transport.grpc_protocol import PREFIX_BYTES
 
 if TYPE_CHECKING:
     import socket
@@ -29,6 +33,8 @@ if TYPE_CHECKING:
 
 ADMIN_MODE = 0o600
 ADMIN_GROUP_MODE = 0o660
+# Of one administrator in one session half: two of the largest requests.
+ADMIN_BUFFER_BYTES = 4 * (MAX_FILE_BYTES + PREFIX_BYTES)
 
 
 def authority_policy(settings: Settings) -> AuthorityPolicy:
@@ -45,6 +51,7 @@ def serving_policy(settings: Settings) -> ServingPolicy:
     return ServingPolicy(
         review=Review(settings.reattest_interval, spread),
         allow_unauthenticated_verifiers=settings.allow_unauthenticated_verifiers,
+        response_bytes=settings.limits.response_bytes,
     )
 
 
@@ -62,7 +69,21 @@ def limits(settings: LimitSettings) -> Limits:
         streams_per_user=settings.streams_per_user,
         attestations=settings.attestations,
         attestations_per_user=settings.attestations_per_user,
+        buffer_bytes=settings.buffer_bytes,
+        buffer_bytes_per_user=settings.buffer_bytes_per_user,
     )
+
+
+def admin_limits(settings: LimitSettings) -> Limits:
+    """Return the limits of the admin socket, whose requests may hold whole entry files."""
+    return replace(
+        limits(settings), buffer_bytes=ADMIN_BUFFER_BYTES, buffer_bytes_per_user=ADMIN_BUFFER_BYTES
+    )
+
+
+def connection_times(settings: LimitSettings) -> ConnectionTimes:
+    """Return how long the client of a connection may take."""
+    return ConnectionTimes(first_request=settings.first_request_timeout.total_seconds())
 
 
 def public_socket(settings: Settings) -> SocketFile:

@@ -1,7 +1,7 @@
 """The composition root: makes the parts of the agent from its settings, and connects them.
 
 Tests that need several parts together use the same functions. Nothing here is open to callers yet:
-agent.service.daemon opens the servers and sockets.
+agent.service.daemon opens the sockets.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 from agent.admin.gauges import Gauges
 from agent.admin.operations import Operations
 from agent.admin.readiness import Readiness
-from agent.api.servers import MAX_CALL_BYTES
 from agent.api.workload import METHODS, STREAMING, WorkloadApi
 from agent.attestation.attestor import WorkloadAttestor
 from agent.attestation.plugins import make_attestors
@@ -33,7 +32,14 @@ from agent.gate.gate import Gate
 from agent.kernel.process import boot_id
 from agent.limits.fair_queue import FairQueue
 from agent.limits.quotas import REASONS, Quotas
-from agent.service.policies import authority_policy, identification, limits, serving_policy, spread
+from agent.service.policies import (
+    authority_policy,
+    connection_times,
+    identification,
+    limits,
+    serving_policy,
+    spread,
+)
 from agent.service.reload import CurrentSettings
 from agent.signals import NO_SIGNALS
 from agent.svids.disk_cache import FILE as CACHE_FILE
@@ -61,12 +67,10 @@ if TYPE_CHECKING:
     from agent.entries.entry import EntrySet
     from agent.entries.schema import LoadedEntries
     from agent.kernel.caller import Caller
+    from agent.limits.quotas import Limits
     from agent.service.sd_notify import ServiceManager
     from agent.signals import Signals
     from agent.telemetry.audit import AuditEvent, Issued
-
-INNER = "inner.sock"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
@@ -193,7 +197,7 @@ async def build(settings: Settings, host: Host, stack: AsyncExitStack) -> Parts:
     stack.push_async_callback(attestor.close)
     audit = Audit(host.audit, boot_id(), attestor.latest, asyncio.get_running_loop().time)
     audit.enabled = settings.log.audit
-    gate = make_gate(settings, INNER, MAX_CALL_BYTES, audit, log, metrics)
+    gate = make_gate(settings, limits(settings.limits), audit, log, metrics)
     entitlements = Entitlements(attestor, entries.entries, gate.prove_sender, clock, log, metrics)
     entitlements.log_each = settings.log.level is LogLevel.DEBUG
     streams = make_streams(issuing.authority, clock)
@@ -294,24 +298,21 @@ def _open_cache(
 
 def make_gate(
     settings: Settings,
-    inner: str,
-    call_bytes: float,
+    limits: Limits,
     audit: Audit,
     log: FilteringBoundLogger,
     signals: Signals = NO_SIGNALS,
 ) -> Gate:
-    """Make a gate in front of the gRPC server on the socket `inner` in the data directory."""
-    loop, path = asyncio.get_running_loop(), str(Path(settings.data_dir) / inner)
+    """Make a gate with these sizes of its quotas."""
+    loop = asyncio.get_running_loop()
     admission = Admission(
-        Quotas(limits(settings.limits)),
+        Quotas(limits),
         FairQueue(loop, settings.limits.requests_per_second, signals),
         audit.refused,
         identification(settings),
         signals,
-        call_bytes,
     )
-    first_request_seconds = settings.limits.first_request_timeout.total_seconds()
-    return Gate(loop, path, admission, log, first_request_seconds, signals)
+    return Gate(loop, admission, log, signals, connection_times(settings.limits))
 
 
 # --- serving --------------------------------------------------------------------------------------

@@ -1,46 +1,59 @@
-"""One accepted connection: relay it to the gRPC server, and watch its process's pidfd meanwhile.
+"""One accepted connection: its bytes, its HTTP/2 half and its calls, and the watch on its process.
 
-It ends when either side closes it, when its process exits (the event loop watches the pidfd), and
-at the first byte of another process, even if that process holds the socket rightfully.
+It ends when the client closes it, when its process exits (the poller watches the pidfd), at the
+first byte of another process, even if that process holds the socket rightfully, and at a bound.
 
-A connection owns its sockets, and closes them at its end.
+A connection owns its socket, and closes it at its end.
 """
 
 from __future__ import annotations
 
-import errno
-import secrets
+import asyncio
+import fcntl
 import socket
+import sys
+import termios
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, NewType
+from typing import TYPE_CHECKING
 
-from agent.errors import PeerError
+from agent.errors import PeerError, PeerGoneError, UnansweredError
+from agent.kernel.caller import ask_again
 from agent.kernel.sender import receive
 from agent.limits.quotas import OverLimitError
-from agent.transport.challenge import Challenge
-from agent.transport.relay import CHUNK_BYTES, Relay, Side, unread_bytes
+from agent.transport.calls import Calls, CallTimes
+from agent.transport.challenge import ANSWER_SECONDS, Challenge
+from agent.transport.half import ConnectionFailed, ErrorCode, PingAnswered
+from agent.transport.http2_server import Http2Server
+from agent.transport.poller import HUNG_UP, READABLE, WRITABLE
 
 if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from agent.kernel.account import Account
     from agent.kernel.caller import Caller
     from agent.limits.fair_queue import Lane
     from agent.limits.quotas import Quotas
+    from agent.transport.half import Event, Half
+    from agent.transport.poller import Poller
+    from agent.transport.service import Services
 
-ConnectionToken = NewType("ConnectionToken", str)
+# Clients send their first request at once.
+FIRST_REQUEST_SECONDS = 10.0
+# A frame and a header block follow their first byte at once.
+HALF_FRAME_SECONDS = 5.0
+# The kernel holds some 200 KiB for a client that does not read; what is beyond costs the agent.
+UNREAD_SECONDS = 20.0
+# At stop: the time for a handshake, and for the answer that follows a GOAWAY.
+GO_AWAY_SECONDS = 1.0
+# Bytes are counted in such units: most calls hold less, and cost nothing to count.
+COUNTED_BYTES = 4096
 
-# Retries while the inner server cannot be reached.
-INNER_RETRY_SECONDS = 0.01
-INNER_ATTEMPTS = 300
-# A full queue, or no free descriptors: other connections may end meanwhile.
-_TEMPORARY = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE})
+_WAITING = 0  # no event is asked for; HUNG_UP is reported anyway
 
 
-class TooManyCallsError(PeerError):
-    """The quota of calls is exhausted."""
+class OverQuotaError(PeerError):
+    """A quota of calls or of bytes is exhausted."""
 
     def __init__(self, error: OverLimitError) -> None:
         super().__init__(str(error))
@@ -54,6 +67,47 @@ class SilentError(PeerError):
         super().__init__(f"no request within {seconds:g} s")
 
 
+class SlowError(PeerError):
+    """The client did not send the rest of a frame, or did not read, in time."""
+
+
+class ProtocolError(PeerError):
+    """The client broke a rule of HTTP/2, or sent more than the half's bounds allow."""
+
+    def __init__(self, event: ConnectionFailed) -> None:
+        super().__init__(f"{event.reason} ({event.code.name})")
+        self.is_excess = event.code is ErrorCode.ENHANCE_YOUR_CALM
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionTimes:
+    """How long a client may take, in seconds."""
+
+    first_request: float = FIRST_REQUEST_SECONDS
+    """To begin its first request."""
+    half_frame: float = HALF_FRAME_SECONDS
+    """To send the rest of a frame or of a header block."""
+    unread: float = UNREAD_SECONDS
+    """To read what the kernel holds for it no more."""
+    answer: float = ANSWER_SECONDS
+    """To answer a PING."""
+    go_away: float = GO_AWAY_SECONDS
+    """To begin its first call, and to answer the PING behind a GOAWAY, at stop."""
+    calls: CallTimes = CallTimes()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """What all connections of a socket share."""
+
+    loop: asyncio.AbstractEventLoop
+    poller: Poller
+    services: Services
+    quotas: Quotas
+    make_half: Callable[[], Half] = Http2Server
+    times: ConnectionTimes = ConnectionTimes()
+
+
 @dataclass(frozen=True, slots=True)
 class Admitted:
     """A connection's caller, account and lane. Where the kernel cannot name it, `caller` is why."""
@@ -65,207 +119,404 @@ class Admitted:
 
 
 class Connection:
-    """A connection on the socket `outer`. `call_bytes` bounds the bytes of a request.
+    """A connection on the socket `sock`.
 
     `on_end` is called once, after its end, with the reason: a text, or the error that ended it.
     """
 
     __slots__ = (
+        "_began",
+        "_challenge",
         "_counted",
         "_ended",
-        "_loop",
+        "_events",
+        "_frame_timer",
+        "_half",
+        "_held",
+        "_is_taking",
         "_on_end",
-        "_outer",
-        "_quotas",
-        "_relay",
+        "_progress",
+        "_received",
+        "_serving",
         "_silence",
-        "_unbegun",
+        "_sock",
+        "_unread_timer",
+        "_unsent",
+        "_waits",
         "admitted",
         "calls",
-        "challenge",
-        "token",
     )
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
-        outer: socket.socket,
+        serving: Serving,
+        sock: socket.socket,
         admitted: Admitted,
-        quotas: Quotas,
-        call_bytes: float,
         on_end: Callable[[Connection, str | PeerError], None],
     ) -> None:
-        self.token = ConnectionToken(secrets.token_hex(16))
-        """The name of its inner connection, which no other process can guess."""
         self.admitted = admitted
-        self.calls = 0
-        """The number of calls with which the server has begun."""
-        self.challenge = Challenge(self._send, call_bytes)
-        self._loop = loop
-        self._outer = outer
-        self._quotas = quotas
+        self._serving = serving
+        self._sock = sock
         self._on_end = on_end
-        self._unbegun = 0  # complete requests with which the server has not begun
-        self._counted = 0  # open calls that `quotas` counts
-        self._relay: Relay | None = None
-        self._silence: asyncio.TimerHandle | None = None
+        self._half = serving.make_half()
+        self.calls = Calls(
+            self._half, serving.services, self, serving.loop, serving.times.calls
+        )
+        """The gRPC calls."""
+        self._began = serving.loop.time()
+        self._received = 0  # bytes of the client
+        self._unsent = b""  # bytes that the socket does not take yet
+        self._counted = 0  # open calls that the quota counts
+        self._held = 0  # bytes that the quota counts
+        self._events = -1  # what the poller watches for; -1 at first
+        self._waits = False  # in its lane
+        self._is_taking = False  # the events of a read
         self._ended = False
+        self._silence: asyncio.TimerHandle | None = None
+        self._frame_timer: asyncio.TimerHandle | None = None
+        self._unread_timer: asyncio.TimerHandle | None = None
+        self._challenge: Challenge | None = None
+        self._progress: asyncio.Event | None = None  # exists while a task waits, to save memory
 
-    @property
-    def caller(self) -> Caller:
-        """The caller that made it.
+    def start(self) -> None:
+        """Watch its process, and serve it when its lane passes it.
 
         Raises:
-            PeerError: the kernel could not name the peer.
+            OSError: the poller cannot watch it.
         """
-        if isinstance(self.admitted.caller, PeerError):
-            # The traceback of the last raise would keep that call's objects in memory.
-            raise self.admitted.caller.with_traceback(None)
-        return self.admitted.caller
-
-    def start(
-        self, inner_path: str, first_request_seconds: float, attempts: int = INNER_ATTEMPTS
-    ) -> None:
-        """Relay it to the server behind `inner_path` when its lane passes it."""
-        if not isinstance(self.admitted.caller, PeerError):
-            self._loop.add_reader(self.admitted.caller.process, self.end, "process exited")
-        begin = partial(self._connect_in_turn, inner_path, first_request_seconds, attempts)
-        if self.admitted.lane.pass_or_wait(begin):
-            begin()
-
-    def begin_call(self) -> None:
-        """Note that the server has begun with a call."""
-        self.calls += 1
-        # The server begins with a call of an unknown method before its request is complete: such a
-        # call was never counted.
-        if self._unbegun:
-            self._unbegun -= 1
-            self.admitted.lane.note_begun()
+        caller = self.admitted.caller
+        if not isinstance(caller, PeerError):
+            self._serving.poller.register(caller.process.fileno(), self._on_exit, READABLE)
+        if self.admitted.lane.pass_or_wait(self._begin):
+            self._begin()
+        else:
+            self._waits = True
+            self._watch()
 
     def end(self, reason: str | PeerError) -> None:
         """Close it at once. A second call has no effect."""
         if self._ended:
             return
         self._ended = True
-        if self._silence is not None:
-            self._silence.cancel()
-        if self._relay is not None:
-            self._relay.close(reason)
-        self.challenge.close()
-        self._outer.close()
-        if not isinstance(self.admitted.caller, PeerError):
-            self._loop.remove_reader(self.admitted.caller.process)
-        self._count_calls(0)
+        for timer in (self._silence, self._frame_timer, self._unread_timer):
+            if timer is not None:
+                timer.cancel()
+        poller, caller = self._serving.poller, self.admitted.caller
+        poller.forget(self._sock.fileno())
+        self._sock.close()
+        if not isinstance(caller, PeerError):
+            poller.forget(caller.process.fileno())
+        self.calls.close()
+        if self._challenge is not None:
+            self._challenge.close()
+        self._unsent = b""
+        self._count(0, 0)
+        self._note_progress()
         self._on_end(self, reason)
 
-    # --- to the server --------------------------------------------------------------------------
+    # --- for its calls (agent.transport.calls.Link) -----------------------------------------------
 
-    def _connect_in_turn(
-        self, inner_path: str, first_request_seconds: float, attempts: int
-    ) -> None:
+    @property
+    def peer(self) -> Caller | None:
+        """The caller as the kernel named it at connect; None if it could not."""
+        caller = self.admitted.caller
+        return None if isinstance(caller, PeerError) else caller
+
+    def caller(self) -> Caller:
+        """Ask the kernel again for the caller.
+
+        Raises:
+            PeerError: the kernel cannot name it, or names another one than at connect.
+        """
+        caller = self.admitted.caller
+        if isinstance(caller, PeerError):
+            # The traceback of the last raise would keep that call's objects in memory.
+            raise caller.with_traceback(None)
+        if self._ended:
+            raise PeerGoneError("the connection ended")
+        ask_again(self._sock, caller)
+        return caller
+
+    def flush(self) -> None:
+        """Send the half's output, and count what is open and held."""
+        if self._ended or self._is_taking:  # a handler's first step asked: the turn flushes
+            return
+        self._send()
         if self._ended:
             return
-        if has_hung_up(self._outer):
-            self.admitted.lane.note_read(0, 0)
-            self.end("closed")
+        try:
+            self._count(len(self.calls), self._holds())
+        except OverLimitError as error:
+            self.end(OverQuotaError(error))
+            return
+        self._note_progress()
+
+    async def prove(self) -> None:
+        """Return when the caller's process has answered a new PING.
+
+        Raises:
+            PeerGoneError: the connection ended.
+            UnansweredError: there is no answer.
+        """
+        if self._ended:
+            raise PeerGoneError("the connection ended")
+        if self._challenge is None:
+            self._challenge = Challenge(self._ping, self._queued, self._serving.times.answer)
+        await self._challenge.prove()
+
+    def _ping(self, payload: bytes) -> None:
+        self._half.ping(payload)
+        self.flush()
+
+    def _queued(self) -> int:
+        return self._received + unread_bytes(self._sock)
+
+    # --- at stop ----------------------------------------------------------------------------------
+
+    async def go_away(self) -> None:
+        """Send GOAWAY in two steps, and return when no call waits for its first response.
+
+        The first step names no last stream: calls that are on their way are served. The answer to
+        the PING behind it shows that the client has seen it; then the second step names the last.
+
+        A client that has just connected first makes its call: a gRPC client that receives GOAWAY in
+        its handshake may stay without a connection until its deadline.
+        """
+        seconds = self._serving.times.go_away
+        handshake = self._began + seconds - self._serving.loop.time()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(handshake):
+                await self._until(lambda: self.calls.begun > 0)
+        if self._ended:
+            return
+        self._half.go_away(last=False)
+        with suppress(TimeoutError, PeerGoneError, UnansweredError):
+            async with asyncio.timeout(seconds):
+                await self.prove()
+        if self._ended:
+            return
+        self._half.go_away(last=True)
+        self.flush()
+        await self._until(lambda: not self.calls.unanswered)
+
+    async def wait_for_calls(self) -> None:
+        """Return when no call is open, and all responses are sent."""
+        await self._until(lambda: not len(self.calls) and not self._unsent)
+
+    async def _until(self, holds: Callable[[], bool]) -> None:
+        while not self._ended and not holds():
+            if self._progress is None:
+                self._progress = asyncio.Event()
+            await self._progress.wait()
+
+    def _note_progress(self) -> None:
+        if self._progress is not None:
+            self._progress.set()
+            self._progress = None
+
+    # --- what the poller reports ------------------------------------------------------------------
+
+    def _on_exit(self, _events: int) -> None:
+        caller = self.admitted.caller
+        if not self._ended and not isinstance(caller, PeerError) and not caller.process.is_alive():
+            self.end("process exited")
+
+    def _on_ready(self, events: int) -> None:
+        if self._ended:
+            return
+        if self._waits:
+            if events & HUNG_UP:  # nobody takes the responses; and it is reported until the end
+                self.end("closed")
+        elif self._unsent:
+            self._go_on()
+        elif self.admitted.lane.pass_or_wait(self._resume):
+            self._take_turn()
         else:
+            self._waits = True
+            self._watch()
+
+    def _watch(self) -> None:
+        """Watch the socket for what it waits for."""
+        events = _WAITING if self._waits else WRITABLE if self._unsent else READABLE
+        if self._events < 0:
+            self._serving.poller.register(self._sock.fileno(), self._on_ready, events)
+        elif events != self._events:
+            self._serving.poller.modify(self._sock.fileno(), events)
+        self._events = events
+
+    # --- its turns --------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        if not self._ended:
             self.admitted.lane.note_connection()
-            self._connect(inner_path, first_request_seconds, attempts)
+            seconds = self._serving.times.first_request
+            self._silence = self._serving.loop.call_later(seconds, self._end_if_silent, seconds)
+        self._resume()  # the client's first bytes are mostly there
 
-    def _connect(self, inner_path: str, first_request_seconds: float, attempts: int) -> None:
+    def _resume(self) -> None:
+        self._waits = False
         if self._ended:
-            return
-        inner = None
-        try:
-            inner = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-            inner.bind(f"\0{self.token}")
-            inner.connect(inner_path)
-        except OSError as error:
-            if inner is not None:
-                inner.close()
-            if error.errno in _TEMPORARY and attempts:
-                again = partial(self._connect, inner_path, first_request_seconds, attempts - 1)
-                self._loop.call_later(INNER_RETRY_SECONDS, again)
-            else:
-                self.end(f"agent cannot relay ({error.strerror})")
+            self.admitted.lane.note_read(0)
         else:
-            self._start_relay(inner)
-            self._await_request(first_request_seconds)
+            self._take_turn()
+            if not self._ended:
+                self._watch()
 
-    def _start_relay(self, inner: socket.socket) -> None:
-        may_read = partial(
-            self.admitted.lane.pass_or_wait, unread=partial(unread_bytes, self._outer)
-        )
-        self._relay = Relay(
-            self._loop,
-            Side(self._outer, self._client_reader(), may_read),
-            Side(inner, partial(self._read_server, inner)),
-            self.end,
-        )
-        self._relay.start()
-
-    def _await_request(self, seconds: float) -> None:
-        self._silence = self._loop.call_later(seconds, self._end_if_silent, seconds)
-
-    def _end_if_silent(self, seconds: float) -> None:
-        if self._relay is not None and self._relay.outbound.waiting:
-            self._await_request(seconds)  # the agent did not read meanwhile
-        elif not self.challenge.frames.requests:
-            self.end(SilentError(seconds))
-
-    # --- bytes ----------------------------------------------------------------------------------
-
-    def _client_reader(self) -> Callable[[], bytes | None]:
-        caller, outer, lane = self.admitted.caller, self._outer, self.admitted.lane
-        if isinstance(caller, PeerError):  # every call is refused, whichever process sends it
-            return lambda: self._from_client(outer.recv(lane.read_bytes))
-        return lambda: self._from_client(receive(outer, lane.read_bytes, caller))
-
-    def _from_client(self, chunk: bytes) -> bytes | None:
-        if not chunk:
-            return None
-        challenge, frames = self.challenge, self.challenge.frames
-        requests, complete = frames.requests, frames.complete
+    def _take_turn(self) -> None:
+        lane, before = self.admitted.lane, self.calls.begun
         try:
-            passing = challenge.from_client(chunk)
-            if len(challenge.open) != self._counted:
-                self._count_calls(len(challenge.open))
-            if self._silence is not None and frames.requests:
+            self._read(lane.read_bytes)
+        except BaseException:
+            self.end("internal error")
+            raise
+        finally:
+            lane.note_read(self.calls.begun - before)
+
+    def _read(self, most: int) -> None:
+        caller = self.admitted.caller
+        try:
+            if isinstance(caller, PeerError):  # every call is refused, whichever process sends it
+                chunk = self._sock.recv(most)
+            else:
+                chunk = receive(self._sock, most, caller)
+        except (BlockingIOError, InterruptedError):
+            self.flush()  # the first SETTINGS, before the client has sent anything
+        except PeerError as error:
+            self.end(error)
+        except OSError as error:
+            self.end(f"reset ({error.strerror})")
+        else:
+            if chunk:
+                self._take(chunk)
+            else:
+                self.end("closed")
+
+    def _take(self, chunk: bytes) -> None:
+        self._received += len(chunk)
+        half = self._half
+        events = half.feed(chunk, self._serving.loop.time())
+        if events:
+            self._is_taking = True
+            self.calls.take(events)
+            self._is_taking = False
+            self._take_own(events)
+        self.flush()
+        if not self._ended:
+            self._bound_frame(has_progressed=bool(events))
+            if self._silence is not None and self.calls.begun:
                 self._silence.cancel()  # cheaper than a timer that fires
                 self._silence = None
-        except OverLimitError as error:
-            raise TooManyCallsError(error) from error
+
+    def _take_own(self, events: Sequence[Event]) -> None:
+        """Take the events of the connection."""
+        for event in events:
+            if type(event) is PingAnswered:
+                if self._challenge is not None:
+                    self._challenge.take(event)
+            elif type(event) is ConnectionFailed:
+                self._send()  # the GOAWAY
+                self.end(ProtocolError(event))
+                return
+
+    # --- what goes --------------------------------------------------------------------------------
+
+    def _send(self) -> None:
+        """Send until there is no output, or the socket takes no more.
+
+        Flow control counts what is taken from the half: the rest stays there while the client does
+        not read.
+        """
+        half = self._half
+        while not self._unsent and not self._ended:
+            data = half.take_output()
+            if not data:
+                return
+            sent = self._write(data)
+            if sent < len(data) and not self._ended:
+                self._unsent = data[sent:]
+                self._unread_timer = self._serving.loop.call_later(
+                    self._serving.times.unread, self._end_unread
+                )
+                self._watch()
+            events = half.take_events()
+            if events:
+                self.calls.take(events)
+
+    def _go_on(self) -> None:
+        """Send the rest of the output."""
+        sent = self._write(self._unsent)
+        self._unsent = self._unsent[sent:]
+        if self._unsent or self._ended:
+            return
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+            self._unread_timer = None
+        self.flush()
+        if not self._ended:
+            self._watch()
+
+    def _write(self, data: bytes) -> int:
+        """Write as much as the socket takes, and return its length. An error ends the connection."""
+        try:
+            return self._sock.send(data, socket.MSG_NOSIGNAL)
+        except (BlockingIOError, InterruptedError):
+            return 0
+        except OSError as error:
+            self.end(f"reset ({error.strerror})")
+            return 0
+
+    # --- bounds -----------------------------------------------------------------------------------
+
+    def _holds(self) -> int:
+        held = self._half.held_bytes + self.calls.held_bytes + len(self._unsent)
+        return held - held % COUNTED_BYTES
+
+    def _count(self, calls: int, held: int) -> None:
+        """Count open calls and bytes in the quotas.
+
+        Raises:
+            OverLimitError: a quota is exhausted.
+        """
+        account, quotas = self.admitted.account, self._serving.quotas
+        if calls != self._counted:
+            quotas.calls(account, self._counted, calls)
+            self._counted = calls
+        if held != self._held:
+            quotas.buffer_bytes(account, self._held, held)
+            self._held = held
+
+    def _bound_frame(self, *, has_progressed: bool) -> None:
+        """Bound the time of a frame that has begun: an event means that the last one has ended."""
+        is_mid_frame, timer = self._half.is_mid_frame, self._frame_timer
+        if timer is not None and (has_progressed or not is_mid_frame):
+            timer.cancel()
+            timer = self._frame_timer = None
+        if is_mid_frame and timer is None:
+            seconds = self._serving.times.half_frame
+            self._frame_timer = self._serving.loop.call_later(seconds, self._end_half_frame)
+
+    def _end_half_frame(self) -> None:
+        seconds = self._serving.times.half_frame
+        if self._does_not_read():
+            self._frame_timer = self._serving.loop.call_later(seconds, self._end_half_frame)
         else:
-            return passing
-        finally:
-            complete = frames.complete - complete
-            self._unbegun += complete
-            self.admitted.lane.note_read(frames.requests - requests, complete)
+            self.end(SlowError(f"half a frame or header block for {seconds:g} s"))
 
-    def _read_server(self, inner: socket.socket) -> bytes | None:
-        chunk = inner.recv(CHUNK_BYTES)
-        if not chunk:
-            return None
-        challenge = self.challenge
-        passing = challenge.to_client(chunk)
-        if len(challenge.open) != self._counted:
-            self._count_calls(len(challenge.open))
-        return passing
+    def _end_if_silent(self, seconds: float) -> None:
+        if self._does_not_read():
+            self._silence = self._serving.loop.call_later(seconds, self._end_if_silent, seconds)
+        elif not self.calls.begun:
+            self.end(SilentError(seconds))
 
-    def _send(self, data: bytes) -> None:
-        if self._relay is not None:
-            self._relay.inbound.send(data)
+    def _does_not_read(self) -> bool:
+        """Return whether the agent itself leaves the client's bytes in the socket."""
+        return self._waits or bool(self._unsent)
 
-    def _count_calls(self, now: int) -> None:
-        self._quotas.calls(self.admitted.account, self._counted, now)
-        self._counted = now
+    def _end_unread(self) -> None:
+        seconds = self._serving.times.unread
+        self.end(SlowError(f"the client did not read its responses for {seconds:g} s"))
 
 
-def has_hung_up(sock: socket.socket) -> bool:
-    """Return whether the client has hung up and left nothing to read."""
-    try:
-        return not sock.recv(1, socket.MSG_PEEK)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
+def unread_bytes(sock: socket.socket) -> int:
+    """Return the number of bytes to read (unix(7), SIOCINQ); 0 also at the end of the stream."""
+    return int.from_bytes(fcntl.ioctl(sock, termios.FIONREAD, bytes(4)), sys.byteorder)

@@ -49,11 +49,12 @@ def admission(
     rate: float = 1_000_000,
     signals: Signals = NO_SIGNALS,
     lines: FakeLog | None = None,
+    buffer_bytes: int = 1 << 30,
     **options: Any,
 ) -> Admission:
     """Return an Admission with large default quotas."""
     fair_queue = FairQueue(asyncio.get_running_loop(), rate, signals)
-    admits = quotas(connections=connections, per_user=per_user)
+    admits = quotas(connections=connections, per_user=per_user, buffer_bytes=buffer_bytes)
     note = (lines or FakeLog()).audit().refused
     return Admission(admits, fair_queue, note, signals=signals, **options)
 
@@ -64,6 +65,7 @@ def quotas(
     streams: int = 10_000,
     attestations: int = 10_000,
     per_user: int = 20_000,
+    buffer_bytes: int = 1 << 30,
 ) -> Quotas:
     """Return Quotas with large default limits."""
     limits = Limits(
@@ -73,6 +75,8 @@ def quotas(
         streams_per_user=per_user,
         attestations=attestations,
         attestations_per_user=per_user,
+        buffer_bytes=buffer_bytes,
+        buffer_bytes_per_user=buffer_bytes,
     )
     return Quotas(limits)
 

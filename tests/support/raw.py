@@ -154,6 +154,11 @@ class StayingClient(RawClient):
 
     _held = b""
 
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(sock)
+        self.goaways: list[bytes] = []
+        """The payloads of the GOAWAY frames so far."""
+
     def receive(self, data: bytes) -> None:
         data = self._held + data
         kept, at = b"", 0
@@ -161,7 +166,10 @@ class StayingClient(RawClient):
             end = at + 9 + int.from_bytes(data[at : at + 3], "big")
             if end > len(data):
                 break
-            kept += b"" if data[at + 3] == _GOAWAY else data[at:end]
+            if data[at + 3] == _GOAWAY:
+                self.goaways.append(data[at + 9 : end])
+            else:
+                kept += data[at:end]
             at = end
         self._held = data[at:]
         super().receive(kept)

@@ -1,36 +1,172 @@
-"""A gate between a real public socket and an inner echo server."""
+"""A gate on a real socket that serves methods of the test, and clients on the same event loop."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from agent.gate.gate import Gate
 from agent.kernel.sender import stamp_senders
 from agent.limits.quotas import REASONS
 from agent.telemetry.metrics import Metrics, Words
+from agent.transport.connection import Connection, ConnectionTimes
+from agent.transport.grpc_protocol import frame_message
+from agent.transport.service import Call, Method, Services, StatusCode, StatusError
 from tests.support.agent import SAFETY_SECONDS
 from tests.support.fakes import FakeLog, admission
+from tests.support.raw import ConnectionEndedError, RawCall, StayingClient
 from tests.support.scrape import series
 
-# As long as a client's preface, and a whole SETTINGS frame of a server: valid in both directions.
-HELLO = bytes([0, 0, 15, 4, 0, 0, 0, 0, 0]) + bytes(15)
-FRAME = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+if TYPE_CHECKING:
+    from agent.kernel.caller import Caller
+
+MAX_REQUEST_BYTES = 32 * 1024
+
+
+class _Sink:
+    """The part of a socket that a RawClient writes to."""
+
+    def __init__(self, writer: asyncio.StreamWriter) -> None:
+        self.writer = writer
+
+    def sendall(self, data: bytes) -> None:
+        self.writer.write(data)
+
+
+class Client(StayingClient):
+    """A gRPC client on asyncio streams."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        super().__init__(cast("socket.socket", _Sink(writer)))
+        self.reader = reader
+        self.writer = writer
+
+    @property
+    def socket(self) -> Any:
+        return self.writer.get_extra_info("socket")
+
+    async def take(self) -> None:
+        """Receive once, and answer what HTTP/2 wants answered.
+
+        Raises:
+            ConnectionEndedError: the gate closed the connection.
+        """
+        try:
+            async with asyncio.timeout(SAFETY_SECONDS):
+                data = await self.reader.read(65536)
+        except ConnectionError as error:
+            raise ConnectionEndedError from error
+        if not data:
+            raise ConnectionEndedError
+        self.receive(data)
+
+    async def answer(self, stream: int, number: int = 0) -> bytes:
+        """Wait for a message of a call."""
+        call = self.calls[stream]
+        while len(call.messages) <= number:
+            assert call.status is None, f"status {call.status}: {call.details}"
+            await self.take()
+        return call.messages[number]
+
+    async def ended(self, stream: int) -> RawCall:
+        """Wait for the end of a call."""
+        while self.calls[stream].status is None:
+            await self.take()
+        return self.calls[stream]
+
+    async def until_cut(self) -> None:
+        """Return when the gate has closed the connection."""
+        try:
+            while True:
+                await self.take()
+        except ConnectionEndedError:
+            self.close()
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+@dataclass
+class Observer:
+    """Every error becomes UNKNOWN with its text; the ends of calls are kept."""
+
+    ends: list[StatusCode] = field(default_factory=list)
+
+    def failed(self, _call: Call, error: Exception) -> StatusError:
+        return error if isinstance(error, StatusError) else StatusError(StatusCode(2), str(error))
+
+    def ended(self, _call: Call, code: StatusCode) -> None:
+        self.ends.append(code)
+
+
+class Handlers:
+    """The methods of the test: `/t/Echo`, `/t/Who`, `/t/Open`, `/t/Prove`, `/t/Large`."""
+
+    def __init__(self, gate: Gate) -> None:
+        self.callers: list[Caller] = []
+        self.stop = asyncio.Event()
+        self.observer = Observer()
+        self.open = 0
+        self._gate = gate
+
+    def services(self) -> Services:
+        answers = {
+            b"/t/Echo": self._echo,
+            b"/t/Who": self._who,
+            b"/t/Open": self._open,
+            b"/t/Prove": self._prove,
+            b"/t/Large": self._large,
+        }
+        return Services(
+            unknown=_method(self._unknown),
+            observer=self.observer,
+            methods={path: _method(answer) for path, answer in answers.items()},
+        )
+
+    async def _echo(self, call: Call) -> None:
+        await call.send(frame_message(call.request))
+
+    async def _who(self, call: Call) -> None:
+        self.callers.append(call.caller())
+        await call.send(frame_message(str(self.callers[-1].credentials.pid).encode()))
+
+    async def _open(self, call: Call) -> None:
+        """Send the request back, and hold the stream open until the gate stops."""
+        self.open += 1
+        try:
+            await call.send(frame_message(call.request))
+            await self.stop.wait()
+        finally:
+            self.open -= 1
+        raise StatusError(StatusCode.UNAVAILABLE, "stopping")
+
+    async def _prove(self, call: Call) -> None:
+        await self._gate.prove_sender(call.caller())
+        await call.send(frame_message(b"proven"))
+
+    async def _large(self, call: Call) -> None:
+        await call.send(frame_message(bytes(int(call.request))))
+
+    async def _unknown(self, _call: Call) -> None:
+        raise StatusError(StatusCode.UNIMPLEMENTED, "there is no such method")
+
+
+def _method(answer: Callable[[Call], Coroutine[Any, Any, None]]) -> Method:
+    return Method(answer=answer, max_request_bytes=MAX_REQUEST_BYTES)
 
 
 @dataclass
 class RunningGate:
-    """A gate with its socket, log and metrics; `names`: peer names (tokens) at the inner server."""
+    """A gate with its socket, handlers, log and metrics."""
 
     gate: Gate
-    outer: socket.socket
     path: Path
-    names: list[str]
+    handlers: Handlers
     lines: FakeLog
     metrics: Metrics
 
@@ -41,13 +177,20 @@ class RunningGate:
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_unix_connection(self.path)
 
-    async def connected(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, str]:
-        """Open a connection to the inner server; return it with its peer name there."""
-        before = len(self.names)
-        reader, writer = await self.connect()
-        writer.write(HELLO)
-        assert await reader.readexactly(len(HELLO)) == HELLO
-        return reader, writer, self.names[before]
+    async def client(self, kind: type[Client] = Client) -> Client:
+        """Return a client whose connection is set up."""
+        client = kind(*await self.connect())
+        client.start()
+        return client
+
+    async def caller(self) -> tuple[Client, Caller]:
+        """Return a client, and the caller as which the gate knows it."""
+        client = await self.client()
+        await client.answer(client.call("/t/Who", b""))
+        return client, self.handlers.callers[-1]
+
+    def connections(self) -> list[Connection]:
+        return list(self.gate._connections)
 
 
 def listen(path: Path) -> socket.socket:
@@ -61,41 +204,25 @@ def listen(path: Path) -> socket.socket:
 
 @asynccontextmanager
 async def running_gate(
-    tmp_path: Path, *, first_request_seconds: float = 10.0, **admission_options: Any
+    tmp_path: Path, *, times: ConnectionTimes = ConnectionTimes(), **admission_options: Any
 ) -> AsyncIterator[RunningGate]:
-    names: list[str] = []
-    echoes: set[asyncio.StreamWriter] = set()
-
-    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        name = writer.get_extra_info("peername")  # bytes if abstract, "" if there is none
-        names.append("unix-abstract:" + name[1:].decode() if name else "unix:")
-        echoes.add(writer)
-        with suppress(ConnectionError):
-            while data := await reader.read(65536):
-                writer.write(data)
-        echoes.discard(writer)
-        writer.close()
-
-    server = await asyncio.start_unix_server(echo, tmp_path / "inner")
-    outer = listen(tmp_path / "outer")
+    listener = listen(tmp_path / "socket")
     lines = FakeLog()
     metrics = Metrics(Words(limits=REASONS))
     gate = Gate(
         asyncio.get_running_loop(),
-        str(tmp_path / "inner"),
         admission(**admission_options, lines=lines, signals=metrics),
         lines.log,
-        first_request_seconds,
         metrics,
+        times,
     )
-    gate.start(outer)
-    yield RunningGate(gate, outer, tmp_path / "outer", names, lines, metrics)
-    gate.close()
-    outer.close()
-    for writer in list(echoes):
-        writer.close()
-    server.close()
-    await server.wait_closed()
+    handlers = Handlers(gate)
+    gate.start(listener, handlers.services())
+    try:
+        yield RunningGate(gate, tmp_path / "socket", handlers, lines, metrics)
+    finally:
+        gate.close()
+        listener.close()
 
 
 def descriptors() -> int:

@@ -14,7 +14,8 @@ import pytest
 from agent.errors import PeerError
 from tests.support import pids
 from tests.support.agent import SAFETY_SECONDS
-from tests.support.running_gate import FRAME, RunningGate, running_gate, until
+from tests.support.abuse import PING, frame
+from tests.support.running_gate import RunningGate, running_gate, until
 
 
 @pytest.fixture
@@ -51,14 +52,14 @@ async def test_the_exit_of_the_process_ends_its_connection_while_another_holds_t
 async def test_bytes_of_another_process_close_the_connection(
     running: RunningGate,
 ) -> None:
-    reader, writer, name = await running.connected()
-    child = pids.fork(lambda: os.write(writer.get_extra_info("socket").fileno(), FRAME))
+    client, caller = await running.caller()
+    foreign = frame(PING, 0, 0, bytes(8))
+    child = pids.fork(lambda: os.write(client.socket.fileno(), foreign))
     assert pids.reap(child) == 0
-    assert await reader.read() == b"", "no byte passed"
+    await client.until_cut()
     [line] = running.lines.of("connection refused")
-    assert (line["pid"], line["sender_pid"], line["bytes"]) == (os.getpid(), child, len(FRAME))
+    assert (line["pid"], line["sender_pid"], line["bytes"]) == (os.getpid(), child, len(foreign))
     assert (line["uid"], line["sender_uid"]) == (os.getuid(), os.getuid())
     assert running.refusals() == {'vouchd_refusals_total{reason="foreign_sender"}': 1}
     with pytest.raises(PeerError):
-        running.gate.caller(name)
-    writer.close()
+        await running.gate.prove_sender(caller)

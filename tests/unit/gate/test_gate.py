@@ -1,10 +1,11 @@
-"""The gate on real sockets: callers by token, refusals, and what stays after the end."""
+"""The gate on real sockets: callers, refusals, and what stays after the end."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
 import os
+import select
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -23,51 +24,29 @@ async def running(tmp_path: Path) -> AsyncIterator[RunningGate]:
         yield running
 
 
-async def test_caller_is_found_by_the_token_of_its_connection(
-    running: RunningGate,
-) -> None:
-    _reader, writer, name = await running.connected()
-    caller = running.gate.caller(name)
+async def test_a_call_has_the_caller_of_its_connection(running: RunningGate) -> None:
+    client, caller = await running.caller()
     assert caller.credentials.pid == os.getpid()
     assert caller.credentials.uid == os.getuid()
     assert caller.process.is_alive()
-    writer.close()
+    client.close()
 
 
-async def test_each_connection_has_its_own_token(running: RunningGate) -> None:
-    _, first, name = await running.connected()
-    _, second, other = await running.connected()
-    assert name != other
-    assert len(name.removeprefix("unix-abstract:")) == 32
+async def test_each_connection_has_its_own_caller(running: RunningGate) -> None:
+    first, caller = await running.caller()
+    second, other = await running.caller()
+    assert caller is not other
     first.close()
     second.close()
 
 
-async def test_a_token_ends_with_its_connection(running: RunningGate) -> None:
-    _, writer, name = await running.connected()
-    caller = running.gate.caller(name)
-    writer.close()
+async def test_a_caller_ends_with_its_connection(running: RunningGate) -> None:
+    client, caller = await running.caller()
+    client.close()
     await until(lambda: len(running.gate) == 0)
-    with pytest.raises(PeerError, match="did not come through the public socket"):
-        running.gate.caller(name)
     assert not caller.process.is_alive(), "a closed handle counts as dead"
-
-
-@pytest.mark.parametrize("name", ["", "unix:", "unix-abstract:", "unix-abstract:" + "0" * 32])
-async def test_an_unknown_token_is_refused(running: RunningGate, name: str) -> None:
-    with pytest.raises(PeerError):
-        running.gate.caller(name)
-
-
-async def test_a_direct_connection_to_the_inner_server_is_refused(
-    running: RunningGate, tmp_path: Path
-) -> None:
-    reader, writer = await asyncio.open_unix_connection(tmp_path / "inner")
-    writer.write(b"x")
-    await reader.readexactly(1)
-    with pytest.raises(PeerError):
-        running.gate.caller(running.names[-1])
-    writer.close()
+    with pytest.raises(PeerGoneError):
+        await running.gate.prove_sender(caller)
 
 
 async def test_a_caller_that_the_kernel_cannot_name_is_refused_even_without_a_call(
@@ -101,7 +80,7 @@ async def test_a_connection_over_the_quota_is_closed_and_the_audit_names_its_use
     tmp_path: Path,
 ) -> None:
     async with running_gate(tmp_path, per_user=4, refused_seconds=0.0) as running:
-        kept = [await running.connected() for _ in range(2)]
+        kept = [(await running.caller())[0] for _ in range(2)]
         before = descriptors()
         for _ in range(50):
             reader, writer = await running.connect()
@@ -115,17 +94,18 @@ async def test_a_connection_over_the_quota_is_closed_and_the_audit_names_its_use
         assert "cgroup" in line
         assert line["reason"].startswith("too many connections of this user in this cgroup")
         await until(lambda: descriptors() == before)
-        kept.pop()[1].close()
+        kept.pop().close()
         await until(lambda: len(running.gate) == 1)
-        kept.append(await running.connected())
-        for _, writer, _ in kept:
-            writer.close()
+        kept.append((await running.caller())[0])
+        for client in kept:
+            client.close()
 
 
 async def test_connections_without_a_call_do_not_fill_the_log(running: RunningGate) -> None:
     for _ in range(disconnects.LINES_PER_USER.at_once + 20):
-        _, writer, _ = await running.connected()
-        writer.close()
+        client = await running.client()
+        await client.take()
+        client.close()
     await until(lambda: not len(running.gate))
     lines = running.lines.of("connection ended without a call")
     assert len(lines) == disconnects.LINES_PER_USER.at_once
@@ -135,19 +115,19 @@ async def test_a_thousand_connections_at_once_leave_no_descriptor(running: Runni
     before = descriptors()
 
     async def connect() -> None:
-        _, writer, _ = await running.connected()
-        writer.close()
-        await writer.wait_closed()
+        client, _ = await running.caller()
+        client.close()
+        await client.writer.wait_closed()
 
     await asyncio.gather(*(connect() for _ in range(1000)))
     await until(lambda: len(running.gate) == 0)
     await until(lambda: descriptors() <= before)
-    assert len(set(running.names)) == 1000
+    assert len(set(running.handlers.callers)) == 1000
 
 
 async def test_ten_thousand_short_connections_leave_no_descriptor(running: RunningGate) -> None:
-    _, writer, _ = await running.connected()
-    writer.close()
+    client, _ = await running.caller()
+    client.close()
     await until(lambda: len(running.gate) == 0)
     before = descriptors()
     for _ in range(10_000):
@@ -163,46 +143,53 @@ async def test_ten_thousand_short_connections_leave_no_descriptor(running: Runni
 async def test_connections_of_one_process_count_as_one_process(
     running: RunningGate,
 ) -> None:
-    kept = [await running.connected() for _ in range(3)]
+    kept = [(await running.caller())[0] for _ in range(3)]
     assert len(running.gate) == 3
     assert running.gate.processes() == 1
-    for _, writer, _ in kept:
-        writer.close()
+    for client in kept:
+        client.close()
 
 
-async def test_a_connection_that_the_loop_cannot_watch_is_closed(
+async def test_a_connection_that_the_poller_cannot_watch_is_closed(
     running: RunningGate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loop = asyncio.get_running_loop()
-    watch = loop.add_reader
+    served, _ = await running.caller()
+    [connection] = running.connections()
+    poller = connection._serving.poller
 
-    def fail_once(*_call: object) -> None:
-        monkeypatch.setattr(loop, "add_reader", watch)
-        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+    class Full:
+        """An epoll instance whose user has no watches left (epoll_ctl(2), ENOSPC)."""
+
+        def register(self, _descriptor: int, _events: int) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
 
     with socket.socket(socket.AF_UNIX) as client:
+        epoll = poller._epoll
+        assert isinstance(epoll, select.epoll)
+        monkeypatch.setattr(poller, "_epoll", Full())
         client.connect(os.fspath(running.path))
-        monkeypatch.setattr(loop, "add_reader", fail_once)
-        await until(lambda: running.lines.of("cannot accept connections"))
+        poller_is_full = running.lines.of
+        await until(lambda: poller_is_full("cannot accept connections"))
+        monkeypatch.setattr(poller, "_epoll", epoll)
         assert client.recv(1) == b""
-    assert len(running.gate) == 0
-    _, served, _ = await running.connected()
-    served.close()
+    assert len(running.gate) == 1
+    again, _ = await running.caller()
+    for each in (served, again):
+        each.close()
 
 
 async def test_close_ends_all_connections(running: RunningGate) -> None:
-    reader, writer, _ = await running.connected()
+    client, _ = await running.caller()
     running.gate.close()
-    assert await reader.read() == b""
+    await client.until_cut()
     assert len(running.gate) == 0
-    writer.close()
 
 
 async def test_drain_waits_until_clients_have_closed_all_connections(running: RunningGate) -> None:
-    _, writer, _ = await running.connected()
+    client, _ = await running.caller()
     async with asyncio.TaskGroup() as tasks:
         drained = tasks.create_task(running.gate.drain(30))
         await asyncio.sleep(0)
         assert not drained.done()
-        writer.close()
+        client.close()
     assert len(running.gate) == 0
