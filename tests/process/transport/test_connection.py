@@ -42,7 +42,8 @@ async def test_the_exit_of_the_process_ends_its_connection_while_another_holds_t
     assert pid
     await until(lambda: len(running.gate) == 0)
     sock.settimeout(SAFETY_SECONDS)
-    assert sock.recv(1) == b"", "the holder of the copy sees the end"
+    while sock.recv(4096):  # the agent's SETTINGS; then the holder of the copy sees the end
+        pass
     assert running.lines.of("connection ended without a call")[0]["reason"] == "process exited"
     for descriptor in (connected, ready):
         os.close(descriptor)
