@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from agent.signals import Signals
     from agent.telemetry.audit import AuditEvent, Issued
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
     """The process that the daemon runs in.

@@ -50,7 +50,14 @@ class Challenge:
         most_unanswered: questions in a row without an answer; then no further is sent.
     """
 
-    __slots__ = ("_answer_seconds", "_most_unanswered", "_queued", "_send", "_unanswered", "_waiting")
+    __slots__ = (
+        "_answer_seconds",
+        "_most_unanswered",
+        "_queued",
+        "_send",
+        "_unanswered",
+        "_waiting",
+    )
 
     def __init__(
         self,

@@ -159,9 +159,7 @@ class Connection:
         self._sock = sock
         self._on_end = on_end
         self._half = serving.make_half()
-        self.calls = Calls(
-            self._half, serving.services, self, serving.loop, serving.times.calls
-        )
+        self.calls = Calls(self._half, serving.services, self, serving.loop, serving.times.calls)
         """The gRPC calls."""
         self._began = serving.loop.time()
         self._received = 0  # bytes of the client
@@ -241,8 +239,7 @@ class Connection:
         """Send the half's output, and count what is open and held."""
         if self._ended or self._is_taking:  # a handler's first step asked: the turn flushes
             return
-        self._send()
-        if self._ended:
+        if not self._send():
             return
         try:
             self._count(len(self.calls), self._holds())
@@ -287,17 +284,17 @@ class Connection:
         with suppress(TimeoutError):
             async with asyncio.timeout(handshake):
                 await self._until(lambda: self.calls.begun > 0)
-        if self._ended:
-            return
-        self._half.go_away(last=False)
+        self._send_go_away(last=False)
         with suppress(TimeoutError, PeerGoneError, UnansweredError):
             async with asyncio.timeout(seconds):
                 await self.prove()
-        if self._ended:
-            return
-        self._half.go_away(last=True)
-        self.flush()
+        self._send_go_away(last=True)
         await self._until(lambda: not self.calls.unanswered)
+
+    def _send_go_away(self, *, last: bool) -> None:
+        if not self._ended:
+            self._half.go_away(last=last)
+            self.flush()
 
     async def wait_for_calls(self) -> None:
         """Return when no call is open, and all responses are sent."""
@@ -420,19 +417,21 @@ class Connection:
 
     # --- what goes --------------------------------------------------------------------------------
 
-    def _send(self) -> None:
-        """Send until there is no output, or the socket takes no more.
+    def _send(self) -> bool:
+        """Send until there is no output, or the socket takes no more; return whether it is open.
 
         Flow control counts what is taken from the half: the rest stays there while the client does
         not read.
         """
         half = self._half
-        while not self._unsent and not self._ended:
+        while not self._unsent:
             data = half.take_output()
             if not data:
-                return
+                break
             sent = self._write(data)
-            if sent < len(data) and not self._ended:
+            if sent is None:
+                return False
+            if sent < len(data):
                 self._unsent = data[sent:]
                 self._unread_timer = self._serving.loop.call_later(
                     self._serving.times.unread, self._end_unread
@@ -441,12 +440,15 @@ class Connection:
             events = half.take_events()
             if events:
                 self.calls.take(events)
+        return True
 
     def _go_on(self) -> None:
         """Send the rest of the output."""
         sent = self._write(self._unsent)
+        if sent is None:
+            return
         self._unsent = self._unsent[sent:]
-        if self._unsent or self._ended:
+        if self._unsent:
             return
         if self._unread_timer is not None:
             self._unread_timer.cancel()
@@ -455,15 +457,15 @@ class Connection:
         if not self._ended:
             self._watch()
 
-    def _write(self, data: bytes) -> int:
-        """Write as much as the socket takes, and return its length. An error ends the connection."""
+    def _write(self, data: bytes) -> int | None:
+        """Return how much the socket took; None if it failed, which ends the connection."""
         try:
             return self._sock.send(data, socket.MSG_NOSIGNAL)
         except (BlockingIOError, InterruptedError):
             return 0
         except OSError as error:
             self.end(f"reset ({error.strerror})")
-            return 0
+            return None
 
     # --- bounds -----------------------------------------------------------------------------------
 
