@@ -17,7 +17,7 @@ from agent.gate.acceptor import Acceptor
 from agent.gate.disconnects import DisconnectLog
 from agent.limits.lockout import Lockout
 from agent.signals import NO_SIGNALS, Stage, Stopwatch
-from agent.transport.connection import Connection, ConnectionTimes, Serving
+from agent.transport.connection import CONNECTION_TIMES, Connection, ConnectionTimes, Serving
 from agent.transport.http2_server import Http2Server
 from agent.transport.poller import Poller
 
@@ -52,7 +52,7 @@ class Gate:
         admission: Admission,
         log: FilteringBoundLogger,
         signals: Signals = NO_SIGNALS,
-        times: ConnectionTimes = ConnectionTimes(),
+        times: ConnectionTimes = CONNECTION_TIMES,
         make_half: Callable[[], Half] = Http2Server,
     ) -> None:
         self._loop = loop

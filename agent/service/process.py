@@ -12,7 +12,8 @@ from agent.errors import StartupError
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
-DESCRIPTORS_PER_CONNECTION = 4
+# The socket and the pidfd; an attestation opens some more for a moment.
+DESCRIPTORS_PER_CONNECTION = 2
 OWN_DESCRIPTORS = 200
 
 # gRPC aborts when it gets no descriptor or no thread while it starts. An idle agent has thirty

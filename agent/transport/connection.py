@@ -14,7 +14,7 @@ import socket
 import sys
 import termios
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from agent.errors import PeerError, PeerGoneError, UnansweredError
@@ -93,7 +93,10 @@ class ConnectionTimes:
     """To answer a PING."""
     go_away: float = GO_AWAY_SECONDS
     """To begin its first call, and to answer the PING behind a GOAWAY, at stop."""
-    calls: CallTimes = CallTimes()
+    calls: CallTimes = field(default_factory=CallTimes)
+
+
+CONNECTION_TIMES = ConnectionTimes()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +108,7 @@ class Serving:
     services: Services
     quotas: Quotas
     make_half: Callable[[], Half] = Http2Server
-    times: ConnectionTimes = ConnectionTimes()
+    times: ConnectionTimes = CONNECTION_TIMES
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,8 +210,8 @@ class Connection:
         self.calls.close()
         if self._challenge is not None:
             self._challenge.close()
-        self._unsent = b""
-        self._count(0, 0)
+        self._count_calls(0)
+        self._serving.quotas.buffer_bytes(self.admitted.account, self._held, 0)
         self._note_progress()
         self._on_end(self, reason)
 
@@ -239,14 +242,13 @@ class Connection:
         """Send the half's output, and count what is open and held."""
         if self._ended or self._is_taking:  # a handler's first step asked: the turn flushes
             return
-        if not self._send():
-            return
         try:
-            self._count(len(self.calls), self._holds())
+            self._count_calls(len(self.calls))  # before the responses go
+            if self._send():
+                self._count_bytes()
+                self._note_progress()
         except OverLimitError as error:
             self.end(OverQuotaError(error))
-            return
-        self._note_progress()
 
     async def prove(self) -> None:
         """Return when the caller's process has answered a new PING.
@@ -469,22 +471,26 @@ class Connection:
 
     # --- bounds -----------------------------------------------------------------------------------
 
-    def _holds(self) -> int:
-        held = self._half.held_bytes + self.calls.held_bytes + len(self._unsent)
-        return held - held % COUNTED_BYTES
-
-    def _count(self, calls: int, held: int) -> None:
-        """Count open calls and bytes in the quotas.
+    def _count_calls(self, now: int) -> None:
+        """Count the open calls.
 
         Raises:
-            OverLimitError: a quota is exhausted.
+            OverLimitError: the quota is exhausted.
         """
-        account, quotas = self.admitted.account, self._serving.quotas
-        if calls != self._counted:
-            quotas.calls(account, self._counted, calls)
-            self._counted = calls
+        if now != self._counted:
+            self._serving.quotas.calls(self.admitted.account, self._counted, now)
+            self._counted = now
+
+    def _count_bytes(self) -> None:
+        """Count the bytes that are held for the client.
+
+        Raises:
+            OverLimitError: the quota is exhausted.
+        """
+        held = self._half.held_bytes + self.calls.held_bytes + len(self._unsent)
+        held -= held % COUNTED_BYTES
         if held != self._held:
-            quotas.buffer_bytes(account, self._held, held)
+            self._serving.quotas.buffer_bytes(self.admitted.account, self._held, held)
             self._held = held
 
     def _bound_frame(self, *, has_progressed: bool) -> None:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from agent.api.servers import (
-    MAX_REQUEST_BYTES,
-    MAX_STREAMS_PER_CONNECTION,
-    MIN_PING_MILLISECONDS,
-)
+from agent.api.methods import MAX_REQUEST_BYTES
 from agent.api.workload_messages import MAX_AUDIENCE_CHARS, MAX_AUDIENCES
 from agent.config.files import MAX_FILE_BYTES
 from agent.config.values import MAX_DURATION, format_duration
@@ -25,36 +21,63 @@ from agent.spiffe.lifetimes import LAST_PART, MIN_LIFETIME
 from agent.svids.disk_cache import MAX_SVIDS
 from agent.svids.x509 import MAX_PER_ENTRY
 from agent.telemetry.log import QUEUED_LINES
-from agent.transport.challenge import ANSWER_SECONDS
-from agent.transport.http2 import MAX_HEADER_BLOCK_BYTES
+from agent.transport.bounds import Bounds
+from agent.transport.connection import ConnectionTimes
+from agent.transport.request_rules import MAX_FIELDS, MAX_LIST_BYTES
 
 _WATCH = WatchTimes()
+_BOUNDS, _TIMES = Bounds(), ConnectionTimes()
 _KIB, _MIB, _GIB = 1 << 10, 1 << 20, 1 << 30
 
 FIXED: tuple[tuple[str, str, str], ...] = (
     (
         "a request",
         f"{MAX_REQUEST_BYTES // _KIB} KiB",
-        "the connection is cut",
+        "RESOURCE_EXHAUSTED",
     ),
     (
-        "headers of a request",
-        f"{MAX_HEADER_BLOCK_BYTES // _KIB} KiB",
-        "the connection is cut",
+        "headers of a request, as sent",
+        f"{_BOUNDS.block_bytes // _KIB} KiB",
+        "GOAWAY (ENHANCE_YOUR_CALM)",
+    ),
+    (
+        "headers of a request, decoded",
+        f"{MAX_LIST_BYTES // _KIB} KiB, {MAX_FIELDS} fields",
+        "HTTP status 431",
     ),
     (
         "calls at once on a connection",
-        f"{MAX_STREAMS_PER_CONNECTION}",
-        "HTTP/2 has the client wait",
+        f"{_BOUNDS.streams}",
+        "HTTP/2 has the client wait, or REFUSED_STREAM",
     ),
     (
-        "keepalive pings of a client",
-        f"one in {MIN_PING_MILLISECONDS // 1000} s",
-        "GOAWAY after a few that are too early",
+        "frames without a request (PING, SETTINGS, WINDOW_UPDATE and the like)",
+        f"{_BOUNDS.frames:,} at once, {_BOUNDS.frames_per_second:g} per second",
+        "GOAWAY (ENHANCE_YOUR_CALM)",
+    ),
+    (
+        "the rest of a request",
+        f"{_TIMES.calls.half_request:g} s",
+        "UNAVAILABLE",
+    ),
+    (
+        "the rest of a frame or header block",
+        f"{_TIMES.half_frame:g} s",
+        "the connection is cut",
+    ),
+    (
+        "a response that the client does not read",
+        f"{_TIMES.unread:g} s",
+        "the connection is cut",
+    ),
+    (
+        "a response that flow control holds back",
+        f"{_TIMES.calls.untaken:g} s",
+        "the call is cut",
     ),
     (
         "answer to the PING for a program selector",
-        f"{ANSWER_SECONDS:g} s",
+        f"{_TIMES.answer:g} s",
         "the call is refused",
     ),
     (

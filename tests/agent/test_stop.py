@@ -15,7 +15,6 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from agent.pb import workloadapi_pb2 as pb
-from agent.transport.http2 import GO_AWAY
 from tests.conftest import AgentFactory
 from tests.support import raw
 from tests.support.activated import ActivatedAgent
@@ -104,7 +103,7 @@ def test_a_call_sent_before_the_goaway_arrived_is_answered(
     client.read()
     os.kill(agent.pid, signal.SIGTERM)
     arrived = b""
-    while GO_AWAY not in arrived:
+    while raw.GO_AWAY not in arrived:
         chunk = client.sock.recv(65536)
         assert chunk, "the connection ended without GOAWAY"
         arrived += chunk

@@ -30,11 +30,10 @@ Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 
 
 class Bare:
-    """The methods of the server. `begin` gets the peer of each call."""
+    """The methods of the server."""
 
-    def __init__(self, answers: Answers, begin: Callable[[str], object] | None = None) -> None:
+    def __init__(self, answers: Answers) -> None:
         self._answers = answers
-        self._tell = begin
         self._changed = asyncio.Event()
 
     def push(self) -> None:
@@ -51,12 +50,10 @@ class Bare:
     def _handler(self, name: str) -> grpc.RpcMethodHandler[bytes, bytes]:
         answer = self._answers[name]
 
-        async def unary(_raw: bytes, context: Context) -> bytes:
-            self._begin(context)
+        async def unary(_raw: bytes, _context: Context) -> bytes:
             return answer
 
         async def stream(_raw: bytes, context: Context) -> None:
-            self._begin(context)
             while True:
                 changed = self._changed
                 await context.write(answer)
@@ -65,10 +62,6 @@ class Bare:
         if name in STREAMING:
             return grpc.unary_stream_rpc_method_handler(stream)
         return grpc.unary_unary_rpc_method_handler(unary)
-
-    def _begin(self, context: Context) -> None:
-        if self._tell is not None:
-            self._tell(context.peer())
 
 
 async def start(bare: Bare, socket: str) -> grpc.aio.Server:
@@ -81,15 +74,11 @@ async def start(bare: Bare, socket: str) -> grpc.aio.Server:
     return server
 
 
-async def until_killed(server: grpc.aio.Server) -> None:
+async def serve(socket: str, answers: Answers) -> None:
     """Print the ready line and serve."""
+    server = await start(Bare(answers), socket)
     print("ready", flush=True)  # noqa: T201 - the bench waits for it
     await server.wait_for_termination()
-
-
-async def serve(socket: str, answers: Answers) -> None:
-    """Serve without a gate."""
-    await until_killed(await start(Bare(answers), socket))
 
 
 def run(serving: Callable[[str, Answers], Coroutine[None, None, None]]) -> None:

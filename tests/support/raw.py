@@ -20,6 +20,9 @@ MessageT = TypeVar("MessageT", bound="Message")
 
 _GOAWAY = 7  # RFC 9113 section 6.8
 
+GO_AWAY = bytes([0, 0, 8, _GOAWAY, 0]) + bytes(4) + ((1 << 31) - 1).to_bytes(4, "big") + bytes(4)
+"""The first of the two GOAWAY frames of a graceful stop."""
+
 UNAVAILABLE = 14
 PERMISSION_DENIED = 7
 INVALID_ARGUMENT = 3

@@ -14,7 +14,7 @@ from agent.gate.gate import Gate
 from agent.kernel.sender import stamp_senders
 from agent.limits.quotas import REASONS
 from agent.telemetry.metrics import Metrics, Words
-from agent.transport.connection import Connection, ConnectionTimes
+from agent.transport.connection import CONNECTION_TIMES, Connection, ConnectionTimes
 from agent.transport.grpc_protocol import frame_message
 from agent.transport.service import Call, Method, Services, StatusCode, StatusError
 from tests.support.agent import SAFETY_SECONDS
@@ -204,7 +204,7 @@ def listen(path: Path) -> socket.socket:
 
 @asynccontextmanager
 async def running_gate(
-    tmp_path: Path, *, times: ConnectionTimes = ConnectionTimes(), **admission_options: Any
+    tmp_path: Path, *, times: ConnectionTimes = CONNECTION_TIMES, **admission_options: Any
 ) -> AsyncIterator[RunningGate]:
     listener = listen(tmp_path / "socket")
     lines = FakeLog()

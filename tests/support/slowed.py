@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from agent.cli.main import main
-from agent.gate.gate import Gate
 from agent.kernel.caller import Caller
+from agent.transport.connection import Connection
 
 # These turns take about the instructions of one call.
 WASTED_TURNS = 4_500
 
-_begin_call = Gate.begin_call
+_caller = Connection.caller
 
 
-def _slowly(self: Gate, peer: str) -> Caller:
+def _slowly(self: Connection) -> Caller:
     for _ in range(WASTED_TURNS):
         pass
-    return _begin_call(self, peer)
+    return _caller(self)
 
 
-Gate.begin_call = _slowly  # type: ignore[method-assign]
+Connection.caller = _slowly  # type: ignore[method-assign]
 main()

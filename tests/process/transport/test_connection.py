@@ -13,8 +13,8 @@ import pytest
 
 from agent.errors import PeerError
 from tests.support import pids
-from tests.support.agent import SAFETY_SECONDS
 from tests.support.abuse import PING, frame
+from tests.support.agent import SAFETY_SECONDS
 from tests.support.running_gate import RunningGate, running_gate, until
 
 

@@ -86,7 +86,7 @@ async def is_cut(reader: asyncio.StreamReader) -> bytes:
     return arrived
 
 
-# --- calls ------------------------------------------------------------------------------------------
+# --- calls ----------------------------------------------------------------------------------------
 
 
 async def test_calls_of_an_unidentified_caller_are_refused(running: RunningGate) -> None:
@@ -163,7 +163,7 @@ async def test_a_client_that_hangs_up_cancels_its_calls(running: RunningGate) ->
     await until(lambda: running.handlers.open == 0 and len(running.gate) == 0)
 
 
-# --- silence and slowness -----------------------------------------------------------------------------
+# --- silence and slowness -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("said", [b"", HELLO], ids=["nothing", "no request"])
@@ -244,7 +244,7 @@ async def test_whole_frames_that_end_in_parts_are_not_slow(tmp_path: Path) -> No
         writer.close()
 
 
-# --- quotas -----------------------------------------------------------------------------------------
+# --- quotas ---------------------------------------------------------------------------------------
 
 
 async def test_a_connection_that_hangs_up_in_the_queue_leaves_no_descriptor(tmp_path: Path) -> None:
@@ -340,7 +340,7 @@ async def test_requests_over_the_rate_wait_in_the_socket(tmp_path: Path) -> None
         await until(lambda: len(running.gate) == 0), "its end is noticed while it waits"
 
 
-# --- clients that do not read -----------------------------------------------------------------------
+# --- clients that do not read ---------------------------------------------------------------------
 
 
 LARGE = 1 << 20
@@ -381,7 +381,7 @@ async def test_a_client_that_reads_late_gets_every_byte(running: RunningGate) ->
     client.close()
 
 
-# --- the challenge ----------------------------------------------------------------------------------
+# --- the challenge --------------------------------------------------------------------------------
 
 
 async def test_a_caller_that_answers_the_ping_is_proven(running: RunningGate) -> None:
@@ -446,7 +446,7 @@ async def test_a_caller_that_hangs_up_instead_fails_the_proof(running: RunningGa
     assert isinstance(outcome, PeerGoneError)
 
 
-# --- the stop ---------------------------------------------------------------------------------------
+# --- the stop -------------------------------------------------------------------------------------
 
 
 NOT_YET, NO_ERROR = ((1 << 31) - 1).to_bytes(4, "big"), bytes(4)

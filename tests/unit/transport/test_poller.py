@@ -7,6 +7,7 @@ import select
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from functools import partial
 
 import pytest
 
@@ -29,8 +30,12 @@ def pairs() -> Iterator[list[Pair]]:
 async def test_a_callback_gets_the_events_of_its_descriptor(pairs: list[Pair]) -> None:
     with closing(Poller(asyncio.get_running_loop())) as poller:
         seen: list[tuple[int, int]] = []
+
+        def note(number: int, events: int) -> None:
+            seen.append((number, events))
+
         for number, (ours, _theirs) in enumerate(pairs):
-            poller.register(ours.fileno(), lambda got, n=number: seen.append((n, got)), READABLE)  # type: ignore[misc]
+            poller.register(ours.fileno(), partial(note, number), READABLE)
         pairs[1][1].send(b"x")
         await settle()
         assert set(seen) == {(1, READABLE)}
@@ -61,13 +66,13 @@ async def test_a_descriptor_that_was_forgotten_in_the_same_turn_gets_no_event(
     with closing(Poller(asyncio.get_running_loop())) as poller:
         seen: list[int] = []
 
-        def forget_all(descriptor: int) -> None:
-            seen.append(descriptor)
+        def forget_all(events: int) -> None:
+            seen.append(events)
             for ours, _theirs in pairs:
                 poller.forget(ours.fileno())
 
         for ours, theirs in pairs:
-            poller.register(ours.fileno(), lambda _events, d=ours.fileno(): forget_all(d), READABLE)  # type: ignore[misc]
+            poller.register(ours.fileno(), forget_all, READABLE)
             theirs.send(b"x")
         await settle()
         assert len(seen) == 1
