@@ -166,9 +166,14 @@ def test_a_quiet_lane_waits_for_one_slice_of_each_busy_lane(loop: Loop) -> None:
     loop.run(0.1)
     served: list[float] = []
     quiet = queue.lane(ALICE)
+
+    def read() -> None:
+        served.append(loop.now)
+        quiet.note_read(1)
+
     for _ in range(10):
         asked = loop.now
-        assert not quiet.pass_or_wait(lambda: (served.append(loop.now), quiet.note_read(1))[-1])
+        assert not quiet.pass_or_wait(read)
         while not served:
             loop.turn()
         assert served.pop() - asked <= len(busy) * (SLICE_SECONDS + CHEAP)

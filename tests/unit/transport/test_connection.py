@@ -17,6 +17,7 @@ import pytest
 from agent.errors import PeerError, PeerGoneError
 from agent.kernel import caller as kernel_caller
 from agent.kernel.caller import Caller
+from agent.kernel.credentials import read_peer
 from agent.kernel.process import ProcessHandle
 from agent.limits.fair_queue import READ_BYTES
 from agent.transport.connection import COUNTED_BYTES, ConnectionTimes
@@ -121,7 +122,7 @@ async def test_each_call_asks_the_kernel_again_for_its_caller(
     running: RunningGate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = {"SO_PEERCRED": 0, "pidfd": 0}
-    read_peer, is_alive = kernel_caller.read_peer, ProcessHandle.is_alive
+    is_alive = ProcessHandle.is_alive
 
     def count_peer(sock: socket.socket) -> tuple[int, int, int]:
         asked["SO_PEERCRED"] += 1
@@ -337,7 +338,7 @@ async def test_requests_over_the_rate_wait_in_the_socket(tmp_path: Path) -> None
         assert lane._seconds_to_wait() > 0
         assert streams
         client.close()
-        await until(lambda: len(running.gate) == 0), "its end is noticed while it waits"
+        await until(lambda: len(running.gate) == 0)  # its end is noticed while it waits
 
 
 # --- clients that do not read ---------------------------------------------------------------------
