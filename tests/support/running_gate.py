@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from agent.gate.gate import Gate
 from agent.kernel.sender import stamp_senders
@@ -36,9 +36,6 @@ class _Sink:
 
     def sendall(self, data: bytes) -> None:
         self.writer.write(data)
-
-
-ClientT = TypeVar("ClientT", bound="Client")
 
 
 class Client(StayingClient):
@@ -180,9 +177,9 @@ class RunningGate:
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_unix_connection(self.path)
 
-    async def client(self, kind: type[ClientT] = Client) -> ClientT:  # type: ignore[assignment]
-        """Return a client whose connection is set up."""
-        client = kind(*await self.connect())
+    async def client(self) -> Client:
+        """Return a client that has begun its connection."""
+        client = Client(*await self.connect())
         client.start()
         return client
 

@@ -63,6 +63,12 @@ class SilentClient(Client):
         self.writer.write(sent)
 
 
+async def silent_client(running: RunningGate) -> SilentClient:
+    client = SilentClient(*await running.connect())
+    client.start()
+    return client
+
+
 @pytest.fixture
 async def running(tmp_path: Path) -> AsyncIterator[RunningGate]:
     async with running_gate(tmp_path) as running:
@@ -398,7 +404,7 @@ async def test_an_answer_that_was_queued_before_the_question_proves_nothing(
     """As a process queues it that writes the payload into a shared page later (sendfile(2))."""
     payload = bytes(range(8))
     monkeypatch.setattr(secrets, "token_bytes", lambda _length: payload)
-    client = await running.client(SilentClient)
+    client = await silent_client(running)
     await client.answer(client.call("/t/Echo", b""))
     early = frame(PING, 1, 0, payload)
     stream = client.call("/t/Prove", b"")
@@ -419,7 +425,7 @@ async def test_the_end_of_an_answer_must_not_hold_what_was_queued_before(
     """The program that follows echoes the payload; the frame header was queued before."""
     payload = bytes(range(8))
     monkeypatch.setattr(secrets, "token_bytes", lambda _length: payload)
-    client = await running.client(SilentClient)
+    client = await silent_client(running)
     await client.answer(client.call("/t/Echo", b""))
     stream = client.call("/t/Prove", b"")
     client.writer.write(frame(PING, 1, 0, payload)[:9])
@@ -432,7 +438,7 @@ async def test_the_end_of_an_answer_must_not_hold_what_was_queued_before(
 
 
 async def test_a_caller_that_hangs_up_instead_fails_the_proof(running: RunningGate) -> None:
-    client = await running.client(SilentClient)
+    client = await silent_client(running)
     await client.answer(client.call("/t/Who", b""))
     caller = running.handlers.callers[-1]
 
@@ -456,7 +462,7 @@ NOT_YET, NO_ERROR = ((1 << 31) - 1).to_bytes(4, "big"), bytes(4)
 async def test_calls_that_a_client_made_before_it_saw_the_goaway_get_their_responses(
     running: RunningGate,
 ) -> None:
-    client = await running.client(SilentClient)
+    client = await silent_client(running)
     first = client.call("/t/Open", b"a")
     await client.answer(first)
     async with asyncio.timeout(SAFETY_SECONDS), asyncio.TaskGroup() as tasks:
