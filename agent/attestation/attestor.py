@@ -12,8 +12,9 @@ The order of the steps is the security argument:
 
 Findings are remembered while the fingerprint of the connection's process stays the same, for the
 time that each attestor allows, and for other connections of the process if the attestor allows that
-too. The inode of the pidfd in pidfs identifies the process. If all findings are remembered, step 4
-finds nothing in between, and step 6 skips the second fingerprint; it still checks the pin. A pin
+too. The inode of the pidfd in pidfs identifies the process. If all findings are remembered and the
+process is asked nothing in step 5, no time passes in between, and step 6 skips the second
+fingerprint; it still checks the pin, which another process can keep alive. A pin
 lasts for one attestation: the same executable is the same program whenever it started, and one
 descriptor for each open stream would cost too much.
 
@@ -48,7 +49,6 @@ from agent.signals import NO_SIGNALS, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
     from structlog.typing import FilteringBoundLogger
@@ -89,7 +89,7 @@ class WorkloadAttestor:
         self._known: WeakKeyDictionary[Caller, KnownCaller] = WeakKeyDictionary()
         self._processes: LRUCache[str, KnownProcess] = LRUCache(KNOWN_PROCESSES)
 
-    def attest(self, caller: Caller) -> AbstractAsyncContextManager[Attested]:
+    def attest(self, caller: Caller) -> Attestation:
         """Attest the caller's process; the findings hold from the begin of the block to its end.
 
         Raises, at the begin or at the end of the block:
@@ -99,7 +99,7 @@ class WorkloadAttestor:
         known = self._known.get(caller)
         if known is None:
             known = self._known[caller] = KnownCaller(self._process(caller))
-        return _Attestation(caller, known, self._runner, self._evidence, self._signals)
+        return Attestation(caller, known, self._runner, self._evidence, self._signals)
 
     def latest(self, caller: Caller) -> Attested | None:
         """Return the caller's latest result; None if the process changed during it."""
@@ -122,13 +122,14 @@ class WorkloadAttestor:
         return known
 
 
-class _Attestation:
+class Attestation:
     """One attestation of a caller, a context manager around the use of its result.
 
     It owns the view of the process and the pin of its program.
     """
 
     __slots__ = (
+        "_asks_process",
         "_before",
         "_caller",
         "_evidence",
@@ -157,11 +158,16 @@ class _Attestation:
         evidence: Evidence,
         signals: Signals,
     ) -> None:
+        self._asks_process = False
         self._caller = caller
         self._known = known
         self._runner = runner
         self._evidence = evidence
         self._signals = signals
+
+    def note_question(self) -> None:
+        """Note that the block asks the process: the fingerprint is read again in any case."""
+        self._asks_process = True
 
     async def __aenter__(self) -> Attested:
         began = time.perf_counter()
@@ -247,8 +253,9 @@ class _Attestation:
         return attested
 
     def _check_unchanged(self) -> None:
-        # Without new findings the first fingerprint is the moment that all findings hold for.
-        again = self._evidence.fingerprint(self._process) if self._reports else self._before
+        # Otherwise no time has passed since the first fingerprint.
+        reads_again = self._reports or self._asks_process
+        again = self._evidence.fingerprint(self._process) if reads_again else self._before
         if again != self._before or self._pin.changed():
             self._known.latest = None
             raise PeerError("the process changed its program or user while it was attested")

@@ -1,6 +1,7 @@
-"""The bytes of one connection.
+"""HTTP/2 and gRPC on accepted connections.
 
-`connection` owns an accepted socket, watches its process's pidfd, and relays it to the gRPC server.
-`relay` copies bytes between two sockets. `http2` cuts the bytes into frames. `challenge` sends a
-PING that the caller must answer. This room knows no gRPC methods.
+`connection` owns a socket, reads it in its turn, and watches its process's pidfd. `http2_server` is
+the server's half of HTTP/2 and `grpc_protocol` the rules of gRPC, both without I/O; `calls` begins
+the calls of a connection. `challenge` sends a PING that the caller must answer. `service` says what
+a method is: this room knows none. Only `gate` and the methods of `api` enter here.
 """

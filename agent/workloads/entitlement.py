@@ -123,7 +123,8 @@ class Entitlements:
             UnansweredError: the caller did not prove that it sends.
             NoIdentityError: nothing matches.
         """
-        async with self._attestor.attest(caller) as attestation:
+        attesting = self._attestor.attest(caller)
+        async with attesting as attestation:
             with Stopwatch(self._signals, Stage.MATCH):
                 matches = self.matches(caller, attestation)
             if attestation.failures:
@@ -131,6 +132,7 @@ class Entitlements:
             if releasing and self.log_each:  # reviews of idle streams would fill the log
                 self._log_attested(caller, attestation, matches)
             if releasing and matches.evidence & attestation.program:
+                attesting.note_question()
                 await self._prove_sender(caller)
                 # The entries may have changed during the wait.
                 matches = self.matches(caller, attestation)

@@ -3,8 +3,7 @@
 It reads SO_PEERCRED once, at accept, and `/proc/PID` by number at each call. It does not check
 that the process still lives, which process sends, or whether the process has executed another
 program. It trusts the link `/proc/PID/exe`, and takes a script's path from an interpreter's command
-line. On its inner socket the name that a connection is bound to selects the caller. One thread
-serves all callers; a protocol error ends it.
+line. One thread serves all callers; a protocol error ends it.
 
     python -m tests.support.naive DIRECTORY     reads entries.yaml and serves agent.sock there
 """
@@ -20,7 +19,6 @@ import struct
 import sys
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import count
 from pathlib import Path, PurePath
 
 import h2.config
@@ -61,14 +59,11 @@ class NaiveAgent:
     def __init__(self, directory: Path, entries: EntrySet) -> None:
         self._entries = entries
         self._events = selectors.DefaultSelector()
-        self._numbers = count(1)
-        self._pids: dict[str, int] = {}
-        for name in ("agent.sock", "inner.sock"):
-            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            listener.bind(str(directory / name))
-            (directory / name).chmod(0o777)
-            listener.listen(4096)
-            self._events.register(listener, selectors.EVENT_READ)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(str(directory / "agent.sock"))
+        (directory / "agent.sock").chmod(0o777)
+        listener.listen(4096)
+        self._events.register(listener, selectors.EVENT_READ)
 
     def serve(self) -> None:
         while True:
@@ -79,13 +74,8 @@ class NaiveAgent:
                     self._accept(key.fileobj)
 
     def _accept(self, listener: socket.socket) -> None:
-        sock, address = listener.accept()
+        sock, _address = listener.accept()
         pid, uid, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        if listener.getsockname().endswith("inner.sock"):
-            name = address[1:].decode() if isinstance(address, bytes) else ""
-            pid = self._pids.get(name, pid)
-        else:
-            self._pids[f"caller-{next(self._numbers)}"] = pid
         client = Client(sock, pid, uid)
         client.http.initiate_connection()
         sock.sendall(client.http.data_to_send())

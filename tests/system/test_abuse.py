@@ -238,37 +238,6 @@ def test_a_process_that_dies_in_a_call_leaves_no_descriptor(agent: RunningAgent)
     assert settles(agent, before)
 
 
-def test_the_inner_socket_is_private_and_a_token_alone_gives_no_identity(
-    agent: RunningAgent,
-) -> None:
-    """Even the agent's own user, which can reach it, gets no identity there."""
-    inner = agent.directory / "data/inner.sock"
-    assert inner.parent.stat().st_mode & 0o777 == 0o700
-    open_client = raw.connect(str(agent.socket))
-    open_client.fetch_x509()
-    token = next(
-        line.split("@")[1]
-        for line in Path("/proc/net/unix").read_text().splitlines()
-        if len(line.split("@")[-1]) == 32
-    )
-    for name in ["", "\0" + "0" * 32, "\0" + token]:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.settimeout(WAIT_SECONDS)
-        if name.endswith(token):
-            with pytest.raises(OSError, match="in use"):
-                sock.bind(name)
-        elif name:
-            sock.bind(name)
-        sock.connect(str(inner))
-        client = raw.RawClient(sock)
-        client.start()
-        call = client.status(client.call("FetchX509SVID", pb.X509SVIDRequest()))
-        assert call.status == raw.PERMISSION_DENIED
-        assert call.messages == []
-        sock.close()
-    open_client.sock.close()
-
-
 def test_streams_end_with_unavailable_at_stop(agent: RunningAgent) -> None:
     with grpc.insecure_channel(agent.address) as channel:
         stream = channel.unary_stream(

@@ -1,8 +1,8 @@
 """PINGs without end from a client that never reads the answers (CVE-2019-9512).
 
 A server must answer every PING. One that queues the answers fills its memory, and one that waits
-for their write stops. vouchd's relay holds one chunk in each direction and does not read while a
-chunk is not written. Its gRPC server ends connections with too many PINGs.
+for their write stops. vouchd does not read while a client does not, and ends connections with too
+many frames that carry no request.
 """
 
 from __future__ import annotations

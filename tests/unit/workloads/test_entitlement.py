@@ -8,12 +8,14 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from agent.attestation.attestor import WorkloadAttestor
+from agent.attestation.attestor import Evidence, WorkloadAttestor
 from agent.attestation.result import Attested
 from agent.entries.entry import Entry, EntryId, EntrySet
 from agent.entries.template import SpiffeIdTemplate
-from agent.errors import AttestationError, NoIdentityError, UnansweredError
+from agent.errors import AttestationError, NoIdentityError, PeerError, UnansweredError
 from agent.kernel.caller import Caller
+from agent.kernel.fingerprint import Fingerprint, read_fingerprint
+from agent.kernel.process import ProcessView
 from agent.spiffe.ids import SpiffeId, TrustDomain
 from agent.telemetry.throttled_log import PER_KEY, Rate
 from agent.workloads.entitlement import Entitlements
@@ -218,3 +220,30 @@ async def test_an_entry_that_expires_during_the_explanation_is_matched_or_missed
         site.entitlements.entries = EntrySet((expiring,))
         verdict = site.entitlements.explain(attested)
         assert len(verdict.matched) + len(verdict.missed) == 1
+
+
+async def test_a_process_that_changes_while_it_is_asked_is_refused_whatever_is_remembered(
+    me: Caller,
+) -> None:
+    """Another process can keep the pin's address space alive: the pin alone notices nothing."""
+    site = Site(PROGRAM)
+    cgroup = b"trusted"
+
+    def fingerprint(view: ProcessView) -> Fingerprint:
+        return read_fingerprint(view)._replace(cgroup=cgroup)
+
+    attestor = Remembered(find)
+    site.entitlements._attestor = WorkloadAttestor(
+        [attestor], FakeLog().log, evidence=Evidence(fingerprint=fingerprint)
+    )
+    for _ in range(2):
+        await site.entitlements.of(me)
+
+    def execute() -> None:
+        nonlocal cgroup
+        cgroup = b"another"
+
+    site.while_proving = execute
+    with pytest.raises(PeerError, match="changed its program"):
+        await site.entitlements.of(me)
+    assert len(site.proved) == 3
