@@ -21,6 +21,7 @@ def test_grpcurl_calls_the_api_by_reflection(
     assert got["services"] == [
         "SpiffeWorkloadAPI",
         "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
         "grpc.reflection.v1alpha.ServerReflection",
     ]
     assert got["methods"] == [
