@@ -132,7 +132,8 @@ class Calls:
         """Cancel every handler: the connection has ended. The half is not used any more."""
         self.is_closed = True
         for call in tuple(self._calls.values()):
-            call.cancel()
+            if call.stream in self._calls:  # it may have ended with another
+                call.cancel()
 
     def forget(self, call: ServedCall) -> None:
         """Stop counting a call."""

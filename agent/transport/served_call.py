@@ -1,15 +1,15 @@
 """One gRPC call: its request, its handler, its deadline and its response.
 
-A handler makes its first step at once, in the turn of the event loop that read the request. Only a
-handler that has to wait becomes a Task: most calls need none. So the code of a first step must not
-ask for the current task, as `asyncio.timeout` and `TaskGroup` do.
+A handler makes its first step at once, in the turn of the event loop that read the request, and
+each further step when the future is done for which it waits. It has no Task: most calls need none,
+and a Task for each open stream costs time and memory. So a handler must not ask for the current
+task, as `asyncio.timeout` and `TaskGroup` do: use a timer of the loop, or start a Task.
 """
 
 from __future__ import annotations
 
 import math
-from asyncio import CancelledError, sleep
-from collections.abc import Coroutine
+from asyncio import CancelledError, Future, sleep
 from typing import TYPE_CHECKING, Any
 
 from agent.errors import PeerGoneError
@@ -28,7 +28,7 @@ from agent.transport.service import StatusCode, StatusError
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import AsyncIterator, Callable, Generator
+    from collections.abc import AsyncIterator, Callable, Coroutine
 
     from agent.kernel.caller import Caller
     from agent.transport.calls import Calls
@@ -45,15 +45,16 @@ class ServedCall:
         "_code",
         "_deadline",
         "_drained",
-        "_has_begun",
+        "_handler",
         "_has_ended",
         "_head",
         "_is_answered",
+        "_is_interrupted",
         "_is_open",
         "_method",
         "_reader",
-        "_task",
         "_timer",
+        "_waited",
         "request",
         "stream",
     )
@@ -69,11 +70,12 @@ class ServedCall:
         self._is_open = True  # whether the response may still be sent
         self._is_answered = False  # whether its header block has been sent
         self._has_ended = False  # whether the request is complete
-        self._has_begun = False  # whether the handler has begun
         self._deadline = math.inf
         self._reader: MessageReader | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._handler: Coroutine[Any, Any, None] | None = None
+        self._waited: asyncio.Future[Any] | None = None  # that for which the handler waits
+        self._is_interrupted = False  # whether its next step raises CancelledError
         self._drained: asyncio.Future[bool] | None = None
         self._arrival: asyncio.Future[None] | None = None
 
@@ -233,23 +235,61 @@ class ServedCall:
     # --- the handler ----------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        """Make the first step of the handler, and a Task if it waits then."""
+        """Make the first step of the handler."""
         self._cancel_timer()
-        self._has_begun = True
-        handler = self._method.answer(self)
-        try:
-            waited = handler.send(None)
-        except BaseException as error:  # noqa: BLE001 - `note_end` raises what is none of ours
-            self.note_end(error)
-            return
-        loop = self._calls.loop
-        self._task = loop.create_task(_LaterSteps(self, handler, waited))
-        if not self._is_open:  # the connection ended in the first step
-            self._task.cancel()
-        elif self._deadline < math.inf:
-            self._timer = loop.call_at(self._deadline, self._end_in_time)
+        self._handler = handler = self._method.answer(self)
+        self._step(handler.send, None)
+        if self._waited is not None and self._deadline < math.inf:
+            self._timer = self._calls.loop.call_at(self._deadline, self._end_in_time)
 
-    def note_end(self, error: BaseException) -> None:
+    def _step(self, step: Callable[[Any], Any], value: object) -> None:
+        """Let the handler run until it waits for a future, or ends."""
+        self._waited = None
+        try:
+            waited = step(value)
+        except BaseException as error:  # noqa: BLE001 - `_end` raises what is none of ours
+            self._end(error)
+            return
+        if waited is None:  # asyncio.sleep(0)
+            waited = self._calls.loop.create_future()
+            waited.set_result(None)
+        waited._asyncio_future_blocking = False  # noqa: SLF001 - as a Task answers to `await`
+        waited.add_done_callback(self._go_on)
+        self._waited = waited
+        if self._is_interrupted:  # by itself: it ended the connection
+            self._interrupt(waited)
+
+    def _go_on(self, waited: asyncio.Future[Any]) -> None:
+        """Make the next step: the future is done for which the handler waited."""
+        handler = self._handler
+        if handler is None or waited is not self._waited:
+            return  # it was interrupted meanwhile
+        if self._is_interrupted:
+            self._is_interrupted = False
+            self._step(handler.throw, CancelledError())
+        else:
+            self._step(handler.send, None)
+        if not self._calls.is_closed:
+            self._calls.link.flush()
+
+    def _end_handler(self) -> None:
+        """Raise CancelledError in the handler, as the cancellation of a Task does."""
+        if self._handler is None:
+            self._forget()
+        elif self._waited is None:  # it runs just now
+            self._is_interrupted = True
+        else:
+            self._interrupt(self._waited)
+
+    def _interrupt(self, waited: asyncio.Future[Any]) -> None:
+        waited.cancel()
+        handler = self._handler
+        # Tasks and the like first end themselves.
+        self._is_interrupted = type(waited) is not Future
+        if handler is not None and not self._is_interrupted:
+            self._step(handler.throw, CancelledError())
+
+    def _end(self, error: BaseException) -> None:
         """End the call, because its handler returned (StopIteration) or raised."""
         if isinstance(error, StopIteration):
             if self._is_open:
@@ -263,12 +303,8 @@ class ServedCall:
                 self._end_response(status)
         else:
             raise error
+        self._handler = None
         self._forget()
-
-    def flush(self) -> None:
-        """Send the output of a step."""
-        if not self._calls.is_closed:
-            self._calls.link.flush()
 
     # --- the response ---------------------------------------------------------------------------
 
@@ -309,12 +345,6 @@ class ServedCall:
             details = "the deadline of the call has passed"
             self._end_response(StatusError(StatusCode.DEADLINE_EXCEEDED, details))
         self._end_handler()
-
-    def _end_handler(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-        elif not self._has_begun:
-            self._forget()
 
     def _reset(self, code: StatusCode) -> None:
         """Reset the stream: its response cannot be completed."""
@@ -362,49 +392,3 @@ class ServedCall:
 def _give_up(drained: asyncio.Future[bool]) -> None:
     if not drained.done():
         drained.set_result(False)
-
-
-class _LaterSteps(Coroutine[Any, Any, None]):
-    """The steps of a handler behind its first one, as the coroutine of a Task.
-
-    Args:
-        call: the call of the handler.
-        handler: the coroutine, which has made one step.
-        waited: the future for which it waits.
-    """
-
-    __slots__ = ("_call", "_handler", "_waited")
-
-    def __init__(self, call: ServedCall, handler: Coroutine[Any, Any, None], waited: Any) -> None:
-        self._call = call
-        self._handler = handler
-        self._waited = waited
-
-    def send(self, value: Any) -> Any:
-        """Make a step. The Task first waits for what the first step waits for."""
-        if (waited := self._waited) is not None:
-            self._waited = None
-            return waited
-        return self._step(self._handler.send, value)
-
-    def throw(self, error: Any, *_value: Any) -> Any:
-        """Raise an error in the handler."""
-        self._waited = None
-        return self._step(self._handler.throw, error)
-
-    def close(self) -> None:
-        """End the handler: the event loop is closed."""
-        self._handler.close()
-
-    def __await__(self) -> Generator[Any, None, None]:
-        raise NotImplementedError  # a Task calls `send` and `throw`
-
-    def _step(self, step: Callable[[Any], Any], value: Any) -> Any:
-        try:
-            waited = step(value)
-        except BaseException as error:  # noqa: BLE001 - `note_end` raises what is none of ours
-            self._call.note_end(error)
-            self._call.flush()
-            raise StopIteration from None
-        self._call.flush()
-        return waited

@@ -273,16 +273,68 @@ async def test_events_of_the_connection_and_of_ended_calls_are_ignored() -> None
     assert len(served.ends) == 1
 
 
-async def test_a_method_that_asks_for_the_current_task_after_a_wait_has_one() -> None:
+async def a_turn_later() -> bytes:
+    await asyncio.sleep(0)
+    return HELLO
+
+
+async def by_event() -> bytes:
+    event = asyncio.Event()
+    asyncio.get_running_loop().call_soon(event.set)
+    await event.wait()
+    return HELLO
+
+
+async def by_tasks() -> bytes:
+    loop = asyncio.get_running_loop()
+    tasks = [loop.create_task(a_turn_later()) for _ in range(3)]
+    await asyncio.wait(tasks)
+    return (await asyncio.gather(*tasks))[0] and await tasks[1]
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        a_turn_later,
+        by_event,
+        by_tasks,
+        lambda: asyncio.to_thread(lambda: HELLO),
+        lambda: asyncio.wait_for(by_event(), SAFETY_SECONDS),
+    ],
+)
+async def test_a_handler_may_wait_for_futures_of_every_kind(
+    wait: Callable[[], Coroutine[Any, Any, bytes]],
+) -> None:
     async def answer(call: Call) -> None:
-        await asyncio.sleep(0)
-        async with asyncio.timeout(SAFETY_SECONDS):
-            await call.send(HELLO)
+        for _ in range(2):
+            await call.send(await wait())
 
     served = Served(answer)
     served.ask(HELLO)
     await served.until_ended()
-    assert served.status is StatusCode.OK
+    assert served.half.commands == [*ECHOED[:2], *ECHOED[1:]]
+
+
+async def test_an_error_for_which_a_handler_waits_is_raised_in_it() -> None:
+    waited = asyncio.get_running_loop().create_future()
+
+    async def answer(_call: Call) -> None:
+        await waited
+
+    served = Served(answer)
+    served.ask(HELLO)
+    waited.set_exception(ZeroDivisionError())
+    await served.until_ended()
+    assert [type(each) for each in served.failures] == [ZeroDivisionError]
+
+
+async def test_a_handler_has_no_task_even_if_it_waits() -> None:
+    served, tasks = Served(Paused()), len(asyncio.all_tasks())
+    served.ask(HELLO)
+    await settle()
+    assert len(served.calls) == 1
+    assert len(asyncio.all_tasks()) == tasks
+    served.calls.close()
 
 
 # --- requests that break the rules ---------------------------------------------------------------
@@ -560,23 +612,70 @@ async def test_a_handler_may_end_in_the_step_that_ends_the_connection() -> None:
     assert (served.status, len(served.calls)) == (StatusCode.CANCELLED, 0)
 
 
-async def test_a_handler_is_closed_with_the_loop() -> None:
-    closed: list[Call] = []
+async def test_a_task_for_which_a_handler_waits_ends_before_the_handler() -> None:
+    ends: list[str] = []
 
-    async def answer(call: Call) -> None:
+    async def work() -> None:
         try:
-            await wait_forever(call)
-        except GeneratorExit:
-            closed.append(call)
-            raise
+            await asyncio.get_running_loop().create_future()
+        finally:
+            await asyncio.sleep(0)
+            ends.append("task")
+
+    async def answer(_call: Call) -> None:
+        try:
+            await asyncio.get_running_loop().create_task(work())
+        finally:
+            ends.append("handler")
 
     served = Served(answer)
     served.ask(HELLO)
-    [task] = [each for each in asyncio.all_tasks() if each is not asyncio.current_task()]
-    cast("Any", task.get_coro()).close()
-    assert len(closed) == 1
-    served.calls.close()
     await settle()
+    served.take(RESET)
+    await served.until_ended()
+    assert ends == ["task", "handler"]
+
+
+@pytest.mark.parametrize("kind", [asyncio.Future, type("Derived", (asyncio.Future,), {})])
+async def test_a_reset_together_with_the_end_of_a_wait_interrupts_the_handler_once(
+    kind: type[asyncio.Future[None]],
+) -> None:
+    waited, other = kind(), asyncio.get_running_loop().create_future()
+    cancelled: list[Call] = []
+
+    async def answer(call: Call) -> None:
+        try:
+            await waited
+        except asyncio.CancelledError:
+            cancelled.append(call)
+        await other
+
+    served = Served(answer)
+    served.ask(HELLO)
+    waited.set_result(None)
+    served.take(RESET)
+    await settle()
+    assert (len(cancelled), len(served.calls)) == (1, 1)
+    other.set_result(None)
+    await settle()
+    assert (served.status, len(served.calls)) == (StatusCode.CANCELLED, 0)
+
+
+async def test_a_call_that_ends_with_another_of_its_connection_ends_once() -> None:
+    async def answer(call: Call) -> None:
+        try:
+            await wait_forever(call)
+        finally:
+            served.take(StreamReset(1, 0, by_client=True), StreamReset(3, 0, by_client=True))
+
+    served = Served(answer)
+    for stream in (1, 3):
+        served.take(
+            RequestStarted(stream, request_headers({}), ended=False),
+            BodyReceived(stream, HELLO, ended=True),
+        )
+    served.calls.close()
+    assert (len(served.ends), len(served.calls)) == (2, 0)
 
 
 # --- deadlines -----------------------------------------------------------------------------------
