@@ -21,6 +21,7 @@ from agent.errors import (
 )
 from agent.signals import NO_SIGNALS, Stage, Stopwatch
 from agent.telemetry.audit import RefusedCall
+from agent.telemetry.plain import excerpt
 from agent.telemetry.throttled_log import ThrottledLog
 from agent.transport.service import Method, StatusCode, StatusError
 
@@ -139,7 +140,7 @@ class Guard:
         return StatusError(code, details_for_workload(error), metadata)
 
     def _note(self, call: Call, code: StatusCode, error: Exception) -> None:
-        method, reason = self._name(call), str(error)
+        method, reason = self._name(call), excerpt(str(error))
         if not isinstance(error, VouchdError):
             self._throttled.exception("internal error", method, where="call", method=method)
             reason = f"internal error ({type(error).__name__})"

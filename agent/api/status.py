@@ -24,6 +24,7 @@ from agent.errors import (
 )
 from agent.limits.quotas import OverLimitError
 from agent.signals import Refused
+from agent.telemetry.plain import excerpt
 from agent.transport.service import StatusCode as Code
 from agent.transport.service import StatusError
 
@@ -72,7 +73,7 @@ def details_for_workload(error: Exception) -> str:
     """Return the text that a workload gets. Why it has no identity is for the operator alone."""
     if code_of(error) is Code.PERMISSION_DENIED:
         return NO_IDENTITY
-    return INTERNAL if isinstance(error, StartupError) else details_for_operator(error)
+    return INTERNAL if isinstance(error, StartupError) else excerpt(details_for_operator(error))
 
 
 def details_for_operator(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Convert values to plain data for logs, JSON and protobuf messages.
+"""Convert values to plain data for logs, JSON and protobuf messages; bound foreign text.
 
 A dataclass becomes a mapping of its fields, so that one definition serves every output.
 """
@@ -9,7 +9,10 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
+
+EXCERPT_CHARS: Final = 256
+"""The most that a text of callers adds to a line of the log, of the audit trail or of a status."""
 
 
 def to_plain(value: object) -> Any:  # noqa: PLR0911 - a table
@@ -37,3 +40,15 @@ def to_plain(value: object) -> Any:  # noqa: PLR0911 - a table
 
 def _text(value: object) -> str:
     return str(value).encode(errors="backslashreplace").decode()
+
+
+def excerpt(text: str) -> str:
+    """Return the beginning of a text that may hold a caller's: at most EXCERPT_CHARS, printable.
+
+    Characters that are not printable, among them terminal escapes and direction marks, are escaped.
+    """
+    shown = text[: EXCERPT_CHARS + 1]
+    if not shown.isprintable():
+        escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
+        shown = "".join(escaped)
+    return shown if len(shown) <= EXCERPT_CHARS else f"{shown[: EXCERPT_CHARS - 1]}…"

@@ -22,6 +22,7 @@ from agent.kernel.caller import Caller
 from agent.limits.quotas import Quotas
 from agent.pb import workloadapi_pb2 as pb
 from agent.telemetry.metrics import Metrics, Words
+from agent.telemetry.plain import EXCERPT_CHARS
 from agent.transport.service import Services, StatusError
 from agent.transport.service import StatusCode as Code
 from tests.support.fakes import FakeLog, quotas
@@ -153,6 +154,14 @@ async def test_a_response_that_is_too_large_is_logged_and_counted() -> None:
     assert (made.code, made.details) == (Code.RESOURCE_EXHAUSTED, "the response has 5 bytes")
     assert guarded.lines.of("call refused")[0]["reason"] == "the response has 5 bytes"
     assert guarded.has_counted('vouchd_refusals_total{reason="response_size"}')
+
+
+async def test_the_log_has_the_beginning_of_a_text_that_a_caller_sent() -> None:
+    """The caller chooses the requested SPIFFE ID, which errors quote."""
+    _, guarded = await stream(NoIdentityError(f"the caller asked for {'a' * 30_000}\x1b[31m"))
+    reason = guarded.lines.of("call refused")[0]["reason"]
+    assert reason.startswith("the caller asked for aaa")
+    assert len(reason) == EXCERPT_CHARS
 
 
 async def test_a_stream_never_ends_with_ok() -> None:

@@ -21,6 +21,7 @@ from agent.errors import (
     UnsupportedError,
 )
 from agent.signals import Refused
+from agent.telemetry.plain import EXCERPT_CHARS
 from agent.transport.service import StatusCode as Code
 from agent.transport.service import StatusError
 
@@ -48,6 +49,14 @@ def test_each_error_has_its_code_and_a_text_without_secrets(
     assert code_of(error) is code
     assert details_for_workload(error).startswith(details)
     assert "secret" not in details_for_workload(error)
+
+
+@pytest.mark.parametrize("text", ["a" * 100_000, "\x1b[31m" * 100, "\u202e" * 400, "\n" * 300])
+def test_text_of_a_caller_comes_back_short_and_printable(text: str) -> None:
+    details = details_for_workload(RequestError(f"invalid requested SPIFFE ID: {text}"))
+    assert details.startswith("invalid requested SPIFFE ID: ")
+    assert len(details) == EXCERPT_CHARS
+    assert details.isprintable()
 
 
 def test_operators_learn_the_reason_of_each_error_but_a_defect() -> None:
