@@ -50,13 +50,11 @@ class KnownProcess:
 
 @dataclass(slots=True)
 class KnownCaller:
-    """The memory of one connection. Times are those of `time.perf_counter`."""
+    """The memory of one connection."""
 
     process: KnownProcess
     memory: Memory | None = None
     checked_fingerprint: Fingerprint | None = None
     """The last fingerprint whose credentials equalled those at connect."""
-    attested_at: float = -math.inf
-    """When its last attestation began."""
     latest: Attested | None = None
     """The latest result; None if the process changed during it."""

@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
 # Nearly every file of /proc/PID fits. A buffer of a megabyte triples the cost of a usual read.
 _CHUNK_BYTES = 1 << 16
-_PAGE_BYTES = 4096
-# The status of a process with 65,536 groups has half of it.
-_RAW_BYTES_MAX = 1 << 20
 
 _CONNECTIONS = count()
 
@@ -58,11 +55,6 @@ class ProcessHandle:
             raise ProcessLookupError(errno.ESRCH, "the connection of the process was closed")
         return self._pidfd
 
-    @property
-    def is_closed(self) -> bool:
-        """Whether `close` was called."""
-        return self._pidfd < 0
-
     def is_alive(self) -> bool:
         """Poll the pidfd: it is readable once the process has exited (pidfd_open(2))."""
         if self._pidfd < 0:
@@ -79,8 +71,8 @@ class ProcessHandle:
 class ProcessView:
     """Reads of one process's `/proc` directory (attestors.api.WorkloadRef).
 
-    It owns the descriptors of `/proc/PID` and of the files of `raw_read`. Each read polls the pidfd
-    afterwards, so that what a read returns belongs to this process.
+    It owns the descriptor of `/proc/PID`. Each read polls the pidfd afterwards, so that what a read
+    returns belongs to this process.
 
     Raises:
         AttestationError: the agent is out of descriptors, or may not read `/proc`.
@@ -90,7 +82,6 @@ class ProcessView:
     def __init__(self, credentials: Credentials, process: ProcessHandle) -> None:
         self._credentials = credentials
         self._process = process
-        self._files: dict[str, int] = {}
         if not process.is_alive():
             raise PeerGoneError("the process is gone")
         try:
@@ -121,9 +112,6 @@ class ProcessView:
         if self._directory >= 0:
             os.close(self._directory)
             self._directory = -1
-            for descriptor in self._files.values():
-                os.close(descriptor)
-            self._files.clear()
 
     @property
     def pid(self) -> int:
@@ -160,70 +148,34 @@ class ProcessView:
             finally:
                 os.close(descriptor)
         finally:
-            self.require_alive()
+            self._require_alive()
 
     def readlink(self, name: str) -> str:
         """See WorkloadRef.readlink."""
         try:
             return os.readlink(name, dir_fd=self._directory)
         finally:
-            self.require_alive()
+            self._require_alive()
 
     def stat(self, name: str) -> os.stat_result:
         """See WorkloadRef.stat."""
         try:
             return os.stat(name, dir_fd=self._directory)
         finally:
-            self.require_alive()
+            self._require_alive()
 
     def open(self, name: str) -> int:
         """See WorkloadRef.open."""
         descriptor = -1
         try:
             descriptor = self._open(name)
-            self.require_alive()
+            self._require_alive()
         except OSError:
             if descriptor >= 0:
                 os.close(descriptor)
-            self.require_alive()
+            self._require_alive()
             raise
         return descriptor
-
-    # Several reads in a row need one poll, after the last (`require_alive`): the directory never
-    # becomes that of another process.
-
-    def raw_read(self, name: str) -> bytes:
-        """Read a file of /proc/PID without a poll. Its descriptor stays open as long as the view.
-
-        For files that the kernel writes in one piece, such as `status`: less than a page is all.
-        """
-        self._require_open()
-        descriptor = self._files.get(name)
-        if descriptor is None:
-            descriptor = self._files[name] = self._open(name)
-        chunk = content = os.pread(descriptor, _CHUNK_BYTES, 0)
-        while len(chunk) >= _PAGE_BYTES and len(content) < _RAW_BYTES_MAX:
-            chunk = os.pread(descriptor, _CHUNK_BYTES, len(content))
-            content += chunk
-        return content
-
-    def raw_readlink(self, name: str) -> str:
-        """Read a link of /proc/PID without a poll."""
-        return os.readlink(name, dir_fd=self._directory)
-
-    def raw_stat(self, name: str) -> os.stat_result:
-        """Return the status of what a link of /proc/PID names, without a poll."""
-        return os.stat(name, dir_fd=self._directory)
-
-    def require_alive(self) -> None:
-        """Poll the pidfd.
-
-        Raises:
-            ProcessLookupError: the process is gone, or the view was closed.
-        """
-        self._require_open()
-        if not self._process.is_alive():
-            raise ProcessLookupError(errno.ESRCH, "the process is gone")
 
     def _open(self, name: str) -> int:
         return os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=self._directory)
@@ -231,6 +183,11 @@ class ProcessView:
     def _require_open(self) -> None:
         if self._directory < 0:
             raise ProcessLookupError(errno.ESRCH, "the view of the process was closed")
+
+    def _require_alive(self) -> None:
+        self._require_open()
+        if not self._process.is_alive():
+            raise ProcessLookupError(errno.ESRCH, "the process is gone")
 
 
 def read_to_end(descriptor: int, limit: int) -> bytes:

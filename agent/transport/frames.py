@@ -26,6 +26,7 @@ PADDED: Final = 0x8
 HAS_PRIORITY: Final = 0x20
 
 # Settings (section 6.5.2).
+HEADER_TABLE_SIZE: Final = 1
 ENABLE_PUSH: Final = 2
 MAX_CONCURRENT_STREAMS: Final = 3
 INITIAL_WINDOW_SIZE: Final = 4

@@ -23,6 +23,9 @@ from agent.transport.service import StatusCode, StatusError
 PREFIX_BYTES = 5
 """The bytes in front of each message: the compressed flag and the length."""
 
+GRPC_HTTP_STATUS = 200
+"""The status of HTTP of all responses of gRPC, errors included."""
+
 # What clients take by default.
 RESPONSE_BYTES = 4 * 1024 * 1024
 # Clients may limit all trailers to 8 KiB, and percent-encoding triples most characters.
@@ -52,7 +55,7 @@ class Refusal:
 
     code: StatusCode
     details: str
-    http_status: int = 200
+    http_status: int = GRPC_HTTP_STATUS
     metadata: tuple[tuple[str, str], ...] = ()
 
     def error(self) -> StatusError:
@@ -286,12 +289,15 @@ def trailers(error: StatusError) -> bytes:
     return block
 
 
-def trailers_only(error: StatusError, http_status: int = 200) -> bytes:
+def trailers_only(error: StatusError) -> bytes:
     """Return the header block of a response without messages."""
-    status = indexed(_STATUS)
-    if http_status != 200:  # noqa: PLR2004 - the HTTP status of success
-        status = named_literal(_STATUS, str(http_status).encode())
-    return status + _GRPC + trailers(error)
+    return RESPONSE_HEADERS + trailers(error)
+
+
+def http_headers(http_status: int) -> bytes:
+    """Return the header block of a response that is none of gRPC: its body is a text."""
+    status = named_literal(_STATUS, str(http_status).encode())
+    return status + named_literal(_CONTENT_TYPE_NAME, b"text/plain")
 
 
 def percent_encode(details: str) -> bytes:

@@ -2,8 +2,7 @@
 
 A dynamic table is an immutable value. Connections share tables, and so one memo of decoded blocks
 serves all of them (`agent.transport.request_rules`): clients send the same few blocks again and
-again. A block that is new, since it has a new deadline, takes 0.3 of the processor time that
-hpack's decoder takes for it. What the agent sends uses no dynamic table: its blocks are constants.
+again. What the agent sends uses no dynamic table, so its blocks are constants.
 """
 
 from __future__ import annotations
@@ -28,6 +27,8 @@ _MORE = 0x80  # in each byte of an integer but the last
 # Section 6.1: an index, and one of more than a byte. Section 6.3: the first bits of a table size.
 _INDEXED, _LONG_INDEX = 0x80, 0xFF
 _SIZE_BITS, _SIZE_UPDATE = 0xE0, 0x20
+NO_TABLE: Final = bytes([_SIZE_UPDATE])
+"""The update to a table of zero bytes, for the beginning of a block."""
 
 # Appendix A, in its order.
 _STATIC = """\

@@ -33,6 +33,7 @@ from agent.transport.frames import (
     HAS_PRIORITY,
     HEADER,
     HEADER_BYTES,
+    HEADER_TABLE_SIZE,
     HEADERS,
     HIGHEST_FRAME_BYTES,
     HIGHEST_STREAM,
@@ -66,7 +67,13 @@ from agent.transport.half import (
     StreamDrained,
     StreamReset,
 )
-from agent.transport.header_blocks import EMPTY_TABLE, BlockError, named_literal
+from agent.transport.header_blocks import (
+    EMPTY_TABLE,
+    NO_TABLE,
+    TABLE_BYTES,
+    BlockError,
+    named_literal,
+)
 from agent.transport.request_rules import MAX_LIST_BYTES, NO_LENGTH, is_trailer_section, read_block
 
 if TYPE_CHECKING:
@@ -170,6 +177,7 @@ class Http2Server:
         "_needed",
         "_now",
         "_output",
+        "_owes_table_size",
         "_place",
         "_ready",
         "_receive_window",
@@ -199,6 +207,7 @@ class Http2Server:
         self._block = bytearray()
         self._block_cost = self._block_flags = self._block_stream = 0
         self._table = EMPTY_TABLE
+        self._owes_table_size = False
         self._receive_window = DEFAULT_WINDOW
         # Streams: those whose response has not ended, and those whose handler has not.
         self._streams: dict[int, _Stream] = {}
@@ -386,7 +395,10 @@ class Http2Server:
     def _refuse_fields(self, stream: int, *, ended: bool) -> None:
         # Section 10.5.1: a client can tell a user about this status, and not about a reset.
         self._spend(FAULT_COST)
-        self._control(pack_frame(_LAST_HEADERS, stream, _FIELDS_TOO_LARGE))
+        block = _FIELDS_TOO_LARGE
+        if self._owes_table_size:
+            block = self._with_table_size(block)
+        self._control(pack_frame(_LAST_HEADERS, stream, block))
         if not ended:
             self._send_reset(stream, ErrorCode.NO_ERROR)
         self._events.append(StreamReset(stream, ErrorCode.ENHANCE_YOUR_CALM, by_client=False))
@@ -412,6 +424,8 @@ class Http2Server:
         window = self._receive_window = self._receive_window - length
         if window < _REPLENISH_BELOW:
             self._replenish(window)
+        if flags & PADDED:  # an error of the connection, whatever the stream's state
+            payload = _unpadded(payload)
         if stream is None or stream.has_request_ended:
             self._take_late_data(number)
             return
@@ -419,7 +433,6 @@ class Http2Server:
         if stream.receive_window < 0:
             raise _StreamError(number, ErrorCode.FLOW_CONTROL_ERROR)
         if flags & PADDED:
-            payload = _unpadded(payload)
             self.consume(number, length - len(payload))
         ended = bool(flags & END_STREAM)
         if ended:
@@ -502,6 +515,8 @@ class Http2Server:
             if not DEFAULT_FRAME_BYTES <= value <= HIGHEST_FRAME_BYTES:
                 raise _ConnectionError(ErrorCode.PROTOCOL_ERROR, "MAX_FRAME_SIZE is out of range")
             self._max_frame = value
+        elif setting == HEADER_TABLE_SIZE:
+            self._owes_table_size |= value < TABLE_BYTES
         elif setting == ENABLE_PUSH and value > 1:
             raise _ConnectionError(ErrorCode.PROTOCOL_ERROR, "ENABLE_PUSH is neither 0 nor 1")
 
@@ -598,6 +613,8 @@ class Http2Server:
         if end:
             self.send_trailers(stream, block)
         elif stream in self._streams:
+            if self._owes_table_size:
+                block = self._with_table_size(block)
             self._output.append(pack_header(len(block), _HEADERS, stream))
             self._output.append(block)
 
@@ -634,12 +651,20 @@ class Http2Server:
         if state.waiting is not None:
             state.waiting.trailers = block
             return
+        if self._owes_table_size:
+            block = self._with_table_size(block)
         self._output.append(pack_header(len(block), _LAST_HEADERS, stream))
         self._output.append(block)
         del self._streams[stream]
         if not state.has_request_ended:
             # Section 8.1: the response does not need the rest of the request.
             self._send_reset(stream, ErrorCode.NO_ERROR)
+
+    def _with_table_size(self, block: bytes) -> bytes:
+        # RFC 7541 section 4.2: an encoder says that it follows a smaller table, even if it uses
+        # none. nghttp2 and hpack refuse a block without it. A table of nothing needs it once.
+        self._owes_table_size = False
+        return NO_TABLE + block
 
     def consume(self, stream: int, count: int) -> None:
         """Let the client send so many bytes more on a stream."""

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from agent.errors import PeerGoneError
 from agent.transport.grpc_protocol import (
+    GRPC_HTTP_STATUS,
     PREFIX_BYTES,
     RESPONSE_HEADERS,
     TRAILERS_OK,
     MessageReader,
+    http_headers,
     metadata,
     trailers,
     trailers_only,
@@ -137,6 +139,9 @@ class ServedCall:
         head, method = self._head, self._method
         self._has_ended = ended
         if head.refusal is not None:
+            # Clients of other protocols take no response in the middle of their request.
+            if not ended and head.refusal.http_status != GRPC_HTTP_STATUS:
+                return False
             self._refuse(head.refusal.error(), head.refusal.http_status)
         elif head.timeout <= 0.0:
             self._expire()
@@ -161,6 +166,10 @@ class ServedCall:
         if not self._is_open or self._has_ended:
             return
         self._has_ended = ended
+        if self._head.refusal is not None:  # the window of the stream bounds what is ignored
+            if ended:
+                self._refuse(self._head.refusal.error(), self._head.refusal.http_status)
+            return
         reader = self._reader
         if reader is None:
             limit = self._method.max_request_bytes
@@ -227,7 +236,7 @@ class ServedCall:
             self._refuse(StatusError(StatusCode.UNAVAILABLE, details))
         calls.link.flush()
 
-    def _refuse(self, error: StatusError, http_status: int = 200) -> None:
+    def _refuse(self, error: StatusError, http_status: int = GRPC_HTTP_STATUS) -> None:
         """End a call without a handler: the client broke a rule of gRPC."""
         self._end_response(self._calls.services.observer.failed(self, error), http_status)
         self._forget()
@@ -352,7 +361,7 @@ class ServedCall:
             self._calls.half.reset_stream(self.stream, ErrorCode.CANCEL)
             self._close(code)
 
-    def _end_response(self, error: StatusError | None, http_status: int = 200) -> None:
+    def _end_response(self, error: StatusError | None, http_status: int = GRPC_HTTP_STATUS) -> None:
         """Send the status: OK if there is no error."""
         half = self._calls.half
         if self._is_answered:
@@ -360,8 +369,13 @@ class ServedCall:
         elif error is None:
             half.send_headers(self.stream, RESPONSE_HEADERS)
             half.send_trailers(self.stream, TRAILERS_OK)
+        elif http_status == GRPC_HTTP_STATUS:
+            half.send_headers(self.stream, trailers_only(error), end=True)
         else:
-            half.send_headers(self.stream, trailers_only(error, http_status), end=True)
+            # Clients of other protocols show the body. Clients of gRPC take the trailers.
+            half.send_headers(self.stream, http_headers(http_status))
+            half.send_data(self.stream, f"{error}\n".encode())
+            half.send_trailers(self.stream, trailers(error))
         self._close(StatusCode.OK if error is None else error.code)
 
     def _close(self, code: StatusCode) -> None:

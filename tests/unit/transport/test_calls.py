@@ -17,6 +17,7 @@ from agent.transport.grpc_protocol import (
     RESPONSE_HEADERS,
     TRAILERS_OK,
     frame_message,
+    http_headers,
     trailers,
     trailers_only,
 )
@@ -133,12 +134,18 @@ class Served:
         return code
 
     def assert_refused(self, code: StatusCode, http_status: int = 200) -> None:
-        """The call was refused once, by trailers only, and does not count any more."""
+        """The call was refused once, and does not count any more."""
         [error] = self.failures
         assert isinstance(error, StatusError)
         assert error.code is code is self.status
-        block = trailers_only(error, http_status)
-        assert self.half.commands[-1] == ("only trailers", 1, block)
+        if http_status == 200:
+            assert self.half.commands[-1] == ("only trailers", 1, trailers_only(error))
+        else:
+            assert self.half.commands[-3:] == [
+                ("headers", 1, http_headers(http_status)),
+                ("data", 1, f"{error}\n".encode()),
+                ("trailers", 1, trailers(error)),
+            ]
         assert (self.half.released, len(self.calls), self.calls.held_bytes) == ([1], 0, 0)
 
     async def until_ended(self) -> None:
@@ -370,22 +377,39 @@ async def test_a_request_that_is_too_large_is_refused_by_its_first_bytes() -> No
 
 
 @pytest.mark.parametrize(
-    ("changes", "code", "http_status"),
+    ("changes", "code"),
     [
-        ({"te": None}, StatusCode.INVALID_ARGUMENT, 200),
-        ({"content_type": b"text/html"}, StatusCode.INVALID_ARGUMENT, 415),
-        ({":method": b"GET"}, StatusCode.INVALID_ARGUMENT, 405),
-        ({"grpc_timeout": b"1"}, StatusCode.INVALID_ARGUMENT, 200),
-        ({"grpc_encoding": b"gzip"}, StatusCode.UNIMPLEMENTED, 200),
+        ({"te": None}, StatusCode.INVALID_ARGUMENT),
+        ({"grpc_timeout": b"1"}, StatusCode.INVALID_ARGUMENT),
+        ({"grpc_encoding": b"gzip"}, StatusCode.UNIMPLEMENTED),
     ],
 )
 async def test_a_header_block_that_breaks_a_rule_is_refused_before_any_body(
-    changes: dict[str, bytes | None], code: StatusCode, http_status: int
+    changes: dict[str, bytes | None], code: StatusCode
 ) -> None:
     served = Served(echo)
     served.ask(ended=False, **changes)
-    served.assert_refused(code, http_status)
+    served.assert_refused(code)
     assert served.calls.begun == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "http_status"), [({"content_type": b"text/html"}, 415), ({":method": b"PUT"}, 405)]
+)
+async def test_a_request_of_another_protocol_is_refused_at_its_end(
+    changes: dict[str, bytes | None], http_status: int
+) -> None:
+    served = Served(echo)
+    served.ask(b"any", ended=False, **changes)
+    assert served.half.commands == []
+    served.take(BodyReceived(1, b"body", ended=True))
+    served.assert_refused(StatusCode.INVALID_ARGUMENT, http_status)
+
+
+async def test_a_request_of_another_protocol_without_a_body_is_refused_at_once() -> None:
+    served = Served(echo)
+    served.take(RequestStarted(1, request_headers({b":method": b"GET"}), ended=True))
+    served.assert_refused(StatusCode.INVALID_ARGUMENT, 405)
 
 
 async def test_an_unknown_method_is_refused_before_its_request_is_complete() -> None:

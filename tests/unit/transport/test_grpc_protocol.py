@@ -15,6 +15,7 @@ from agent.transport.grpc_protocol import (
     TRAILERS_OK,
     MessageReader,
     frame_message,
+    http_headers,
     metadata,
     parse_timeout,
     percent_encode,
@@ -276,7 +277,10 @@ def test_a_response_of_trailers_only_has_everything_in_one_block() -> None:
         (b"grpc-message", b"none"),
     ]
     assert fields(trailers_only(error)) == [(b":status", b"200"), *rest]
-    assert fields(trailers_only(error, 415)) == [(b":status", b"415"), *rest]
+
+
+def test_a_response_that_is_none_of_grpc_has_a_text() -> None:
+    assert fields(http_headers(415)) == [(b":status", b"415"), (b"content-type", b"text/plain")]
 
 
 @pytest.mark.parametrize(
