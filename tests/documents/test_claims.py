@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.agent import REPOSITORY
+from tests.support.http2_floods import CLASSES
 
 DECISIONS = sorted((REPOSITORY / "docs/decisions").glob("[0-9]*.md"))
 PAGE_WORDS = 450
@@ -19,6 +20,14 @@ def test_the_claims_table_names_each_attack() -> None:
     named = set(re.findall(r"attacks/(test_\w+\.py)", text))
     attacks = {path.name for path in (REPOSITORY / "tests/system/attacks").glob("test_*.py")}
     assert named == attacks
+
+
+@pytest.mark.parametrize("attack", CLASSES, ids=list(CLASSES))
+def test_the_table_of_http2_attacks_names_each_class(attack: str) -> None:
+    text = (REPOSITORY / "docs/security.md").read_text()
+    number, _, name = attack.rpartition(", ")
+    assert f"`{name}`" in text
+    assert not number.startswith("CVE") or number.split()[0] in text
 
 
 @pytest.mark.parametrize("record", DECISIONS, ids=lambda path: path.stem)
