@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from agent.api import admin, health, reflection
-from agent.api.methods import MAX_REQUEST_BYTES
 from agent.api.reflection import Reflection
 from agent.transport.service import Services
 
@@ -22,10 +21,6 @@ if TYPE_CHECKING:
     from agent.api.guard import Guard
     from agent.api.health import Health
     from agent.transport.service import Method
-
-# The gate cuts a connection at this many bytes of one call. Each gRPC message has a prefix of five
-# bytes.
-MAX_CALL_BYTES = MAX_REQUEST_BYTES + 5
 
 
 class Api(Protocol):

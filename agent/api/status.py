@@ -48,6 +48,8 @@ _TABLE: dict[type[Exception], tuple[Code, Refused]] = {
 }
 # The words of calls that break a rule of gRPC (agent.transport.grpc_protocol).
 _WORDS = {
+    Code.CANCELLED: Refused.GONE,
+    Code.DEADLINE_EXCEEDED: Refused.UNAVAILABLE,
     Code.RESOURCE_EXHAUSTED: Refused.SIZE,
     Code.UNIMPLEMENTED: Refused.UNSUPPORTED,
     Code.UNAVAILABLE: Refused.UNAVAILABLE,

@@ -259,6 +259,8 @@ def why_unreachable(path: Path) -> str | None:
 
 
 def _answered(code: grpc.StatusCode, details: str) -> str:
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:  # the same call fails again
+        return f"the agent refused the call ({code.name}: {details})"
     return f"the agent cannot answer now ({code.name}: {details}); try again, or see its log"
 
 

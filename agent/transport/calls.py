@@ -10,7 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from agent.transport.grpc_protocol import NO_REQUEST, read_request, reset_error
-from agent.transport.half import BodyReceived, RequestStarted, StreamDrained, StreamReset
+from agent.transport.half import (
+    BodyReceived,
+    ErrorCode,
+    RequestStarted,
+    StreamDrained,
+    StreamReset,
+)
 from agent.transport.served_call import ServedCall
 from agent.transport.service import StatusCode
 
@@ -156,9 +162,12 @@ class Calls:
     def _take_reset(self, event: StreamReset) -> None:
         call, services = self._calls.get(event.stream), self.services
         code = StatusCode.CANCELLED
-        if not event.by_client:  # the client learns of it by the reset
+        # A client learns late how many streams it may open: one too many breaks no rule.
+        if not event.by_client and event.code != ErrorCode.REFUSED_STREAM:
             error = reset_error(event.code)
             code = error.code
+            if call is None:
+                self.begun += 1
             named = call or ServedCall(self, event.stream, NO_REQUEST, services.unknown)
             services.observer.failed(named, error)
         if call is not None:

@@ -32,14 +32,12 @@ RESPONSE_BYTES = 4 * 1024 * 1024
 DETAILS_BYTES = 6 * 1024
 # Clients choose the path; log, audit and metrics get this much of it.
 PATH_CHARS = 256
+# CONNECT has no path, and neither has a header block that was not accepted.
+NO_PATH = "(none)"
 # Parsed header blocks, which hold on to their fields: at most 8 KiB of text each and 64 fields of
 # some 200 bytes, so 5 MiB in all.
 KNOWN_REQUESTS = 256
 
-_OF_RESET: dict[int, StatusCode] = {
-    ErrorCode.REFUSED_STREAM: StatusCode.UNAVAILABLE,
-    ErrorCode.ENHANCE_YOUR_CALM: StatusCode.RESOURCE_EXHAUSTED,
-}
 _SECONDS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 _TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
 # Behind the prefix may follow a message format. Anything else is another protocol, gRPC-Web for
@@ -76,7 +74,7 @@ class Request:
     refusal: Refusal | None = None
 
 
-NO_REQUEST = Request(Headers(()), b"", "(none)")
+NO_REQUEST = Request(Headers(()), b"", NO_PATH)
 """Stands for a request whose header block was not accepted."""
 
 
@@ -118,7 +116,8 @@ def parse_timeout(written: bytes) -> float:
 
 def printable(path: bytes) -> str:
     """Return the first PATH_CHARS characters of a path; others than printable ASCII are escaped."""
-    return path[:PATH_CHARS].decode("latin-1").encode("unicode_escape").decode()[:PATH_CHARS]
+    shown = path[:PATH_CHARS].decode("latin-1").encode("unicode_escape").decode()[:PATH_CHARS]
+    return shown or NO_PATH
 
 
 def _refusal(fields: dict[bytes, bytes]) -> Refusal | None:
@@ -140,9 +139,10 @@ def _refusal(fields: dict[bytes, bytes]) -> Refusal | None:
 
 def reset_error(code: int) -> StatusError:
     """Return the status of a call whose stream the half reset (PROTOCOL-HTTP2.md, "Errors")."""
-    name = ErrorCode(code).name
-    status = _OF_RESET.get(code, StatusCode.INTERNAL)
-    return StatusError(status, f"the stream was reset, because the client broke a rule ({name})")
+    if code == ErrorCode.ENHANCE_YOUR_CALM:
+        return StatusError(StatusCode.RESOURCE_EXHAUSTED, "the header block is too large")
+    details = f"the stream was reset, because the client broke a rule ({ErrorCode(code).name})"
+    return StatusError(StatusCode.INTERNAL, details)
 
 
 # --- messages ------------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ import math
 from asyncio import CancelledError, Future, sleep
 from typing import TYPE_CHECKING, Any
 
-from agent.errors import PeerGoneError
 from agent.transport.grpc_protocol import (
     GRPC_HTTP_STATUS,
     PREFIX_BYTES,
@@ -37,6 +36,9 @@ if TYPE_CHECKING:
     from agent.transport.grpc_protocol import Request
     from agent.transport.service import Method
 
+# A request that is longer than this gets its time again for each further such part.
+BYTES_IN_TIME = 64 * 1024
+
 
 class ServedCall:
     """A call under way: the `Call` of its handler, and the state of its stream."""
@@ -47,6 +49,7 @@ class ServedCall:
         "_code",
         "_deadline",
         "_drained",
+        "_expected",
         "_handler",
         "_has_ended",
         "_head",
@@ -73,6 +76,7 @@ class ServedCall:
         self._is_answered = False  # whether its header block has been sent
         self._has_ended = False  # whether the request is complete
         self._deadline = math.inf
+        self._expected = BYTES_IN_TIME  # bytes of the request until `_timer`, for more time
         self._reader: MessageReader | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._handler: Coroutine[Any, Any, None] | None = None
@@ -104,7 +108,9 @@ class ServedCall:
     async def send(self, framed: bytes) -> None:
         """See Call.send. The output is flushed after the step of the handler."""
         if not self._is_open:
-            raise PeerGoneError("the client hung up before it took the response")
+            raise StatusError(
+                StatusCode.CANCELLED, "the client hung up before it took the response"
+            )
         half = self._calls.half
         if not self._is_answered:
             self._note_answered()
@@ -227,9 +233,13 @@ class ServedCall:
             self._timer = loop.call_at(min(latest, self._deadline), self._end_half_request)
 
     def _end_half_request(self) -> None:
-        calls = self._calls
+        calls, received = self._calls, 0 if self._reader is None else len(self._reader)
         if calls.loop.time() >= self._deadline:
             self._expire()
+        elif received >= self._expected:
+            # Entry files take longer, the more so as the fair queue has them wait.
+            self._expected = received + BYTES_IN_TIME
+            self.bound_request()
         else:
             seconds = calls.times.half_request
             details = f"the request was not complete within {seconds:g} s; try again"
@@ -334,7 +344,8 @@ class ServedCall:
         if not is_taken:
             self._reset(StatusCode.CANCELLED)
             seconds = calls.times.untaken
-            raise PeerGoneError(f"the client did not take the response within {seconds:g} s")
+            details = f"the client did not take the response within {seconds:g} s"
+            raise StatusError(StatusCode.CANCELLED, details)
 
     def cancel(self, code: StatusCode = StatusCode.CANCELLED) -> None:
         """End the handler, and send nothing more: the stream was reset, or the client hung up."""
@@ -348,11 +359,13 @@ class ServedCall:
 
     def _expire(self) -> None:
         """End the call at its deadline."""
+        error = StatusError(StatusCode.DEADLINE_EXCEEDED, "the deadline of the call has passed")
+        if not self._is_answered:  # that of an open stream ends as its client planned
+            self._calls.services.observer.failed(self, error)
         if self._drained is not None:  # trailers would wait behind the response
-            self._reset(StatusCode.DEADLINE_EXCEEDED)
+            self._reset(error.code)
         elif self._is_open:
-            details = "the deadline of the call has passed"
-            self._end_response(StatusError(StatusCode.DEADLINE_EXCEEDED, details))
+            self._end_response(error)
         self._end_handler()
 
     def _reset(self, code: StatusCode) -> None:

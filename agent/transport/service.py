@@ -91,7 +91,7 @@ class Call(Protocol):
         """Send a response that `grpc_protocol.frame_message` framed, and wait for flow control.
 
         Raises:
-            PeerGoneError: the client hung up, or does not take its response.
+            StatusError: the client hung up, or does not take its response.
         """
         ...
 

@@ -89,6 +89,8 @@ def test_each_error_has_a_word_in_the_metrics() -> None:
         (Code.RESOURCE_EXHAUSTED, Refused.SIZE),
         (Code.UNIMPLEMENTED, Refused.UNSUPPORTED),
         (Code.UNAVAILABLE, Refused.UNAVAILABLE),
+        (Code.CANCELLED, Refused.GONE),
+        (Code.DEADLINE_EXCEEDED, Refused.UNAVAILABLE),
         (Code.INVALID_ARGUMENT, Refused.REQUEST),
         (Code.INTERNAL, Refused.REQUEST),
     ],

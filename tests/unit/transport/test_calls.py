@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import pytest
 
-from agent.errors import PeerGoneError
 from agent.kernel.caller import Caller
 from agent.transport.calls import Calls, CallTimes
 from agent.transport.grpc_protocol import (
@@ -30,6 +29,7 @@ from agent.transport.half import (
     StreamDrained,
     StreamReset,
 )
+from agent.transport.served_call import BYTES_IN_TIME
 from agent.transport.service import Call, Method, Services, StatusCode, StatusError
 from tests.support.agent import SAFETY_SECONDS
 from tests.support.fakes import settle
@@ -76,7 +76,14 @@ Handler = Callable[[Call], Coroutine[Any, Any, None]]
 class Served:
     """A connection with the method /test.Echo/Say, and the observer of its calls."""
 
-    def __init__(self, handler: Handler, *, streams_requests: bool = False, **times: float) -> None:
+    def __init__(
+        self,
+        handler: Handler,
+        *,
+        streams_requests: bool = False,
+        limit: int = LIMIT,
+        **times: float,
+    ) -> None:
         self.half = RecordingHalf()
         self.flushes = 0
         self.failures: list[Exception] = []
@@ -87,7 +94,7 @@ class Served:
             observer=self,
             methods={
                 REQUEST[b":path"]: Method(
-                    answer=handler, max_request_bytes=LIMIT, streams_requests=streams_requests
+                    answer=handler, max_request_bytes=limit, streams_requests=streams_requests
                 )
             },
         )
@@ -429,6 +436,22 @@ async def test_half_a_request_is_refused_after_its_time() -> None:
     assert served.flushes == 1
 
 
+@pytest.mark.parametrize(
+    ("part", "status"), [(BYTES_IN_TIME, StatusCode.OK), (1, StatusCode.UNAVAILABLE)]
+)
+async def test_a_request_gets_its_time_again_for_each_large_part(
+    part: int, status: StatusCode
+) -> None:
+    served = Served(echo, half_request=AT_ONCE, limit=20 * part)
+    body = frame_message(bytes(20 * part))
+    served.ask(body[: part + 5], ended=False)
+    for at in range(part + 5, len(body), part):
+        await asyncio.sleep(0)
+        served.take(BodyReceived(1, body[at : at + part], ended=at + part >= len(body)))
+    await served.until_ended()
+    assert served.status is status
+
+
 async def test_a_request_that_is_complete_in_time_has_no_timer_any_more() -> None:
     served = Served(wait_forever, half_request=AT_ONCE)
     served.ask(HELLO[:6], ended=False)
@@ -549,21 +572,17 @@ async def test_a_call_counts_after_a_reset_until_its_handler_has_ended() -> None
 
 
 async def test_a_handler_that_ignores_the_reset_sends_nothing() -> None:
-    errors: list[Exception] = []
-
     async def answer(call: Call) -> None:
         with suppress(asyncio.CancelledError):
             await wait_forever(call)
-        try:
-            await call.send(HELLO)
-        except PeerGoneError as error:
-            errors.append(error)
+        await call.send(HELLO)
 
     served = Served(answer)
     served.ask(HELLO)
     served.take(RESET)
     await served.until_ended()
-    assert len(errors) == 1
+    [error] = served.failures
+    assert "hung up" in str(error)
     assert (served.half.commands, served.status) == ([], StatusCode.CANCELLED)
 
 
@@ -588,7 +607,6 @@ async def test_a_handler_that_fails_after_the_reset_is_noted_and_sends_nothing()
         (ErrorCode.PROTOCOL_ERROR, StatusCode.INTERNAL),
         (ErrorCode.FLOW_CONTROL_ERROR, StatusCode.INTERNAL),
         (ErrorCode.ENHANCE_YOUR_CALM, StatusCode.RESOURCE_EXHAUSTED),
-        (ErrorCode.REFUSED_STREAM, StatusCode.UNAVAILABLE),
     ],
 )
 async def test_a_stream_that_the_half_resets_is_noted_by_its_path_if_it_has_one(
@@ -599,8 +617,15 @@ async def test_a_stream_that_the_half_resets_is_noted_by_its_path_if_it_has_one(
     served.take(StreamReset(1, reset, by_client=False), StreamReset(3, reset, by_client=False))
     await served.until_ended()
     assert served.paths_of_failures == ["/test.Echo/Say", "(none)"]
-    assert all(reset.name in str(error) for error in served.failures)
+    assert len({str(error) for error in served.failures}) == 1
+    assert served.calls.begun == 2, "a connection with such a call is none without a call"
     assert (served.status, served.half.commands, len(served.calls)) == (code, [], 0)
+
+
+async def test_a_stream_too_many_breaks_no_rule() -> None:
+    served = Served(echo)
+    served.take(StreamReset(3, ErrorCode.REFUSED_STREAM, by_client=False))
+    assert not served.failures
 
 
 async def test_the_end_of_the_connection_cancels_all_calls_without_a_command() -> None:
@@ -712,6 +737,7 @@ async def test_a_deadline_that_has_passed_is_answered_without_the_handler() -> N
     served.ask(HELLO, grpc_timeout=b"0n")
     assert served.half.commands == [("only trailers", 1, trailers_only(EXPIRED))]
     assert (served.status, len(served.calls)) == (StatusCode.DEADLINE_EXCEEDED, 0)
+    assert [str(error) for error in served.failures] == [str(EXPIRED)]
 
 
 async def test_a_deadline_ends_an_open_stream_and_its_handler() -> None:
@@ -722,6 +748,7 @@ async def test_a_deadline_ends_an_open_stream_and_its_handler() -> None:
     assert served.half.commands == [*ECHOED[:2], ("trailers", 1, trailers(EXPIRED))]
     assert (served.status, paused.cancelled) == (StatusCode.DEADLINE_EXCEEDED, 1)
     assert served.flushes
+    assert not served.failures, "the client planned it"
 
 
 async def test_a_deadline_ends_half_a_request() -> None:
@@ -779,8 +806,9 @@ async def test_a_client_that_does_not_take_its_response_is_cut() -> None:
     await served.until_ended()
     assert served.half.commands == [*ECHOED[:2], ("reset", 1, ErrorCode.CANCEL)]
     [error] = served.failures
-    assert isinstance(error, PeerGoneError)
+    assert isinstance(error, StatusError)
     assert (len(served.calls), served.status) == (0, StatusCode.CANCELLED)
+    assert error.code is StatusCode.CANCELLED
 
 
 async def test_a_late_drain_and_a_second_one_have_no_effect() -> None:

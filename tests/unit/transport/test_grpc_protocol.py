@@ -132,6 +132,7 @@ def test_a_malformed_timeout_is_refused(written: bytes) -> None:
     ("path", "shown"),
     [
         (b"/a.B/C", "/a.B/C"),
+        (b"", "(none)"),
         (b"/\xff\x1b[2J", "/\\xff\\x1b[2J"),
         ("/é".encode(), "/\\xc3\\xa9"),
         (b"/" + b"x" * 9000, "/" + "x" * (PATH_CHARS - 1)),
