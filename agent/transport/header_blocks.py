@@ -21,6 +21,8 @@ Field: TypeAlias = tuple[bytes, bytes]
 FIELD_OVERHEAD: Final = 32
 # Section 4.2: the default of SETTINGS_HEADER_TABLE_SIZE, which the agent leaves as it is.
 TABLE_BYTES: Final = 4096
+MAX_DROPPED_FIELDS: Final = 192
+"""Fields beyond the bounds of a list that one block may have: each costs time, and is dropped."""
 # Section 5.1: an integer of a block that fits its limits needs at most four bytes more.
 _HIGHEST_SHIFT = 21
 _MORE = 0x80  # in each byte of an integer but the last
@@ -109,6 +111,10 @@ class BlockError(Exception):
     """A header block cannot be decoded: the connection is lost (RFC 9113 section 4.3)."""
 
 
+class ExcessError(Exception):
+    """A header block has more fields than the agent reads: the connection is lost."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Table:
     """A dynamic table, a value that connections share.
@@ -136,7 +142,7 @@ class Block(NamedTuple):
 
 
 def decode(table: Table, block: bytes, *, max_list_bytes: int, max_fields: int) -> Block:
-    """Decode a header block.
+    """Decode a header block, in a time that grows with its length.
 
     Args:
         table: the dynamic table of the client's encoder before this block.
@@ -146,11 +152,12 @@ def decode(table: Table, block: bytes, *, max_list_bytes: int, max_fields: int) 
 
     Raises:
         BlockError: the block is not HPACK.
+        ExcessError: it has more than MAX_DROPPED_FIELDS fields beyond those that are kept.
     """
     decoder = _Decoder(table)
     look_up = decoder.look_up
     fields: list[Field] = []
-    room, at, end = max_list_bytes, 0, len(block)
+    room, dropped, at, end = max_list_bytes, 0, 0, len(block)
     try:
         while at < end:
             first = block[at]
@@ -169,6 +176,9 @@ def decode(table: Table, block: bytes, *, max_list_bytes: int, max_fields: int) 
                 fields.append(field)
             else:
                 room = -1
+                dropped += 1
+                if dropped > MAX_DROPPED_FIELDS:
+                    raise ExcessError("a header block has too many fields")
     except IndexError:
         raise BlockError("a header block is cut off") from None
     return Block(tuple(fields), decoder.table(), room < 0)
@@ -177,17 +187,22 @@ def decode(table: Table, block: bytes, *, max_list_bytes: int, max_fields: int) 
 class _Decoder:
     """Reads the fields of one block, and keeps the table as it changes."""
 
-    __slots__ = ("_before", "_fields", "_limit", "_size")
+    __slots__ = ("_before", "_fields", "_head", "_limit", "_resized", "_size")
 
     def __init__(self, before: Table) -> None:
         self._before = before
         self._fields: Sequence[Field] = before.fields
+        self._head = 0  # the fields before it are evicted
         self._size = before.size
         self._limit = before.limit
+        self._resized = 0
 
     def table(self) -> Table:
         """Return the table as it is now: the same object if nothing changed."""
-        before, fields = self._before, tuple(self._fields)
+        before = self._before
+        fields = before.fields
+        if self._fields is not fields or self._head:
+            fields = tuple(self._fields[self._head :])
         # Some encoders repeat the size of the table in each block.
         if fields == before.fields and self._limit == before.limit:
             return before
@@ -202,7 +217,7 @@ class _Decoder:
         if index < _FIRST_DYNAMIC:
             if index:
                 return STATIC_TABLE[index - 1]
-        elif index - _FIRST_DYNAMIC < len(self._fields):
+        elif index - _FIRST_DYNAMIC < len(self._fields) - self._head:
             return self._fields[_FIRST_DYNAMIC - index - 1]
         raise BlockError("an index of a header block is in no table")
 
@@ -226,8 +241,7 @@ class _Decoder:
         value, at = _read_string(block, at)
         field = (name, value)
         if is_added:
-            self._size += FIELD_OVERHEAD + len(name) + len(value)
-            self._evict([*self._fields, field])
+            self._add(field)
         return field, at
 
     def resize(self, block: bytes, at: int) -> int:
@@ -235,26 +249,34 @@ class _Decoder:
 
         Raises:
             BlockError: the agent does not allow it.
+            ExcessError: the block changes it far too often.
             IndexError: the block ends within it.
         """
+        self._resized += 1
+        if self._resized > MAX_DROPPED_FIELDS:  # an encoder sends two at most (section 4.2)
+            raise ExcessError("a header block changes the size of its table too often")
         limit, at = _read_integer(block, at, 0x1F)
         if limit > TABLE_BYTES:
             raise BlockError("a header block makes its table too large")
         self._limit = limit
-        self._evict([*self._fields])
+        self._evict()
         return at
 
-    def _evict(self, fields: list[Field]) -> None:
+    def _add(self, field: Field) -> None:
+        # One list for the block: a block may add thousands of fields.
+        fields = self._fields
+        if not isinstance(fields, list):
+            self._fields = fields = [*fields]
+        fields.append(field)
+        self._size += FIELD_OVERHEAD + len(field[0]) + len(field[1])
+        self._evict()
+
+    def _evict(self) -> None:
         # Section 4.4: the oldest leave. A field larger than the table empties it.
-        excess, count = self._size - self._limit, 0
-        while excess > 0:
-            name, value = fields[count]
-            excess -= FIELD_OVERHEAD + len(name) + len(value)
-            count += 1
-        if count:
-            del fields[:count]
-            self._size = self._limit + excess
-        self._fields = fields
+        while self._size > self._limit:
+            name, value = self._fields[self._head]
+            self._head += 1
+            self._size -= FIELD_OVERHEAD + len(name) + len(value)
 
 
 def _read_integer(block: bytes, at: int, mask: int) -> tuple[int, int]:

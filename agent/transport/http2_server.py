@@ -72,6 +72,7 @@ from agent.transport.header_blocks import (
     NO_TABLE,
     TABLE_BYTES,
     BlockError,
+    ExcessError,
     named_literal,
 )
 from agent.transport.request_rules import MAX_LIST_BYTES, NO_LENGTH, is_trailer_section, read_block
@@ -371,6 +372,8 @@ class Http2Server:
             read = read_block(self._table, block)
         except BlockError as error:
             raise _ConnectionError(ErrorCode.COMPRESSION_ERROR, str(error)) from None
+        except ExcessError as error:
+            raise _ConnectionError(ErrorCode.ENHANCE_YOUR_CALM, str(error)) from None
         self._table = read.table
         if stream <= self._last:
             self._take_trailers(stream, read, ended=ended)

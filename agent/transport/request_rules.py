@@ -63,6 +63,7 @@ def read_block(table: Table, block: bytes) -> ReadBlock:
 
     Raises:
         BlockError: the block is not HPACK.
+        ExcessError: the block has far too many fields.
     """
     return _remembered(table, block) if len(block) <= MEMO_BLOCK_BYTES else _read(table, block)
 

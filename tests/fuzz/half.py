@@ -14,7 +14,15 @@ import hpack
 import hyperframe.frame as hf
 
 from agent.transport.half import BodyReceived, ConnectionFailed, Event, RequestStarted
-from agent.transport.header_blocks import EMPTY_TABLE, BlockError, decode, indexed, literal
+from agent.transport.header_blocks import (
+    EMPTY_TABLE,
+    MAX_DROPPED_FIELDS,
+    BlockError,
+    ExcessError,
+    decode,
+    indexed,
+    literal,
+)
 from agent.transport.http2_server import Http2Server
 from agent.transport.request_rules import MAX_FIELDS
 from tests.support.half_client import PREFACE, frame, frames_of, settings
@@ -154,8 +162,14 @@ def try_blocks(data: bytes) -> None:
         except BlockError:
             assert expected is None
             return
+        except ExcessError:  # it changes the size of the table far too often
+            return
         assert [*read.fields] == expected
-        short = decode(table, block, max_list_bytes=8192, max_fields=MAX_FIELDS)
+        try:
+            short = decode(table, block, max_list_bytes=8192, max_fields=MAX_FIELDS)
+        except ExcessError:
+            assert len(read.fields) > MAX_DROPPED_FIELDS
+            return
         assert short.table.fields == read.table.fields
         assert short.fields == read.fields[: len(short.fields)]
         table = read.table

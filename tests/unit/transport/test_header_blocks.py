@@ -9,10 +9,13 @@ from hpack.table import HeaderTable
 
 from agent.transport.header_blocks import (
     EMPTY_TABLE,
+    MAX_DROPPED_FIELDS,
     STATIC_TABLE,
     Block,
     BlockError,
+    ExcessError,
     Table,
+    _Decoder,
     decode,
     indexed,
     literal,
@@ -139,10 +142,56 @@ def test_huffman_string_may_be_empty() -> None:
 
 
 def test_fields_beyond_the_bounds_are_dropped_and_change_the_table() -> None:
-    block = b"\x40\x01a" + literal(b"", b"x" * 3_000)[2:] + b"\xbe" * 2_000 + b"\x40\x01c\x01d"
+    block = b"\x40\x01a" + literal(b"", b"x" * 3_000)[2:] + b"\xbe" * 100 + b"\x40\x01c\x01d"
     read = decoded(block)
     assert read.is_too_large
     assert len(read.fields) == 2
     assert read.table.fields[-1] == (b"c", b"d")
     assert decoded(indexed(2) * 4, most=3).is_too_large
     assert not decoded(indexed(2) * 4, most=4).is_too_large
+
+
+SMALL_FIELDS = {
+    "indexed": indexed(2),
+    "of the table": b"\xbe",
+    "added": b"\x41\0",
+    "literal": b"\x01\0",
+    "of a long index": b"\xff\0",
+}
+
+
+@pytest.mark.parametrize("kind", SMALL_FIELDS)
+def test_block_of_far_too_many_fields_is_read_no_further(kind: str) -> None:
+    table = decoded(b"".join(b"\x40\x01a\x01" + bytes([n]) for n in range(120))).table
+    kept = table.fields[-1]
+    most = 64 + MAX_DROPPED_FIELDS
+    assert decoded(SMALL_FIELDS[kind] * most, table).is_too_large
+    with pytest.raises(ExcessError):
+        decoded(SMALL_FIELDS[kind] * (most + 1) + b"\x80", table)  # index 0 is never read
+    assert table.fields[-1] == kept
+
+
+def test_block_of_far_too_many_table_sizes_is_read_no_further() -> None:
+    assert decoded(b"\x20" * MAX_DROPPED_FIELDS).table.limit == 0
+    with pytest.raises(ExcessError):
+        decoded(b"\x20" * (MAX_DROPPED_FIELDS + 1) + b"\x80")
+
+
+def test_block_adds_fields_to_one_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of the table for each added field costs a hundred times what the field costs."""
+    lists: list[object] = []
+    read = _Decoder.read
+
+    def noted(self: _Decoder, block: bytes, at: int) -> tuple[tuple[bytes, bytes], int]:
+        result = read(self, block, at)
+        lists.append(self._fields)
+        return result
+
+    monkeypatch.setattr(_Decoder, "read", noted)
+    table = decoded(b"\x41\0" * 120).table
+    lists.clear()
+    after = decoded(b"\x41\0" * 200, table)
+    assert len(lists) == 200
+    assert len({id(each) for each in lists}) == 1
+    assert after.table.fields == ((b":authority", b""),) * (4096 // 42)
+    assert after.table.size == 4096 // 42 * 42

@@ -648,6 +648,11 @@ def test_header_block_is_bounded(client: HalfClient) -> None:
     )
 
 
+def test_header_block_of_far_too_many_fields_ends_the_connection(client: HalfClient) -> None:
+    block = b"\x41\0" * 4_000  # each adds to the table
+    assert failure(client, frame(HEADERS, END_HEADERS, 1, block)) == ErrorCode.ENHANCE_YOUR_CALM
+
+
 def test_header_block_of_many_frames_is_bounded(client: HalfClient) -> None:
     parts = [frame(CONTINUATION, 0, 1, bytes(91))] * 100
     assert failure(client, frame(HEADERS, 0, 1), *parts) == ErrorCode.ENHANCE_YOUR_CALM
