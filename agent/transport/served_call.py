@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from agent.kernel.caller import Caller
     from agent.transport.calls import Calls
-    from agent.transport.grpc_protocol import Request
+    from agent.transport.grpc_protocol import Refusal, Request
     from agent.transport.service import Method
 
 # A request that is longer than this gets its time again for each further such part.
@@ -146,9 +146,13 @@ class ServedCall:
         self._has_ended = ended
         if head.refusal is not None:
             # Clients of other protocols take no response in the middle of their request.
-            if not ended and head.refusal.http_status != GRPC_HTTP_STATUS:
+            is_of_grpc = head.refusal.http_status == GRPC_HTTP_STATUS
+            if not is_of_grpc and not ended:
                 return False
-            self._refuse(head.refusal.error(), head.refusal.http_status)
+            if is_of_grpc:
+                self._refuse(head.refusal.error())
+            else:
+                self._begin(self._refuse_with_text(head.refusal))
         elif head.timeout <= 0.0:
             self._expire()
         elif method.streams_requests:
@@ -174,7 +178,7 @@ class ServedCall:
         self._has_ended = ended
         if self._head.refusal is not None:  # the window of the stream bounds what is ignored
             if ended:
-                self._refuse(self._head.refusal.error(), self._head.refusal.http_status)
+                self._begin(self._refuse_with_text(self._head.refusal))
             return
         reader = self._reader
         if reader is None:
@@ -246,17 +250,29 @@ class ServedCall:
             self._refuse(StatusError(StatusCode.UNAVAILABLE, details))
         calls.link.flush()
 
-    def _refuse(self, error: StatusError, http_status: int = GRPC_HTTP_STATUS) -> None:
+    def _refuse(self, error: StatusError) -> None:
         """End a call without a handler: the client broke a rule of gRPC."""
-        self._end_response(self._calls.services.observer.failed(self, error), http_status)
+        self._end_response(self._calls.services.observer.failed(self, error))
         self._forget()
+
+    async def _refuse_with_text(self, refusal: Refusal) -> None:
+        """Answer a request of another protocol, in place of a handler: flow control may wait.
+
+        Clients of other protocols show the text. Clients of gRPC take the trailers.
+        """
+        half = self._calls.half
+        self._note_answered()
+        half.send_headers(self.stream, http_headers(refusal.http_status))
+        if not half.send_data(self.stream, f"{refusal.details}\n".encode()):
+            await self._wait_until_drained()
+        raise refusal.error()
 
     # --- the handler ----------------------------------------------------------------------------
 
-    def _begin(self) -> None:
-        """Make the first step of the handler."""
+    def _begin(self, handler: Coroutine[Any, Any, None] | None = None) -> None:
+        """Make the first step of the handler, which is the method's by default."""
         self._cancel_timer()
-        self._handler = handler = self._method.answer(self)
+        self._handler = handler = handler or self._method.answer(self)
         self._step(handler.send, None)
         if self._waited is not None and self._deadline < math.inf:
             self._timer = self._calls.loop.call_at(self._deadline, self._end_in_time)
@@ -374,7 +390,7 @@ class ServedCall:
             self._calls.half.reset_stream(self.stream, ErrorCode.CANCEL)
             self._close(code)
 
-    def _end_response(self, error: StatusError | None, http_status: int = GRPC_HTTP_STATUS) -> None:
+    def _end_response(self, error: StatusError | None) -> None:
         """Send the status: OK if there is no error."""
         half = self._calls.half
         if self._is_answered:
@@ -382,13 +398,8 @@ class ServedCall:
         elif error is None:
             half.send_headers(self.stream, RESPONSE_HEADERS)
             half.send_trailers(self.stream, TRAILERS_OK)
-        elif http_status == GRPC_HTTP_STATUS:
-            half.send_headers(self.stream, trailers_only(error), end=True)
         else:
-            # Clients of other protocols show the body. Clients of gRPC take the trailers.
-            half.send_headers(self.stream, http_headers(http_status))
-            half.send_data(self.stream, f"{error}\n".encode())
-            half.send_trailers(self.stream, trailers(error))
+            half.send_headers(self.stream, trailers_only(error), end=True)
         self._close(StatusCode.OK if error is None else error.code)
 
     def _close(self, code: StatusCode) -> None:

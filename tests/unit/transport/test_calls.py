@@ -413,6 +413,26 @@ async def test_a_request_of_another_protocol_is_refused_at_its_end(
     served.assert_refused(StatusCode.INVALID_ARGUMENT, http_status)
 
 
+async def test_a_refusal_with_a_text_counts_until_flow_control_has_let_it_pass() -> None:
+    """A client with a closed window would otherwise hold any number of them."""
+    served = Served(echo)
+    served.half.blocked.add(1)
+    served.take(RequestStarted(1, request_headers({b":method": b"GET"}), ended=True))
+    assert (len(served.calls), served.half.released) == (1, [])
+    served.take(StreamDrained(1))
+    await served.until_ended()
+    served.assert_refused(StatusCode.INVALID_ARGUMENT, 405)
+
+
+async def test_a_refusal_with_a_text_that_is_not_taken_is_cut() -> None:
+    served = Served(echo, untaken=0.0)
+    served.half.blocked.add(1)
+    served.take(RequestStarted(1, request_headers({b":method": b"GET"}), ended=True))
+    await served.until_ended()
+    assert served.half.commands[-1] == ("reset", 1, ErrorCode.CANCEL)
+    assert (len(served.calls), served.half.released) == (0, [1])
+
+
 async def test_a_request_of_another_protocol_without_a_body_is_refused_at_once() -> None:
     served = Served(echo)
     served.take(RequestStarted(1, request_headers({b":method": b"GET"}), ended=True))
