@@ -3,6 +3,9 @@
 PyJWT checks signatures. Claims are checked here, against the caller's time, so that no library
 reads a clock. Messages name the section of the standard and never quote the token: they appear in
 logs and in answers to the sender.
+
+A service validates the same token at each of its requests. Which key signed a token never changes,
+so that is remembered; bundle, audience and time are checked each time.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from cachetools import LRUCache
 from jwt import PyJWS
 from jwt.exceptions import PyJWTError
 
@@ -23,7 +27,7 @@ from agent.spiffe.lifetimes import LEEWAY
 from agent.spiffe.x509_rules import ValidationError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from agent.spiffe.bundle import TrustBundle
     from agent.spiffe.ids import TrustDomain
@@ -36,6 +40,22 @@ MAX_TOKEN_CHARS = 16 * 1024
 # RFC 7515 section 3.1: three parts in base64url without padding.
 _COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 _JWS = PyJWS(algorithms=keys.JWS_ALGORITHMS)
+# Of all remembered tokens; what is remembered of each takes about as much again.
+_REMEMBERED_CHARS = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Signed:
+    """A token with a valid signature by a key."""
+
+    header: Mapping[str, Any]
+    payload: bytes
+    key: PublicKey
+    size: int
+    """The length of the token, which is more than that of header and payload."""
+
+
+_SIGNED: LRUCache[str, _Signed] = LRUCache(_REMEMBERED_CHARS, lambda signed: signed.size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,13 +83,17 @@ def validate_jwt_svid(
     Raises:
         ValidationError: the token is not a valid JWT-SVID for this audience at this time.
     """
-    header, payload = _decode(token)
-    claims = _claims(payload)
+    signed = _SIGNED.get(token)
+    header, payload = _decode(token) if signed is None else (signed.header, signed.payload)
+    claims = _claims(payload) if signed is None else json.loads(payload)
     spiffe_id = _subject(claims)
     bundle = bundles.get(spiffe_id.trust_domain)
     if bundle is None:
         raise ValidationError(f"there is no trust bundle for trust domain {spiffe_id.trust_domain}")
-    _check_signature(token, header, bundle)
+    candidates = _candidates(header, bundle)
+    if signed is None or not any(signed.key is key for key in candidates):
+        key = _signer(token, header["alg"], candidates)
+        _SIGNED[token] = _Signed(header, payload, key, len(token))
     audiences = _audiences(claims)
     if audience not in audiences or not audience:
         raise ValidationError("the token is for another audience (JWT-SVID 3.2)")
@@ -124,7 +148,8 @@ def _subject(claims: dict[str, Any]) -> SpiffeId:
         ) from None
 
 
-def _check_signature(token: str, header: dict[str, Any], bundle: TrustBundle) -> None:
+def _candidates(header: Mapping[str, Any], bundle: TrustBundle) -> list[PublicKey]:
+    """Return the keys of the bundle that may have signed a token."""
     candidates = [
         key
         for kid, key in bundle.jwt_authorities.items()
@@ -134,8 +159,14 @@ def _check_signature(token: str, header: dict[str, Any], bundle: TrustBundle) ->
         raise ValidationError(
             f"no JWT authority of trust domain {bundle.trust_domain} has the token's kid and alg"
         )
-    if not any(_is_signed_by(token, key, header["alg"]) for key in candidates):
-        raise ValidationError("the token's signature is not valid")
+    return candidates
+
+
+def _signer(token: str, algorithm: str, candidates: Iterable[PublicKey]) -> PublicKey:
+    for key in candidates:
+        if _is_signed_by(token, key, algorithm):
+            return key
+    raise ValidationError("the token's signature is not valid")
 
 
 def _is_signed_by(token: str, key: PublicKey, algorithm: str) -> bool:

@@ -12,6 +12,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from agent.spiffe import jwt_rules
 from agent.spiffe.ids import SpiffeId, TrustDomain
 from agent.spiffe.jwt_rules import MAX_TOKEN_CHARS, ValidatedJwtSvid, validate_jwt_svid
 from agent.spiffe.lifetimes import LEEWAY
@@ -103,6 +104,37 @@ def test_typ_is_jwt_or_jose_or_absent(typ: str | None) -> None:
 def test_without_kid_all_keys_are_tried() -> None:
     assert _validate(_token(kid=None)).spiffe_id == ID
     assert _validate(_token(kid=None, key=KEY_384, alg="ES384")).spiffe_id == ID
+
+
+def test_signature_of_a_known_token_is_not_verified_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    token = _token(_with(jti="known"))
+    assert _validate(token).claims["jti"] == "known"
+    monkeypatch.setattr(jwt_rules, "_is_signed_by", None)
+    assert _validate(token).claims["jti"] == "known"
+
+
+def test_known_token_is_refused_by_another_audience_time_or_bundle() -> None:
+    token = _token(_with(jti="refused later"))
+    _validate(token)
+    with pytest.raises(ValidationError, match="another audience"):
+        _validate(token, audience="other")
+    with pytest.raises(ValidationError, match="has expired"):
+        _validate(token, now=NOW + timedelta(days=1))
+    for changed, reason in (
+        (bundle(k2=KEY), "kid and alg"),
+        (bundle(k1=FOREIGN_KEY), "signature"),
+    ):
+        with pytest.raises(ValidationError, match=reason):
+            validate_jwt_svid(token, "server", {TD: changed}, NOW)
+    assert _validate(token).spiffe_id == ID
+
+
+def test_token_with_another_signature_is_not_known() -> None:
+    token = _token(_with(jti="twice"))
+    _validate(token)
+    forged = token.rpartition(".")[0] + "." + _token(key=FOREIGN_KEY).rpartition(".")[2]
+    with pytest.raises(ValidationError, match="signature"):
+        _validate(forged)
 
 
 def test_iat_has_no_effect() -> None:
