@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
 
-from google.protobuf import json_format
-
 from agent.api.workload_messages import (
     jwt_response,
     parse_requested_id,
@@ -238,7 +236,7 @@ class WorkloadApi:
         )
         response = pb.ValidateJWTSVIDResponse(spiffe_id=str(valid.spiffe_id))
         # A list even if the token has a string: clients need one form only.
-        json_format.ParseDict({**valid.claims, "aud": [*valid.audience]}, response.claims)
+        response.claims.update({**valid.claims, "aud": [*valid.audience]})
         answer = respond(response)
         self._check_size(answer)
         return answer

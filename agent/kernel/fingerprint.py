@@ -101,13 +101,14 @@ def read_fingerprint(process: ProcessView) -> Fingerprint:
         PeerGoneError: the process is gone.
     """
     try:
-        status = _STATUS_IDS.search(process.read("status"))
+        status = _STATUS_IDS.search(process.raw_read("status"))
         fingerprint = Fingerprint(
             (status["uid"], status["gid"], status["groups"]) if status else (b"", b"", b""),
             _permitted(_executable, process),
-            process.read("cgroup"),
-            *(_permitted(process.readlink, name) for name in _NAMESPACES),
+            process.raw_read("cgroup"),
+            *[_permitted(process.raw_readlink, name) for name in _NAMESPACES],
         )
+        process.require_alive()
     except (ProcessLookupError, FileNotFoundError) as error:
         raise PeerGoneError("the process is gone") from error
     if status is None:
@@ -181,7 +182,7 @@ def _permitted(look: Callable[[V], T], at: V) -> T | None:
 
 
 def _executable(process: ProcessView) -> tuple[int, int, int, int, int]:
-    status = process.stat("exe")
+    status = process.raw_stat("exe")
     return (
         status.st_dev,
         status.st_ino,

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 # Nearly every file of /proc/PID fits. A buffer of a megabyte triples the cost of a usual read.
 _CHUNK_BYTES = 1 << 16
+_PAGE_BYTES = 4096
+# The status of a process with 65,536 groups has half of it.
+_RAW_BYTES_MAX = 1 << 20
 
 _CONNECTIONS = count()
 
@@ -148,34 +151,69 @@ class ProcessView:
             finally:
                 os.close(descriptor)
         finally:
-            self._require_alive()
+            self.require_alive()
 
     def readlink(self, name: str) -> str:
         """See WorkloadRef.readlink."""
         try:
             return os.readlink(name, dir_fd=self._directory)
         finally:
-            self._require_alive()
+            self.require_alive()
 
     def stat(self, name: str) -> os.stat_result:
         """See WorkloadRef.stat."""
         try:
             return os.stat(name, dir_fd=self._directory)
         finally:
-            self._require_alive()
+            self.require_alive()
 
     def open(self, name: str) -> int:
         """See WorkloadRef.open."""
         descriptor = -1
         try:
             descriptor = self._open(name)
-            self._require_alive()
+            self.require_alive()
         except OSError:
             if descriptor >= 0:
                 os.close(descriptor)
-            self._require_alive()
+            self.require_alive()
             raise
         return descriptor
+
+    # Several reads in a row need one poll, after the last (`require_alive`): the directory never
+    # becomes that of another process.
+
+    def raw_read(self, name: str) -> bytes:
+        """Read a file of /proc/PID without a poll.
+
+        For files that the kernel writes in one piece, such as `status`: less than a page is all.
+        """
+        descriptor = self._open(name)
+        try:
+            chunk = os.read(descriptor, _CHUNK_BYTES)
+            if len(chunk) >= _PAGE_BYTES:
+                chunk += read_to_end(descriptor, _RAW_BYTES_MAX)
+            return chunk
+        finally:
+            os.close(descriptor)
+
+    def raw_readlink(self, name: str) -> str:
+        """Read a link of /proc/PID without a poll."""
+        return os.readlink(name, dir_fd=self._directory)
+
+    def raw_stat(self, name: str) -> os.stat_result:
+        """Return the status of what a link of /proc/PID names, without a poll."""
+        return os.stat(name, dir_fd=self._directory)
+
+    def require_alive(self) -> None:
+        """Poll the pidfd.
+
+        Raises:
+            ProcessLookupError: the process is gone, or the view was closed.
+        """
+        self._require_open()
+        if not self._process.is_alive():
+            raise ProcessLookupError(errno.ESRCH, "the process is gone")
 
     def _open(self, name: str) -> int:
         return os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=self._directory)
@@ -183,11 +221,6 @@ class ProcessView:
     def _require_open(self) -> None:
         if self._directory < 0:
             raise ProcessLookupError(errno.ESRCH, "the view of the process was closed")
-
-    def _require_alive(self) -> None:
-        self._require_open()
-        if not self._process.is_alive():
-            raise ProcessLookupError(errno.ESRCH, "the process is gone")
 
 
 def read_to_end(descriptor: int, limit: int) -> bytes:

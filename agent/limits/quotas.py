@@ -77,13 +77,14 @@ class Quota:
         Raises:
             OverLimitError: a share is exhausted; then none is counted.
         """
-        counts = {key: self._counts.get(key, 0) + number for key in account.keys}
-        for key, count in counts.items():
-            if count > self._share[key[0]]:
+        counts, share = self._counts, self._share
+        for key in account.keys:
+            if counts.get(key, 0) + number > share[key[0]]:
                 raise OverLimitError(self._what, key[0])
         if self._count + number > self._most:
             raise OverLimitError(self._what, Scope.ALL)
-        self._counts.update(counts)
+        for key in account.keys:
+            counts[key] = counts.get(key, 0) + number
         self._count += number
 
     def release(self, account: Account, number: int = 1) -> None:

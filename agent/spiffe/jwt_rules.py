@@ -68,7 +68,7 @@ class ValidatedJwtSvid:
     spiffe_id: SpiffeId
     expires_at: datetime
     audience: tuple[str, ...]
-    claims: Mapping[str, object]
+    claims: Mapping[str, Any]
 
 
 def validate_jwt_svid(

@@ -52,7 +52,7 @@ def test_a_process_with_other_credentials_than_at_connect_is_refused(me: Caller)
 def test_a_status_file_of_unknown_format_is_an_error_not_a_match(
     me: Caller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ProcessView, "read", lambda _view, _name: b"Name:\tx\n")
+    monkeypatch.setattr(ProcessView, "raw_read", lambda _view, _name: b"Name:\tx\n")
     with me.open_proc() as view, pytest.raises(AttestationError, match="proc_pid_status"):
         read_fingerprint(view)
 
