@@ -14,9 +14,9 @@ Findings are remembered while the fingerprint of the connection's process stays 
 time that each attestor allows, and for other connections of the process if the attestor allows that
 too. The inode of the pidfd in pidfs identifies the process. If all findings are remembered and the
 process is asked nothing in step 5, no time passes in between, and step 6 skips the second
-fingerprint; it still checks the pin, which another process can keep alive. A pin
-lasts for one attestation: the same executable is the same program whenever it started, and one
-descriptor for each open stream would cost too much.
+fingerprint; it still checks the pin, which another process can keep alive. The descriptors of steps
+1 to 3 are kept for a caller that calls again soon (agent.attestation.kept), unless it has executed
+a program meanwhile; one pin for each open stream would cost too much.
 
 A failed attestor is not an answer. Its selectors are missing, which can only remove matches (an
 entry matches if all its selectors are present), and the result names the failure, so that the agent
@@ -33,6 +33,7 @@ from weakref import WeakKeyDictionary
 
 from cachetools import LRUCache
 
+from agent.attestation.kept import KeptProcesses, OpenProcess
 from agent.attestation.memory import KnownCaller, KnownProcess, Memory
 from agent.attestation.result import Attested, Report, join
 from agent.attestation.runner import AttestorRunner
@@ -61,6 +62,9 @@ if TYPE_CHECKING:
 
 # Processes whose findings are kept for their next connection.
 KNOWN_PROCESSES = 1024
+# Callers with less than this between two attestations keep their descriptors for the next one; the
+# reviews of an idle stream are further apart.
+OFTEN_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +91,7 @@ class WorkloadAttestor:
         self._signals = signals
         self._evidence = evidence
         self._known: WeakKeyDictionary[Caller, KnownCaller] = WeakKeyDictionary()
+        self._kept = KeptProcesses(evidence.pin)
         self._processes: LRUCache[str, KnownProcess] = LRUCache(KNOWN_PROCESSES)
 
     def attest(self, caller: Caller) -> Attestation:
@@ -99,7 +104,7 @@ class WorkloadAttestor:
         known = self._known.get(caller)
         if known is None:
             known = self._known[caller] = KnownCaller(self._process(caller))
-        return Attestation(caller, known, self._runner, self._evidence, self._signals)
+        return Attestation(caller, known, self._runner, self._evidence, self._signals, self._kept)
 
     def latest(self, caller: Caller) -> Attested | None:
         """Return the caller's latest result; None if the process changed during it."""
@@ -107,7 +112,8 @@ class WorkloadAttestor:
         return None if known is None else known.latest
 
     async def close(self) -> None:
-        """Close every attestor."""
+        """Close every attestor, and the descriptors that are kept."""
+        self._kept.close()
         await self._runner.close()
 
     def _process(self, caller: Caller) -> KnownProcess:
@@ -123,18 +129,18 @@ class WorkloadAttestor:
 
 
 class Attestation:
-    """One attestation of a caller, a context manager around the use of its result.
-
-    It owns the view of the process and the pin of its program.
-    """
+    """One attestation of a caller, a context manager around the use of its result."""
 
     __slots__ = (
         "_asks_process",
         "_before",
         "_caller",
+        "_calls_often",
         "_evidence",
+        "_kept",
         "_known",
         "_memory",
+        "_open",
         "_pin",
         "_process",
         "_reports",
@@ -143,6 +149,7 @@ class Attestation:
         "_signals",
     )
 
+    _open: OpenProcess
     _process: ProcessView
     _pin: ProgramPin
     _before: Fingerprint
@@ -157,8 +164,10 @@ class Attestation:
         runner: AttestorRunner,
         evidence: Evidence,
         signals: Signals,
+        kept: KeptProcesses,
     ) -> None:
         self._asks_process = False
+        self._kept = kept
         self._caller = caller
         self._known = known
         self._runner = runner
@@ -171,16 +180,20 @@ class Attestation:
 
     async def __aenter__(self) -> Attested:
         began = time.perf_counter()
-        self._known.latest = None
-        self._open()
+        known = self._known
+        known.latest = None
+        self._calls_often = began - known.attested_at < OFTEN_SECONDS
+        known.attested_at = began
+        self._open = self._kept.take(self._caller)
+        self._process, self._pin = self._open.view, self._open.pin
         try:
             self._before = self._evidence.fingerprint(self._process)
             self._memory = self._recall()
             self._seconds = time.perf_counter() - began
             self._reports = await self._runner.run(self._process, self._memory)
-            self._known.latest = attested = self._join()
+            known.latest = attested = self._join()
         except BaseException:
-            self._close()
+            self._open.close()
             raise
         return attested
 
@@ -191,29 +204,20 @@ class Attestation:
         trace: TracebackType | None,
     ) -> None:
         began = time.perf_counter()
+        if error is not None:
+            self._open.close()
+            return
         try:
-            if error is not None:
-                return
             self._check_unchanged()
-        finally:
-            self._close()
-        self._check_alive()
+            self._check_alive()
+        except BaseException:
+            self._open.close()
+            raise
+        self._kept.give_back(self._caller, self._open, keep=self._calls_often)
         self._signals.timed(Stage.EVIDENCE, self._seconds + time.perf_counter() - began)
         if self._reports:
             self._known.memory = memory = self._runner.remember(self._memory, self._reports)
             self._known.process.memory = self._runner.for_other_connections(memory)
-
-    def _open(self) -> None:
-        self._process = self._caller.open_proc()
-        try:
-            self._pin = self._evidence.pin(self._process)
-        except BaseException:
-            self._process.close()
-            raise
-
-    def _close(self) -> None:
-        self._pin.close()
-        self._process.close()
 
     def _recall(self) -> Memory:
         """Return the findings about this program that are still valid.

@@ -50,11 +50,13 @@ class KnownProcess:
 
 @dataclass(slots=True)
 class KnownCaller:
-    """The memory of one connection."""
+    """The memory of one connection. Times are those of `time.perf_counter`."""
 
     process: KnownProcess
     memory: Memory | None = None
     checked_fingerprint: Fingerprint | None = None
     """The last fingerprint whose credentials equalled those at connect."""
+    attested_at: float = -math.inf
+    """When its last attestation began."""
     latest: Attested | None = None
     """The latest result; None if the process changed during it."""

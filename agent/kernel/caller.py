@@ -23,6 +23,7 @@ import socket
 import sys
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Protocol
 
 from agent.errors import PeerError, PeerGoneError
 from agent.kernel.account import Account, cgroup_of
@@ -61,6 +62,14 @@ class Weakness(StrEnum):
     NO_PIDFS = "no pidfs (Linux 6.9): the process has no number that is never used again"
 
 
+class Kept(Protocol):
+    """Something that holds descriptors."""
+
+    def close(self) -> None:
+        """Close them."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, weakref_slot=True)
 class Caller:
     """A connected process as the kernel knows it, one for each connection.
@@ -73,6 +82,8 @@ class Caller:
     process: ProcessHandle
     cgroup: str = ""
     """The cgroup of its account when it connected; empty for the root cgroup."""
+    kept: list[Kept] = field(init=False, default_factory=list)
+    """Descriptors for its next calls, which end with it."""
     account: Account = field(init=False)
     """The account that its calls count against."""
 
@@ -99,8 +110,14 @@ class Caller:
         return ProcessView(self.credentials, self.process)
 
     def close(self) -> None:
-        """Close the pidfd. From now on the caller counts as dead."""
+        """Close the pidfd and what is kept. From now on the caller counts as dead."""
         self.process.close()
+        self.drop_kept()
+
+    def drop_kept(self) -> None:
+        """Close the descriptors for its next calls."""
+        while self.kept:
+            self.kept.pop().close()
 
 
 def identify(sock: socket.socket, required: Proof = Proof.PIDFD_OPEN) -> Caller:

@@ -58,6 +58,11 @@ class ProcessHandle:
             raise ProcessLookupError(errno.ESRCH, "the connection of the process was closed")
         return self._pidfd
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._pidfd < 0
+
     def is_alive(self) -> bool:
         """Poll the pidfd: it is readable once the process has exited (pidfd_open(2))."""
         if self._pidfd < 0:
@@ -74,8 +79,8 @@ class ProcessHandle:
 class ProcessView:
     """Reads of one process's `/proc` directory (attestors.api.WorkloadRef).
 
-    It owns the descriptor of `/proc/PID`. Each read polls the pidfd afterwards, so that what a read
-    returns belongs to this process.
+    It owns the descriptors of `/proc/PID` and of the files of `raw_read`. Each read polls the pidfd
+    afterwards, so that what a read returns belongs to this process.
 
     Raises:
         AttestationError: the agent is out of descriptors, or may not read `/proc`.
@@ -85,6 +90,7 @@ class ProcessView:
     def __init__(self, credentials: Credentials, process: ProcessHandle) -> None:
         self._credentials = credentials
         self._process = process
+        self._files: dict[str, int] = {}
         if not process.is_alive():
             raise PeerGoneError("the process is gone")
         try:
@@ -115,6 +121,9 @@ class ProcessView:
         if self._directory >= 0:
             os.close(self._directory)
             self._directory = -1
+            for descriptor in self._files.values():
+                os.close(descriptor)
+            self._files.clear()
 
     @property
     def pid(self) -> int:
@@ -184,18 +193,19 @@ class ProcessView:
     # becomes that of another process.
 
     def raw_read(self, name: str) -> bytes:
-        """Read a file of /proc/PID without a poll.
+        """Read a file of /proc/PID without a poll. Its descriptor stays open as long as the view.
 
         For files that the kernel writes in one piece, such as `status`: less than a page is all.
         """
-        descriptor = self._open(name)
-        try:
-            chunk = os.read(descriptor, _CHUNK_BYTES)
-            if len(chunk) >= _PAGE_BYTES:
-                chunk += read_to_end(descriptor, _RAW_BYTES_MAX)
-            return chunk
-        finally:
-            os.close(descriptor)
+        self._require_open()
+        descriptor = self._files.get(name)
+        if descriptor is None:
+            descriptor = self._files[name] = self._open(name)
+        chunk = content = os.pread(descriptor, _CHUNK_BYTES, 0)
+        while len(chunk) >= _PAGE_BYTES and len(content) < _RAW_BYTES_MAX:
+            chunk = os.pread(descriptor, _CHUNK_BYTES, len(content))
+            content += chunk
+        return content
 
     def raw_readlink(self, name: str) -> str:
         """Read a link of /proc/PID without a poll."""

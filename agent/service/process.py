@@ -7,6 +7,7 @@ import faulthandler
 import resource
 from typing import TYPE_CHECKING
 
+from agent.attestation.kept import DESCRIPTORS_OF_EACH, KEPT_CALLERS
 from agent.errors import StartupError
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 # The socket and the pidfd; an attestation opens some more for a moment.
 DESCRIPTORS_PER_CONNECTION = 2
-OWN_DESCRIPTORS = 200
+OWN_DESCRIPTORS = 200 + KEPT_CALLERS * DESCRIPTORS_OF_EACH
 
 # gRPC aborts when it gets no descriptor or no thread while it starts. An idle agent has thirty
 # descriptors and some hundred MiB of address space.

@@ -52,14 +52,23 @@ class Entitlement:
         return self.attestation is None or not self.attestation.failures
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Matched:
-    """The result of a match, with its arguments."""
+    """The result of a match, with its arguments, and the entitlement that was made of it."""
 
     entries: EntrySet
     selectors: frozenset[Selector]
     at: datetime
     matches: Matches
+    entitlement: Entitlement | None = None
+
+    def by(self, attestation: Attested) -> Entitlement:
+        """Return the entitlement by an attestation with these selectors."""
+        known = self.entitlement
+        if known is None or known.attestation is not attestation:
+            known = Entitlement(identities=self.matches.identities, attestation=attestation)
+            self.entitlement = known
+        return known
 
     def still_holds(self, entries: EntrySet, selectors: frozenset[Selector], now: datetime) -> bool:
         """Return whether a match now has the same result. Only identical objects count as equal."""
@@ -126,18 +135,18 @@ class Entitlements:
         attesting = self._attestor.attest(caller)
         async with attesting as attestation:
             with Stopwatch(self._signals, Stage.MATCH):
-                matches = self.matches(caller, attestation)
+                matched = self._match(caller, attestation, self.entries)
             if attestation.failures:
                 self._log_failures(caller, attestation)
             if releasing and self.log_each:  # reviews of idle streams would fill the log
-                self._log_attested(caller, attestation, matches)
-            if releasing and matches.evidence & attestation.program:
+                self._log_attested(caller, attestation, matched.matches)
+            if releasing and matched.matches.evidence & attestation.program:
                 attesting.note_question()
                 await self._prove_sender(caller)
                 # The entries may have changed during the wait.
-                matches = self.matches(caller, attestation)
-        if matches.identities:
-            return Entitlement(identities=matches.identities, attestation=attestation)
+                matched = self._match(caller, attestation, self.entries)
+        if matched.matches.identities:
+            return matched.by(attestation)
         self._log_denied(caller, attestation)
         if attestation.failures:
             raise AttestationError("not every attestor could answer; try again")
@@ -148,12 +157,15 @@ class Entitlements:
     ) -> Matches:
         """Match an attested caller against the entries in force, or against others."""
         entries = self.entries if entries is None else entries
+        return self._match(caller, attestation, entries).matches
+
+    def _match(self, caller: Caller, attestation: Attested, entries: EntrySet) -> _Matched:
         selectors, now = attestation.selectors, self._clock.now()
         known = self._matched.get(caller)
         if known is None or not known.still_holds(entries, selectors, now):
             matches = match(entries, selectors, caller.process.name, now)
             known = self._matched[caller] = _Matched(entries, selectors, now, matches)
-        return known.matches
+        return known
 
     def explain(self, attestation: Attested) -> Verdict:
         """Explain for each near entry why it does, or does not, match these selectors now."""

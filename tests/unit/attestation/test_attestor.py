@@ -112,9 +112,9 @@ async def test_pidfd_is_polled_after_the_last_read(me: Caller) -> None:
     handle = Mortal(os.pidfd_open(os.getpid()))
 
     class LastRead(ProgramPin):
-        def close(self) -> None:
-            super().close()
+        def changed(self) -> bool:
             handle.is_dead = True
+            return super().changed()
 
     world = World()
     world.pin = LastRead
@@ -221,6 +221,7 @@ async def test_findings_of_an_attestor_that_forbids_it_are_not_shared(me: Caller
     for connection in (*connections, *connections):
         assert (await attest(world.attestor, connection)).selectors == {ONE}
     assert len(world.asked) == len(connections)
+    await world.attestor.close()
 
 
 async def test_findings_of_an_attestor_without_reuse_are_used_once(me: Caller) -> None:
