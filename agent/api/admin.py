@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from google.protobuf import json_format
 from google.protobuf.message import Message
 
 from agent.api.guard import refuse_unknown
@@ -173,4 +172,6 @@ class AdminApi:
 
 def as_message(value: object, message_type: type[ResponseT]) -> ResponseT:
     """Copy a dataclass into the message whose fields have the same names."""
+    from google.protobuf import json_format  # noqa: PLC0415 - 3 MiB that few agents ever need
+
     return json_format.ParseDict(to_plain(value), message_type())

@@ -10,7 +10,7 @@ from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING
 
-from google.protobuf import json_format
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.descriptor_pool import Default, DescriptorPool
 from grpc_reflection.v1alpha import reflection_pb2 as pb
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from google.protobuf.descriptor import Descriptor, FileDescriptor, ServiceDescriptor
+    from google.protobuf.message import Message
 
     from agent.transport.service import Call, Method
 
@@ -32,15 +33,24 @@ MAX_QUESTIONS = 256
 
 
 def _service_of_v1() -> ServiceDescriptor:
-    alpha = FileDescriptorProto()
-    pb.DESCRIPTOR.CopyToProto(alpha)
-    text = json_format.MessageToJson(alpha).replace("v1alpha", "v1")
-    file = json_format.Parse(text, FileDescriptorProto())
+    file = FileDescriptorProto()
+    pb.DESCRIPTOR.CopyToProto(file)
+    _rename(file)
     file.options.ClearField("deprecated")
     # In a pool of its own: a client library in the same process may have generated code for it.
     pool = DescriptorPool()
     pool.Add(file)
     return pool.FindServiceByName("grpc.reflection.v1.ServerReflection")
+
+
+def _rename(message: Message) -> None:
+    """Replace `v1alpha` by `v1` in every text of a message."""
+    for field, value in message.ListFields():
+        if field.type == FieldDescriptor.TYPE_MESSAGE:
+            for each in value if field.is_repeated else [value]:
+                _rename(each)
+        elif isinstance(value, str):
+            setattr(message, field.name, value.replace("v1alpha", "v1"))
 
 
 _V1 = _service_of_v1()
