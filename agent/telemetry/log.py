@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 QUEUED_LINES = 10_000
 CLOSE_SECONDS = 1.0
 # The pause between two writes, in which further lines gather.
-GATHER_SECONDS = 0.005
+GATHER_SECONDS = 0.02
 
 _CLOCK = SystemClock()
 

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+from cachetools import LRUCache
+
+from agent.attestation.attestor import KNOWN_PROCESSES
 from agent.entries.explain import explain
 from agent.entries.identity import match
 from agent.errors import AttestationError, NoIdentityError
@@ -117,6 +120,8 @@ class Entitlements:
         self._throttled = ThrottledLog(log, lines_per_user)
         self._explained = Throttle(lines_per_user)
         self._matched: WeakKeyDictionary[Caller, _Matched] = WeakKeyDictionary()
+        # For the next connection of a process, whose selectors are the same object.
+        self._by_process: LRUCache[str, _Matched] = LRUCache(KNOWN_PROCESSES)
 
     async def of(self, caller: Caller, *, releasing: bool = True) -> Entitlement:
         """Attest a caller, match it against the entries, and return its identities.
@@ -162,9 +167,15 @@ class Entitlements:
     def _match(self, caller: Caller, attestation: Attested, entries: EntrySet) -> _Matched:
         selectors, now = attestation.selectors, self._clock.now()
         known = self._matched.get(caller)
+        if known is None:
+            known = self._by_process.get(caller.process.name)
+        elif known.still_holds(entries, selectors, now):
+            return known
         if known is None or not known.still_holds(entries, selectors, now):
             matches = match(entries, selectors, caller.process.name, now)
-            known = self._matched[caller] = _Matched(entries, selectors, now, matches)
+            known = _Matched(entries, selectors, now, matches)
+            self._by_process[caller.process.name] = known
+        self._matched[caller] = known
         return known
 
     def explain(self, attestation: Attested) -> Verdict:
