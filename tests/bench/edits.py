@@ -28,7 +28,7 @@ LOADS = (1000, 10_000, 100_000)
 LOAD_ROUNDS = 3
 PACE_SECONDS = 0.05
 """The interval of a caller's calls during a load; their cost is negligible."""
-EDIT_BUDGET_MS = 100.0
+EDIT_BUDGET_MS = 60.0
 LOAD_BUDGET_S = 5.0
 EDIT = "an edit of the entry file among open streams"
 LOAD = "load of an edited file of so many entries"

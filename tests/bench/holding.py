@@ -26,7 +26,7 @@ PUSHED = "a change of the bundle, to all open streams"
 MEMORY, DESCRIPTORS = "memory per stream, KiB", "descriptors per stream"
 IDLE = "CPU idle, % (one value, of a minute)"
 LAST, CPU = "to the last, ms", "CPU per stream, µs"
-BUDGETS = {MEMORY: 64.0, DESCRIPTORS: 4.0, IDLE: 1.0}
+BUDGETS = {MEMORY: 12.0, DESCRIPTORS: 2.0, IDLE: 0.6}
 # All sent messages have arrived after this time.
 QUIET_SECONDS = 0.3
 # Streams that are opened at once; more would wait in the agent's queue.

@@ -36,20 +36,20 @@ def test_other_file_is_never_replaced(tmp_path: Path) -> None:
         record.known_or_new(path, "agent")
 
 
-def test_table_is_written_between_the_marks_of_the_page(tmp_path: Path) -> None:
+def test_table_is_written_below_the_heading_of_the_page(tmp_path: Path) -> None:
     results, page = tmp_path / "r.json", tmp_path / "page.md"
     record.write(record.known_or_new(results, "agent 1").with_results(OPEN, MONDAY), results)
-    page.write_text(f"before\n{bench._BEGIN}old\n{bench._END}after\n")
+    page.write_text(f"before\n\n{bench.HEADING}\nold\n\n## After\n")
     command = ["table", "--results", str(results), "--page", str(page)]
     for _ in range(2):
         assert CliRunner().invoke(bench.main, command).exit_code == 0
     text = page.read_text()
     assert text.startswith("before\n")
-    assert text.endswith("after\n")
+    assert text.endswith("|\n\n## After\n")
     assert "old" not in text
     assert text.count("| FetchX509SVID on an open connection, CPU | 1 µs | 2 µs | 0.5 |") == 1
 
 
-def test_page_without_marks_is_refused() -> None:
-    with pytest.raises(RefusedError, match="lacks the line"):
+def test_page_without_the_heading_is_refused() -> None:
+    with pytest.raises(RefusedError, match="lacks the heading"):
         bench.placed("text\n", "table")
