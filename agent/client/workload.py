@@ -226,6 +226,12 @@ class WorkloadClient:
                     f"the agent at {self._path} did not answer within {self._timeout:g} s; see its"
                     " log, or raise --timeout"
                 )
+            case grpc.StatusCode.RESOURCE_EXHAUSTED:
+                return UnavailableError(
+                    f"a message is too large: {details}; for a response, raise"
+                    " limits.response_bytes or give the process fewer entries; for a request,"
+                    " shorten it"
+                )
             case grpc.StatusCode.UNIMPLEMENTED:
                 return UnavailableError(
                     f"the program at {self._path} does not serve this part of the Workload API;"
@@ -259,8 +265,6 @@ def why_unreachable(path: Path) -> str | None:
 
 
 def _answered(code: grpc.StatusCode, details: str) -> str:
-    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:  # the same call fails again
-        return f"the agent refused the call ({code.name}: {details})"
     return f"the agent cannot answer now ({code.name}: {details}); try again, or see its log"
 
 

@@ -88,9 +88,9 @@ class RefusedCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefusedConnection:
-    """A connection that was closed before a call could be refused.
+    """A connection that the agent closed, with the calls that were open on it.
 
-    `cgroup` is set if a quota of the cgroup was exceeded.
+    `cgroup` is set if a quota was exceeded.
     """
 
     event: ClassVar[str] = "connection refused"

@@ -22,12 +22,15 @@ if TYPE_CHECKING:
 
 # Bucket bounds: from a match among few entries to a client that does not read.
 SECONDS = (1e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 0.1, 0.5, 1, 5)
-# Codes that the API returns, and CANCELLED for a stream that its client ended.
+# Codes that calls end with: those of agent.api.status, those by which agent.transport.grpc_protocol
+# refuses a broken request, and those of calls that the client (CANCELLED) or the deadline ends
+# (DEADLINE_EXCEEDED).
 CODES = (
     "OK",
     "CANCELLED",
     "INVALID_ARGUMENT",
     "DEADLINE_EXCEEDED",
+    "NOT_FOUND",
     "PERMISSION_DENIED",
     "RESOURCE_EXHAUSTED",
     "INTERNAL",

@@ -82,7 +82,7 @@ FIXED: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "audiences of a JWT-SVID",
-        f"{MAX_AUDIENCES}, of {MAX_AUDIENCE_CHARS} characters each",
+        f"{MAX_AUDIENCES}, of {MAX_AUDIENCE_CHARS:,} characters together",
         "INVALID_ARGUMENT",
     ),
     (

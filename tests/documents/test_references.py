@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+import agent.transport
 from agent.attestation.plugins import known_attestors
+from agent.config.settings import LimitSettings
+from agent.service.process import DESCRIPTORS_PER_CONNECTION
 from attestors.api import Selector
 from attestors.builtin import BUILTIN
 from attestors.lib.engine import ContainerAnswer
@@ -19,6 +22,13 @@ from deploy.reference.__main__ import ROOT, files
 from deploy.reference.roff import pages
 from tests.support.cli import vouchd
 
+DESCRIPTOR_TEXTS = (
+    "agent/config/settings.py",
+    "config/agent.example.yaml",
+    "deploy/systemd/vouchd.service",
+    "docs/architecture.md",
+    "docs/reference/metrics.md",
+)
 POD_LISTS = sorted((ROOT / "tests/vectors/pods").glob("*.yaml"))
 
 
@@ -47,6 +57,27 @@ def test_configuration_reference_has_the_options_of_every_attestor() -> None:
     names = {section.name for section in facts.configuration()}
     assert {f"attestors.{name}" for name in BUILTIN} <= names
     assert "attestors.k8s.kubelet" in names
+
+
+def test_texts_name_the_descriptors_of_a_connection() -> None:
+    word = {1: "one", 2: "two", 3: "three", 4: "four"}[DESCRIPTORS_PER_CONNECTION]
+    for name in DESCRIPTOR_TEXTS:
+        found = re.findall(r"(\w+) descriptors", (ROOT / name).read_text(encoding="utf-8"))
+        assert {each.lower() for each in found} & {"one", "two", "three", "four"} == {word}, name
+
+
+def test_unit_has_descriptors_for_eight_times_the_default_connections() -> None:
+    unit = (ROOT / "deploy/systemd/vouchd.service").read_text(encoding="utf-8")
+    limit = re.search(r"eight times the default limits.connections.\nLimitNOFILE=(\d+)\n", unit)
+    assert limit is not None
+    needed = LimitSettings().connections * DESCRIPTORS_PER_CONNECTION
+    assert int(limit[1]) // needed == 8
+
+
+def test_transport_names_each_of_its_modules() -> None:
+    named = set(re.findall(r"`(\w+)`", str(agent.transport.__doc__)))
+    modules = {path.stem for path in (ROOT / "agent/transport").glob("*.py")} - {"__init__"}
+    assert modules <= named, modules - named
 
 
 def test_every_command_is_in_the_manual() -> None:

@@ -77,6 +77,7 @@ def client_of(channel: _Channel, path: Path, monkeypatch: pytest.MonkeyPatch) ->
         (grpc.StatusCode.INVALID_ARGUMENT, RequestError, "the agent refused the request: why"),
         (grpc.StatusCode.DEADLINE_EXCEEDED, UnavailableError, "did not answer within 5 s"),
         (grpc.StatusCode.UNIMPLEMENTED, UnavailableError, "does not serve this part"),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, UnavailableError, "too large: why; .*response_bytes"),
         (grpc.StatusCode.UNAVAILABLE, UnavailableError, "there is no socket at"),
         (grpc.StatusCode.INTERNAL, UnavailableError, "there is no socket at"),
     ],

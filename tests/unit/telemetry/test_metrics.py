@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,7 @@ from agent.signals import NO_SIGNALS, Refused, Stage, Stopwatch
 from agent.telemetry.metrics import CODES, NEVER, Levels, Metrics, Words
 from tests.support.scrape import changes, series
 
+ROOMS_WITH_CODES = ("agent/api", "agent/transport")
 WORDS = Words(
     version="1.2.3",
     attestors=("unix", "docker"),
@@ -77,6 +80,24 @@ def test_unknown_label_values_count_as_other() -> None:
     assert found['vouchd_calls_total{code="other",method="FetchX509SVID"}'] == 100
     assert found['vouchd_calls_total{code="OK",method="other"}'] == 100
     assert found['vouchd_attestor_failures_total{attestor="other"}'] == 100
+
+
+def test_every_status_code_in_the_source_is_a_label_value() -> None:
+    root = Path(__file__).parents[3]
+    nodes = [
+        node
+        for room in ROOMS_WITH_CODES
+        for path in (root / room).glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    ]
+    chosen = {
+        node.attr
+        for node in nodes
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id in {"Code", "StatusCode"}
+    }
+    assert chosen == set(CODES)
 
 
 def test_every_series_exists_from_the_start() -> None:
