@@ -3,6 +3,10 @@
 Clients of the Workload API attach a meaning to three codes (Workload Endpoint section 6): they give
 up after INVALID_ARGUMENT and retry after PERMISSION_DENIED and UNAVAILABLE. An error without a row
 is a defect of the agent; clients may retry it. The admin API uses the same table.
+
+The transport chooses the code of a call that breaks a rule of gRPC (agent.transport.grpc_protocol),
+is cancelled, or ends at its deadline (agent.transport.served_call): a StatusError, which keeps its
+code here.
 """
 
 from __future__ import annotations

@@ -2,5 +2,6 @@
 
 `quotas` bounds connections, streams, attestations, calls and held bytes at a time. `fair_queue`
 bounds requests per second, and shares the time of the event loop. `lockout` closes the socket file
-to a user that floods it with hung-up connections. This room imports `agent.kernel` and `agent.telemetry`.
+to a user that floods it with hung-up connections. This room imports `agent.kernel` and
+`agent.telemetry`.
 """
