@@ -323,11 +323,12 @@ class Connection:
     def _on_ready(self, events: int) -> None:
         if self._ended:
             return
-        if self._waits:
-            if events & HUNG_UP:  # nobody takes the responses; and it is reported until the end
-                self.end("closed")
+        if self._waits and events & HUNG_UP:
+            self.end("closed")  # nobody takes the responses; and it is reported until the end
         elif self._unsent:
             self._go_on()
+        elif self._waits:
+            pass  # an event that is out of date
         elif self.admitted.lane.pass_or_wait(self._resume):
             self._take_turn()
         else:
@@ -335,8 +336,8 @@ class Connection:
             self._watch()
 
     def _watch(self) -> None:
-        """Watch the socket for what it waits for."""
-        events = _WAITING if self._waits else WRITABLE if self._unsent else READABLE
+        """Watch the socket for what it waits for. Its turns concern reads alone."""
+        events = WRITABLE if self._unsent else _WAITING if self._waits else READABLE
         if self._events < 0:
             self._serving.poller.register(self._sock.fileno(), self._on_ready, events)
         elif events != self._events:
@@ -354,12 +355,12 @@ class Connection:
 
     def _resume(self) -> None:
         self._waits = False
-        if self._ended:
+        if self._ended or self._unsent:  # it is read when the client has read
             self.admitted.lane.note_read(0)
         else:
             self._take_turn()
-            if not self._ended:
-                self._watch()
+        if not self._ended:
+            self._watch()
 
     def _take_turn(self) -> None:
         lane, before = self.admitted.lane, self.calls.begun
@@ -434,10 +435,7 @@ class Connection:
             if sent is None:
                 return False
             if sent < len(data):
-                self._unsent = data[sent:]
-                self._unread_timer = self._serving.loop.call_later(
-                    self._serving.times.unread, self._end_unread
-                )
+                self._keep_unsent(data[sent:])
                 self._watch()
             events = half.take_events()
             if events:
@@ -447,17 +445,24 @@ class Connection:
     def _go_on(self) -> None:
         """Send the rest of the output."""
         sent = self._write(self._unsent)
-        if sent is None:
+        if not sent:
             return
-        self._unsent = self._unsent[sent:]
+        self._keep_unsent(self._unsent[sent:])
         if self._unsent:
             return
-        if self._unread_timer is not None:
-            self._unread_timer.cancel()
-            self._unread_timer = None
         self.flush()
         if not self._ended:
             self._watch()
+
+    def _keep_unsent(self, data: bytes) -> None:
+        """Keep what the socket does not take. The time to read it begins again at each progress."""
+        self._unsent = data
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+            self._unread_timer = None
+        if data:
+            seconds = self._serving.times.unread
+            self._unread_timer = self._serving.loop.call_later(seconds, self._end_unread)
 
     def _write(self, data: bytes) -> int | None:
         """Return how much the socket took; None if it failed, which ends the connection."""

@@ -105,7 +105,7 @@ class Observer:
 
 
 class Handlers:
-    """The methods of the test: `/t/Echo`, `/t/Who`, `/t/Open`, `/t/Prove`, `/t/Large`."""
+    """The methods of the test, below `/t/`: Echo, Who, Open, Prove, Large, Late."""
 
     def __init__(self, gate: Gate) -> None:
         self.callers: list[Caller] = []
@@ -121,6 +121,7 @@ class Handlers:
             b"/t/Open": self._open,
             b"/t/Prove": self._prove,
             b"/t/Large": self._large,
+            b"/t/Late": self._late,
         }
         return Services(
             unknown=_method(self._unknown),
@@ -151,6 +152,12 @@ class Handlers:
 
     async def _large(self, call: Call) -> None:
         await call.send(frame_message(bytes(int(call.request))))
+
+    async def _late(self, call: Call) -> None:
+        """Send a large response once the test lets it."""
+        self.open += 1
+        await self.stop.wait()
+        await self._large(call)
 
     async def _unknown(self, _call: Call) -> None:
         raise StatusError(StatusCode.UNIMPLEMENTED, "there is no such method")

@@ -6,14 +6,25 @@ import asyncio
 import os
 import signal
 import socket
+import struct
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from agent.errors import PeerError
+from agent.transport.connection import Connection, ConnectionTimes
 from tests.support import pids
-from tests.support.abuse import PING, frame
+from tests.support.abuse import (
+    DATA,
+    END_HEADERS,
+    HEADERS,
+    PING,
+    PREFACE,
+    SETTINGS,
+    call_headers,
+    frame,
+)
 from tests.support.agent import SAFETY_SECONDS
 from tests.support.running_gate import RunningGate, running_gate, until
 
@@ -64,3 +75,134 @@ async def test_bytes_of_another_process_close_the_connection(
     assert running.refusals() == {'vouchd_refusals_total{reason="foreign_sender"}': 1}
     with pytest.raises(PeerError):
         await running.gate.prove_sender(caller)
+
+
+# --- turns, and clients that do not read ----------------------------------------------------------
+
+# The first read of a connection passes; it waits some minutes for the next one.
+ONE_READ = 0.01
+LARGE = 1 << 20
+END_STREAM = 1
+WINDOW_UPDATE = 8
+WIDE = LARGE * 512
+HELLO = PREFACE + frame(SETTINGS)
+HELLO_WITH_WIDE_WINDOWS = (
+    PREFACE
+    + frame(SETTINGS, 0, 0, struct.pack(">HI", 4, WIDE))
+    + frame(WINDOW_UPDATE, 0, 0, WIDE.to_bytes(4, "big"))
+)
+
+
+def request(stream: int, path: str, message: bytes) -> bytes:
+    framed = struct.pack(">BI", 0, len(message)) + message
+    head = frame(HEADERS, END_HEADERS, stream, call_headers(path=path))
+    return head + frame(DATA, END_STREAM, stream, framed)
+
+
+def connected(running: RunningGate, sent: bytes) -> socket.socket:
+    """Return a connected socket. The gate finds `sent` with its first read."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.connect(str(running.path))
+    sock.sendall(sent)
+    sock.setblocking(False)
+    return sock
+
+
+async def read(sock: socket.socket, size: int) -> bytes:
+    """Read at least so many bytes, and fewer only if the agent closes the connection."""
+    arrived = b""
+    async with asyncio.timeout(SAFETY_SECONDS):
+        while len(arrived) < size:
+            chunk = await asyncio.get_running_loop().sock_recv(sock, 1 << 16)
+            if not chunk:
+                break
+            arrived += chunk
+    return arrived
+
+
+async def waiting(running: RunningGate, sock: socket.socket, queued: bytes) -> Connection:
+    """Return the connection of a socket, once it waits for its turn with `queued` unread."""
+    await until(lambda: len(running.gate) == 1)
+    [connection] = running.connections()
+    sock.send(queued)
+    await until(lambda: connection._waits)
+    return connection
+
+
+async def test_a_client_that_reads_gets_its_response_while_its_connection_waits_for_a_turn(
+    tmp_path: Path,
+) -> None:
+    async with running_gate(tmp_path, rate=ONE_READ) as running:
+        late = request(1, "/t/Late", str(LARGE).encode())
+        sock = connected(running, HELLO_WITH_WIDE_WINDOWS + late)
+        await until(lambda: running.handlers.open == 1)
+        connection = await waiting(running, sock, frame(PING, 0, 0, bytes(8)))
+        running.handlers.stop.set()
+        assert len(await read(sock, LARGE)) >= LARGE
+        assert connection._waits, "its PING is not read yet"
+        sock.close()
+        await until(lambda: len(running.gate) == 0)
+
+
+async def test_the_turn_of_a_client_that_does_not_read_passes(tmp_path: Path) -> None:
+    async with running_gate(tmp_path, rate=ONE_READ) as running:
+        late = request(1, "/t/Late", str(LARGE).encode())
+        sock = connected(running, HELLO_WITH_WIDE_WINDOWS + late)
+        await until(lambda: running.handlers.open == 1)
+        connection = await waiting(running, sock, frame(PING, 0, 0, bytes(8)))
+        running.handlers.stop.set()
+        await until(lambda: connection._unsent)
+        before = connection._received
+        connection._resume()
+        assert connection._received == before, "its answers would add to what is unread"
+        assert len(await read(sock, LARGE)) >= LARGE
+        await until(lambda: connection._waits)
+        sock.close()
+
+
+async def test_the_time_to_read_begins_again_whenever_the_client_reads(
+    running: RunningGate,
+) -> None:
+    sock = connected(running, HELLO_WITH_WIDE_WINDOWS)
+    await until(lambda: len(running.gate) == 1)
+    [connection] = running.connections()
+    connection._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # the kernel's least
+    sock.send(request(1, "/t/Large", str(LARGE).encode()))
+    await until(lambda: connection._unsent)
+    first, size = connection._unread_timer, len(connection._unsent)
+    await read(sock, size // 2)
+    await until(lambda: len(connection._unsent) < size)
+    assert connection._unsent
+    second = connection._unread_timer
+    assert first is not None
+    assert second is not None
+    assert first.cancelled()
+    assert not second.cancelled()
+    while connection._unsent:
+        assert await read(sock, 1)
+    assert connection._unread_timer is None, "a client that has read everything has all the time"
+    sock.close()
+
+
+async def test_a_request_that_waits_for_its_turn_is_not_silence(tmp_path: Path) -> None:
+    times = ConnectionTimes(first_request=0.01)
+    async with running_gate(tmp_path, rate=ONE_READ, times=times) as running:
+        sock = connected(running, HELLO)
+        connection = await waiting(running, sock, request(1, "/t/Echo", b"x"))
+        first = connection._silence
+        await until(lambda: connection._silence is not first)  # its time is over
+        assert running.connections() == [connection]
+        sock.close()
+
+
+async def test_the_rest_of_a_frame_that_waits_for_its_turn_is_not_missing(tmp_path: Path) -> None:
+    times = ConnectionTimes(half_frame=0.01)
+    async with running_gate(tmp_path, rate=ONE_READ, times=times) as running:
+        ping = frame(PING, 0, 0, bytes(8))
+        sock = connected(running, HELLO + ping[:10])
+        connection = await waiting(running, sock, ping[10:])
+        first = connection._frame_timer
+        assert first is not None
+        await until(lambda: connection._frame_timer is not first)  # its time is over
+        assert running.connections() == [connection]
+        sock.close()
