@@ -42,7 +42,8 @@ ACCEPT_SECONDS = 0.0001
 # of them. While lanes wait, one read holds three or four.
 READ_BYTES = 512
 SMALL_READ_BYTES = 128
-# The cost of a read without a request, in requests.
+# The cost of a read without a request, in requests. The rest of a DATA frame, some 16 KiB, is one
+# read as well: it takes about as much time as a small one.
 READ_COST = 0.05
 # The tokens of so many seconds can be used at once: many processes start together.
 BURST_SECONDS = 3.0

@@ -365,7 +365,8 @@ class Connection:
     def _take_turn(self) -> None:
         lane, before = self.admitted.lane, self.calls.begun
         try:
-            self._read(lane.read_bytes)
+            # The rest of a body begins no call: a large request costs one read for each frame.
+            self._read(max(lane.read_bytes, self._half.missing_body))
         except BaseException:
             self.end("internal error")
             raise

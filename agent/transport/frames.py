@@ -47,6 +47,7 @@ HIGHEST_STREAM: Final = (1 << 31) - 1
 
 HEADER: Final = struct.Struct(">HBBBI")
 """A frame header: the high and the low bits of its length, kind, flags, stream."""
+KIND_PLACE: Final = 3
 _SETTING = struct.Struct(">HI")
 
 

@@ -134,6 +134,14 @@ class Half(Protocol):
         """Whether a frame or a header block has begun and not ended."""
         ...
 
+    @property
+    def missing_body(self) -> int:
+        """The bytes to read so that the DATA frame under way is complete; 0 if none is.
+
+        No request begins in so many bytes. The header of the next frame is counted as well.
+        """
+        ...
+
     def send_headers(self, stream: int, block: bytes, *, end: bool = False) -> None:
         """Send a header block; `end` ends the response (trailers-only)."""
         ...

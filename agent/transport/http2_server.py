@@ -38,6 +38,7 @@ from agent.transport.frames import (
     HIGHEST_FRAME_BYTES,
     HIGHEST_STREAM,
     INITIAL_WINDOW_SIZE,
+    KIND_PLACE,
     MAX_CONCURRENT_STREAMS,
     MAX_FRAME_SIZE,
     MAX_HEADER_LIST_SIZE,
@@ -264,6 +265,14 @@ class Http2Server:
     def is_mid_frame(self) -> bool:
         """Whether a frame or a header block has begun and not ended."""
         return bool(self._held or self._block_stream)
+
+    @property
+    def missing_body(self) -> int:
+        """The bytes that the DATA frame under way lacks, and the next header; 0 if none is."""
+        held = self._held
+        if len(held) < HEADER_BYTES or held[KIND_PLACE] != DATA:
+            return 0
+        return self._needed - len(held) + HEADER_BYTES
 
     def _take_frames(self, data: bytes) -> int:
         # Returns the place behind the last complete frame.

@@ -207,3 +207,13 @@ def agent_fetch(agent: RunningAgent) -> list[bytes]:
         x509.load_pem_x509_certificate(svid["chain_pem"].encode()).public_bytes(Encoding.DER)
         for svid in answer["svids"]
     ]
+
+
+def test_large_files_are_compared_with_the_entries_in_force(agent_factory: AgentFactory) -> None:
+    """A file may have 64 MiB: the agent reads a request faster than its bounds end it."""
+    agent = agent_factory(entries("/one"))
+    content = entries("/two").encode() + (b"#" + b"x" * 998 + b"\n") * (60 << 10)
+    with Stream(agent.socket) as stream, AdminClient(agent.admin_socket, SAFETY_SECONDS) as client:
+        assert stream.next_ids() == ["/one"]
+        assert client.diff_entries([("entries.yaml", content)])["changed"]
+        assert client.status()["entries"]

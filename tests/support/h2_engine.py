@@ -202,6 +202,11 @@ class H2Engine:
         """Whether a frame or a header block has begun and not ended."""
         return bool(self._held) or self._in_block
 
+    @property
+    def missing_body(self) -> int:
+        """Nothing: the h2 library does not tell."""
+        return 0
+
     def send_headers(self, stream: int, block: bytes, *, end: bool = False) -> None:
         """Send a header block; `end` ends the response (trailers-only)."""
         if end:

@@ -19,7 +19,8 @@ from agent.kernel import caller as kernel_caller
 from agent.kernel.caller import Caller
 from agent.kernel.credentials import read_peer
 from agent.kernel.process import ProcessHandle
-from agent.limits.fair_queue import READ_BYTES
+from agent.kernel.sender import receive
+from agent.limits.fair_queue import READ_BYTES, SMALL_READ_BYTES
 from agent.transport.connection import COUNTED_BYTES, ConnectionTimes
 from tests.support.abuse import (
     CONTINUATION,
@@ -345,6 +346,33 @@ async def test_requests_over_the_rate_wait_in_the_socket(tmp_path: Path) -> None
         assert streams
         client.close()
         await until(lambda: len(running.gate) == 0)  # its end is noticed while it waits
+
+
+async def test_rest_of_a_body_is_read_frame_by_frame(
+    running: RunningGate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A read costs a request of the smallest kind, whatever it reads."""
+    sizes: list[int] = []
+
+    def noted(sock: socket.socket, limit: int, caller: Caller) -> bytes:
+        chunk = receive(sock, limit, caller)
+        sizes.append(len(chunk))
+        return chunk
+
+    monkeypatch.setattr("agent.transport.connection.receive", noted)
+    client, _ = await running.caller()
+    sizes.clear()
+    body = bytes(16_000)
+    assert await client.answer(client.call("/t/Echo", body)) == body
+    assert sum(sizes) > len(body)
+    reads = len([size for size in sizes if size > SMALL_READ_BYTES])
+    assert reads <= 2
+    sizes.clear()
+    for _ in range(100):
+        client.call("/t/Who", b"")
+    await until(lambda: sum(sizes) >= 100 * 20)
+    assert max(sizes) <= READ_BYTES
+    client.close()
 
 
 # --- clients that do not read ---------------------------------------------------------------------

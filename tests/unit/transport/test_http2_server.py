@@ -187,6 +187,18 @@ def test_header_block_continues_in_more_frames(client: HalfClient) -> None:
     assert client.half.held_bytes == 0
 
 
+def test_half_tells_how_much_of_a_body_is_missing(client: HalfClient) -> None:
+    opened(client)
+    body = data(1, bytes(10_000))
+    for at, missing in ((0, 0), (8, 0), (9, 10_009), (500, 9_518), (10_008, 10)):
+        assert client.half.missing_body == 0
+        client.feed(body[:at])
+        assert client.half.missing_body == missing
+        client.feed(body[at:])
+    client.feed(frame(PING, 0, 0, bytes(8))[:-1])
+    assert client.half.missing_body == 0
+
+
 def test_ping_is_answered(either: HalfClient) -> None:
     either.feed(frame(PING, 0, 0, b"01234567"))
     [sent] = either.take()
