@@ -39,7 +39,7 @@ class CallTimes:
     """How long a client may take, in seconds."""
 
     half_request: float = HALF_REQUEST_SECONDS
-    """To complete the request of a method with one request message."""
+    """To complete a request message, and the request of a method with one message."""
     untaken: float = UNTAKEN_SECONDS
     """To let a response pass by flow control."""
 
@@ -54,6 +54,10 @@ class Link(Protocol):
 
     def caller(self) -> Caller:
         """See Call.caller."""
+        ...
+
+    def is_behind(self) -> bool:
+        """Return whether the agent itself leaves the client's bytes in the socket."""
         ...
 
     def flush(self) -> None:

@@ -238,6 +238,10 @@ class Connection:
         ask_again(self._sock, caller)
         return caller
 
+    def is_behind(self) -> bool:
+        """Return whether the agent itself leaves the client's bytes in the socket."""
+        return self._waits or bool(self._unsent)
+
     def flush(self) -> None:
         """Send the half's output, and count what is open and held."""
         if self._ended or self._is_taking:  # a handler's first step asked: the turn flushes
@@ -511,20 +515,16 @@ class Connection:
 
     def _end_half_frame(self) -> None:
         seconds = self._serving.times.half_frame
-        if self._does_not_read():
+        if self.is_behind():
             self._frame_timer = self._serving.loop.call_later(seconds, self._end_half_frame)
         else:
             self.end(SlowError(f"half a frame or header block for {seconds:g} s"))
 
     def _end_if_silent(self, seconds: float) -> None:
-        if self._does_not_read():
+        if self.is_behind():
             self._silence = self._serving.loop.call_later(seconds, self._end_if_silent, seconds)
         elif not self.calls.begun:
             self.end(SilentError(seconds))
-
-    def _does_not_read(self) -> bool:
-        """Return whether the agent itself leaves the client's bytes in the socket."""
-        return self._waits or bool(self._unsent)
 
     def _end_unread(self) -> None:
         seconds = self._serving.times.unread

@@ -83,7 +83,7 @@ class ServedCall:
         self._waited: asyncio.Future[Any] | None = None  # that for which the handler waits
         self._is_interrupted = False  # whether its next step raises CancelledError
         self._drained: asyncio.Future[bool] | None = None
-        self._arrival: asyncio.Future[None] | None = None
+        self._arrival: asyncio.Future[bool] | None = None
 
     # --- for the handler ------------------------------------------------------------------------
 
@@ -120,14 +120,15 @@ class ServedCall:
 
     async def requests(self) -> AsyncIterator[bytes]:
         """See Call.requests. The client may send more while the handler waits for a message."""
-        reader, allowed = self._reader, 0
+        reader, allowed, latest = self._reader, 0, math.inf
+        calls = self._calls
         while reader is not None:
             message = reader.take()
             if message is not None:
                 size = PREFIX_BYTES + len(message)
                 self._calls.held_bytes -= size
                 self._allow(size - allowed)
-                allowed = 0
+                allowed, latest = 0, math.inf
                 yield message
                 await sleep(0)  # a client may send thousands of small messages at once
             elif self._has_ended:
@@ -136,7 +137,12 @@ class ServedCall:
             else:
                 self._allow(len(reader) - allowed)
                 allowed = len(reader)
-                await self._wait_for_more()
+                if allowed and latest == math.inf:  # half a message costs memory
+                    latest = calls.loop.time() + calls.times.half_request
+                if not await self._wait_for_more(latest):
+                    if not calls.link.is_behind():
+                        raise self._half_request_error()
+                    latest = math.inf
 
     # --- the request ----------------------------------------------------------------------------
 
@@ -192,7 +198,7 @@ class ServedCall:
         self._calls.held_bytes += len(data)
         if self._method.streams_requests:
             if self._arrival is not None and not self._arrival.done():
-                self._arrival.set_result(None)
+                self._arrival.set_result(True)
         elif ended:
             self._complete(reader)
         else:
@@ -222,12 +228,18 @@ class ServedCall:
         if count and self._is_open and not self._has_ended:
             self._calls.half.consume(self.stream, count)
 
-    async def _wait_for_more(self) -> None:
-        self._arrival = self._calls.loop.create_future()
+    async def _wait_for_more(self, latest: float) -> bool:
+        """Return whether more of the request has come until then."""
+        loop = self._calls.loop
+        arrival: asyncio.Future[bool] = loop.create_future()
+        self._arrival = arrival
+        timer = loop.call_at(latest, _give_up, arrival) if latest < math.inf else None
         try:
-            await self._arrival
+            return await arrival
         finally:
             self._arrival = None
+            if timer is not None:
+                timer.cancel()
 
     def bound_request(self) -> None:
         """Bound the time of a request that did not come in one turn."""
@@ -240,15 +252,18 @@ class ServedCall:
         calls, received = self._calls, 0 if self._reader is None else len(self._reader)
         if calls.loop.time() >= self._deadline:
             self._expire()
-        elif received >= self._expected:
+        elif received >= self._expected or calls.link.is_behind():
             # Entry files take longer, the more so as the fair queue has them wait.
             self._expected = received + BYTES_IN_TIME
             self.bound_request()
         else:
-            seconds = calls.times.half_request
-            details = f"the request was not complete within {seconds:g} s; try again"
-            self._refuse(StatusError(StatusCode.UNAVAILABLE, details))
+            self._refuse(self._half_request_error())
         calls.link.flush()
+
+    def _half_request_error(self) -> StatusError:
+        seconds = self._calls.times.half_request
+        details = f"the request was not complete within {seconds:g} s; try again"
+        return StatusError(StatusCode.UNAVAILABLE, details)
 
     def _refuse(self, error: StatusError) -> None:
         """End a call without a handler: the client broke a rule of gRPC."""

@@ -86,6 +86,7 @@ class Served:
     ) -> None:
         self.half = RecordingHalf()
         self.flushes = 0
+        self.turns_behind = 0
         self.failures: list[Exception] = []
         self.paths_of_failures: list[str] = []
         self.ends: list[tuple[str, StatusCode]] = []
@@ -108,6 +109,10 @@ class Served:
 
     def caller(self) -> Caller:
         return CALLER
+
+    def is_behind(self) -> bool:
+        self.turns_behind -= 1
+        return self.turns_behind >= 0
 
     def flush(self) -> None:
         self.flushes += 1
@@ -470,6 +475,17 @@ async def test_a_request_gets_its_time_again_for_each_large_part(
         served.take(BodyReceived(1, body[at : at + part], ended=at + part >= len(body)))
     await served.until_ended()
     assert served.status is status
+
+
+async def test_a_request_is_not_late_while_the_agent_leaves_it_in_the_socket() -> None:
+    served = Served(echo, half_request=AT_ONCE)
+    served.turns_behind = 5
+    served.ask(HELLO[:6], ended=False)
+    while served.turns_behind:
+        assert not served.ends
+        await asyncio.sleep(0)
+    served.take(BodyReceived(1, HELLO[6:], ended=True))
+    assert served.status is StatusCode.OK
 
 
 async def test_a_request_that_is_complete_in_time_has_no_timer_any_more() -> None:
@@ -846,8 +862,46 @@ async def test_a_late_drain_and_a_second_one_have_no_effect() -> None:
 # --- streams of requests -------------------------------------------------------------------------
 
 
-def bidirectional(handler: Handler = echo_each) -> Served:
-    return Served(handler, streams_requests=True)
+def bidirectional(handler: Handler = echo_each, half_request: float = NEVER) -> Served:
+    return Served(handler, streams_requests=True, half_request=half_request)
+
+
+@pytest.mark.parametrize("bodies", [[HELLO[:3]], [HELLO[:6], HELLO[6:] + WORLD[:9]]])
+async def test_half_a_message_of_a_bidirectional_call_is_refused_after_its_time(
+    bodies: list[bytes],
+) -> None:
+    served = bidirectional(half_request=AT_ONCE)
+    served.ask(*bodies, ended=False)
+    await served.until_ended()
+    assert served.status is StatusCode.UNAVAILABLE
+    assert served.calls.held_bytes == 0
+    [error] = served.failures
+    assert "not complete within" in str(error)
+
+
+async def test_half_a_message_has_one_time_however_many_parts_come() -> None:
+    served = bidirectional(half_request=AT_ONCE)
+    served.turns_behind = 3
+    served.ask(HELLO[:1], ended=False)
+    for byte in HELLO[1:-1]:
+        for _ in range(4):
+            await asyncio.sleep(0)
+        served.take(BodyReceived(1, bytes([byte]), ended=False))
+    assert served.status is StatusCode.UNAVAILABLE
+    assert served.turns_behind < 0
+
+
+async def test_a_bidirectional_call_without_half_a_message_has_no_time() -> None:
+    served = bidirectional(half_request=AT_ONCE)
+    served.ask(HELLO, ended=False)
+    await settle()
+    assert not served.ends
+    served.take(BodyReceived(1, WORLD[:4], ended=False), BodyReceived(1, WORLD[4:], ended=False))
+    await settle()
+    assert not served.ends
+    served.take(BodyReceived(1, b"", ended=True))
+    await served.until_ended()
+    assert served.status is StatusCode.OK
 
 
 async def test_a_bidirectional_call_answers_each_message_as_it_comes() -> None:
