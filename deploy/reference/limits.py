@@ -23,6 +23,7 @@ from agent.svids.x509 import MAX_PER_ENTRY
 from agent.telemetry.log import QUEUED_LINES
 from agent.transport.bounds import Bounds
 from agent.transport.connection import ConnectionTimes
+from agent.transport.header_blocks import MAX_DROPPED_FIELDS
 from agent.transport.request_rules import MAX_FIELDS, MAX_LIST_BYTES
 
 _WATCH = WatchTimes()
@@ -46,6 +47,11 @@ FIXED: tuple[tuple[str, str, str], ...] = (
         "HTTP status 431",
     ),
     (
+        "fields beyond these",
+        f"{MAX_DROPPED_FIELDS}",
+        "GOAWAY (ENHANCE_YOUR_CALM)",
+    ),
+    (
         "calls at once on a connection",
         f"{_BOUNDS.streams}",
         "HTTP/2 has the client wait, or REFUSED_STREAM",
@@ -56,7 +62,7 @@ FIXED: tuple[tuple[str, str, str], ...] = (
         "GOAWAY (ENHANCE_YOUR_CALM)",
     ),
     (
-        "the rest of a request",
+        "the rest of a request, or of one message of several",
         f"{_TIMES.calls.half_request:g} s",
         "UNAVAILABLE",
     ),
