@@ -27,9 +27,9 @@ class Bounds:
     block_bytes: int = MAX_BLOCK_BYTES
     control_bytes: int = MAX_CONTROL_BYTES
     output_bytes: int = OUTPUT_BYTES
-    frames: int = 1000
+    frames: int = 2000
     """Frames without a request that a client may send at once; see `FrameBudget`."""
-    frames_per_second: float = 100
+    frames_per_second: float = 200
 
 
 DEFAULT_BOUNDS: Final = Bounds()
@@ -39,7 +39,7 @@ FRAME_COST: Final = 1
 # A request may come with an update of each window, a PING and an answer to one.
 EARNED_BY_REQUEST: Final = 4
 # A stream that its client resets before the response has ended (Rapid Reset): with its request, it
-# costs one frame. A client may let 100 calls time out at once, ten times in a row.
+# costs one frame. A client that lets 100 calls time out a second stays below the budget.
 RESET_COST: Final = EARNED_BY_REQUEST + 1
 # A stream that the half resets for a broken rule (MadeYouReset). No client library breaks one.
 FAULT_COST: Final = 2 * RESET_COST
@@ -53,7 +53,7 @@ class FrameBudget:
     """A token bucket of the frames that carry no request: time, requests and responses fill it.
 
     Go, Java, Node and C++ clients stay far below it: they send a handful of these frames for each
-    call. A client that keeps a connection alive may send a PING every ten milliseconds.
+    call. A client that keeps a connection alive may send a PING every five milliseconds.
     """
 
     __slots__ = ("_at", "_most", "_per_second", "tokens")

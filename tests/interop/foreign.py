@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from tests.support.agent import RunningAgent
 
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 90.0
 
 
 class Running:

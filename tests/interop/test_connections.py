@@ -36,10 +36,11 @@ def test_call_without_the_security_header_is_refused(
         assert "invalidargument" in squeezed(error)
 
 
-@pytest.mark.parametrize("calls", [100])
+@pytest.mark.parametrize("calls", [100, 250])
 def test_calls_at_once_share_one_connection(
     agent_factory: AgentFactory, client: ForeignClient, calls: int
 ) -> None:
+    """A connection has 100 streams at most: the library begins more when others end."""
     agent = agent_factory(config=LISTEN)
     with client.running(agent, "many", str(calls)) as program:
         answers = program.next()

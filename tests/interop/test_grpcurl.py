@@ -68,7 +68,13 @@ def tool(grpcurl: Path, agent_factory: AgentFactory) -> Grpcurl:
 
 
 def test_services_are_listed_and_described(tool: Grpcurl) -> None:
-    assert {"SpiffeWorkloadAPI", "grpc.health.v1.Health"} <= set(tool.output("list").split())
+    # grpcurl asks grpc.reflection.v1, which the agent lists, and v1alpha only where v1 is missing.
+    assert tool.output("list").split() == [
+        "SpiffeWorkloadAPI",
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
+        "grpc.reflection.v1alpha.ServerReflection",
+    ]
     methods = {f"SpiffeWorkloadAPI.{name}" for name in [*STREAMS, "FetchJWTSVID"]}
     assert methods <= set(tool.output("list", "SpiffeWorkloadAPI").split())
     described = tool.output("describe", "SpiffeWorkloadAPI")

@@ -135,6 +135,11 @@ def test_wrong_block_is_refused(block: bytes) -> None:
         decoded(block)
 
 
+def test_integer_is_bounded_in_bytes() -> None:
+    with pytest.raises(BlockError, match="too large"):
+        decoded(b"\xff" + b"\x80" * 1_000 + b"\x01")
+
+
 def test_huffman_string_may_be_empty() -> None:
     assert decode_huffman(b"") == b""
     with pytest.raises(HuffmanError):

@@ -48,6 +48,7 @@ def test_request_is_well_formed(fields: list[tuple[bytes, bytes]]) -> None:
         (b"name", b"x\0"),
         (b"name", b"x\r\nfield: y"),
         (b"name", b"x\n"),
+        (b"name", b"x\ry"),
         (b"te", b"gzip"),
         (b"connection", b"close"),
         (b"keep-alive", b"1"),
