@@ -136,6 +136,7 @@ class Connection:
         "_frame_timer",
         "_half",
         "_held",
+        "_is_half_closed",
         "_is_taking",
         "_on_end",
         "_progress",
@@ -171,6 +172,7 @@ class Connection:
         self._held = 0  # bytes that the quota counts
         self._events = -1  # what the poller watches for; -1 at first
         self._waits = False  # in its lane
+        self._is_half_closed = False  # the client sends nothing more
         self._is_taking = False  # the events of a read
         self._ended = False
         self._silence: asyncio.TimerHandle | None = None
@@ -251,8 +253,18 @@ class Connection:
             if self._send():
                 self._count_bytes()
                 self._note_progress()
+                if self._is_half_closed and self._is_idle():
+                    self.end("closed")
         except OverLimitError as error:
-            self.end(OverQuotaError(error))
+            self._cut(OverQuotaError(error))
+
+    def _cut(self, error: OverQuotaError) -> None:
+        """End it, and say why if the socket takes so much."""
+        if not self._unsent:
+            self._half.go_away(last=True, code=ErrorCode.ENHANCE_YOUR_CALM, reason=str(error))
+            with suppress(OSError):  # the quota is the reason, even if the client has hung up
+                self._sock.send(self._half.take_output(), socket.MSG_NOSIGNAL)
+        self.end(error)
 
     async def prove(self) -> None:
         """Return when the caller's process has answered a new PING.
@@ -304,7 +316,10 @@ class Connection:
 
     async def wait_for_calls(self) -> None:
         """Return when no call is open, and all responses are sent."""
-        await self._until(lambda: not len(self.calls) and not self._unsent)
+        await self._until(self._is_idle)
+
+    def _is_idle(self) -> bool:
+        return not len(self.calls) and not self._unsent
 
     async def _until(self, holds: Callable[[], bool]) -> None:
         while not self._ended and not holds():
@@ -327,11 +342,12 @@ class Connection:
     def _on_ready(self, events: int) -> None:
         if self._ended:
             return
-        if self._waits and events & HUNG_UP:
+        is_unread = self._waits or self._is_half_closed
+        if is_unread and events & HUNG_UP:
             self.end("closed")  # nobody takes the responses; and it is reported until the end
         elif self._unsent:
             self._go_on()
-        elif self._waits:
+        elif is_unread:
             pass  # an event that is out of date
         elif self.admitted.lane.pass_or_wait(self._resume):
             self._take_turn()
@@ -341,7 +357,8 @@ class Connection:
 
     def _watch(self) -> None:
         """Watch the socket for what it waits for. Its turns concern reads alone."""
-        events = WRITABLE if self._unsent else _WAITING if self._waits else READABLE
+        is_unread = self._waits or self._is_half_closed
+        events = WRITABLE if self._unsent else _WAITING if is_unread else READABLE
         if self._events < 0:
             self._serving.poller.register(self._sock.fileno(), self._on_ready, events)
         elif events != self._events:
@@ -394,7 +411,7 @@ class Connection:
             if chunk:
                 self._take(chunk)
             else:
-                self.end("closed")
+                self._take_end()
 
     def _take(self, chunk: bytes) -> None:
         self._received += len(chunk)
@@ -411,6 +428,17 @@ class Connection:
             if self._silence is not None and self.calls.begun:
                 self._silence.cancel()  # cheaper than a timer that fires
                 self._silence = None
+
+    def _take_end(self) -> None:
+        """Send the responses to the calls before the end: a client may say early that it is done.
+
+        A client that closed its socket takes none. The poller reports that one (HUNG_UP).
+        """
+        self._is_half_closed = True
+        if len(self.calls):
+            self._watch()
+        else:
+            self.end("closed")
 
     def _take_own(self, events: Sequence[Event]) -> None:
         """Take the events of the connection."""

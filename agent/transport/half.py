@@ -179,8 +179,10 @@ class Half(Protocol):
         """Send a PING with these eight bytes."""
         ...
 
-    def go_away(self, *, last: bool, code: ErrorCode = ErrorCode.NO_ERROR) -> None:
-        """Send GOAWAY.
+    def go_away(
+        self, *, last: bool, code: ErrorCode = ErrorCode.NO_ERROR, reason: str = ""
+    ) -> None:
+        """Send GOAWAY. `reason` is a text for people (section 6.8).
 
         `last` is False for the first step of a graceful stop, which names the highest possible
         stream (RFC 9113 section 6.8), and True for the second: later streams are ignored.

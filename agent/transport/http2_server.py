@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from agent.transport.bounds import (
     BYTES_THAT_EARN,
@@ -172,6 +172,7 @@ class Http2Server:
         "_has_failed",
         "_has_preface",
         "_held",
+        "_held_responses",
         "_initial_window",
         "_last",
         "_last_served",
@@ -222,7 +223,8 @@ class Http2Server:
         self._room = bounds.output_bytes
         self._control_bytes = 0
         self._ready: dict[int, _Waiting] = {}
-        self._unsent = 0
+        self._unsent = 0  # bytes of objects that wait, or of which a part does
+        self._held_responses: dict[int, int] = {}  # how often each of them waits, by its id()
         self._send_window = self._initial_window = DEFAULT_WINDOW
         self._max_frame = DEFAULT_FRAME_BYTES
 
@@ -258,7 +260,10 @@ class Http2Server:
 
     @property
     def held_bytes(self) -> int:
-        """The bytes of a partial frame, of a partial header block, and of unsent data."""
+        """The bytes of a partial frame, of a partial header block, and of responses that wait.
+
+        A response that waits on several streams counts once.
+        """
         return len(self._held) + len(self._block) + self._unsent
 
     @property
@@ -318,12 +323,13 @@ class Http2Server:
 
     def _fail(self, error: _ConnectionError) -> None:
         self._has_failed = True
-        self._send_go_away(self._last, error.code, error.reason.encode())
+        self._send_go_away(self._last, error.code, error.reason)
         self._held.clear()
         self._block.clear()
         self._block_stream = self._unsent = 0
         self._streams.clear()
         self._ready.clear()
+        self._held_responses.clear()
         self._events.append(ConnectionFailed(error.code, error.reason))
 
     def _reset_for(self, error: _StreamError) -> None:
@@ -650,7 +656,7 @@ class Http2Server:
             state.waiting = _Waiting()
         state.waiting.parts.append(memoryview(data))
         state.waiting.size += length
-        self._unsent += length
+        self._hold(data)
         if state.send_window > 0:
             self._ready[stream] = state.waiting
         return False
@@ -703,11 +709,13 @@ class Http2Server:
         """Send a PING with these eight bytes."""
         self._output.append(pack_frame(_PING, 0, payload))
 
-    def go_away(self, *, last: bool, code: ErrorCode = ErrorCode.NO_ERROR) -> None:
+    def go_away(
+        self, *, last: bool, code: ErrorCode = ErrorCode.NO_ERROR, reason: str = ""
+    ) -> None:
         """Send GOAWAY. With `last`, streams that the client opens from now on are ignored."""
         if last:
             self._last_served = min(self._last, self._last_served)
-        self._send_go_away(self._last_served, code)
+        self._send_go_away(self._last_served, code, reason)
 
     def _send_part(self, number: int, stream: _Stream, data: bytes | memoryview) -> None:
         length = len(data)
@@ -739,8 +747,9 @@ class Http2Server:
         if len(part) > limit:
             waiting.parts.appendleft(part[limit:])
             part = part[:limit]
+        else:
+            self._let_go(part)
         waiting.size -= len(part)
-        self._unsent -= len(part)
         self._send_part(number, stream, part)
 
     def _control(self, frame: bytes) -> None:
@@ -760,11 +769,29 @@ class Http2Server:
     def _forget(self, number: int) -> None:
         stream = self._streams.pop(number, None)
         if stream is not None and stream.waiting is not None:
-            self._unsent -= stream.waiting.size
+            for part in stream.waiting.parts:
+                self._let_go(part)
             self._ready.pop(number, None)
 
-    def _send_go_away(self, last: int, code: ErrorCode, reason: bytes = b"") -> None:
-        payload = last.to_bytes(4, "big") + code.to_bytes(4, "big") + reason
+    def _hold(self, data: bytes) -> None:
+        # Streams share the object of a large response: it takes its memory once. A part of it keeps
+        # all of it in memory.
+        held = self._held_responses
+        uses = held.get(id(data), 0)
+        if not uses:
+            self._unsent += len(data)
+        held[id(data)] = uses + 1
+
+    def _let_go(self, part: memoryview) -> None:
+        data, held = cast("bytes", part.obj), self._held_responses
+        uses = held.pop(id(data)) - 1
+        if uses:
+            held[id(data)] = uses
+        else:
+            self._unsent -= len(data)
+
+    def _send_go_away(self, last: int, code: ErrorCode, reason: str) -> None:
+        payload = last.to_bytes(4, "big") + code.to_bytes(4, "big") + reason.encode()
         self._output.append(pack_frame(_GO_AWAY, 0, payload))
 
 

@@ -249,11 +249,18 @@ class H2Engine:
         """Send a PING with these eight bytes."""
         self._connection.ping(payload)
 
-    def go_away(self, *, last: bool, code: ErrorCode = ErrorCode.NO_ERROR) -> None:
+    def go_away(
+        self, *, last: bool, code: ErrorCode = ErrorCode.NO_ERROR, reason: str = ""
+    ) -> None:
         """Send GOAWAY by a frame made here: after one of its own, h2 sends nothing."""
         if last:
             self._last_served = min(self._last, self._last_served)
-        frame = hf.GoAwayFrame(0, last_stream_id=self._last_served, error_code=code)
+        frame = hf.GoAwayFrame(
+            0,
+            last_stream_id=self._last_served,
+            error_code=code,
+            additional_data=reason.encode(),
+        )
         self._extra += frame.serialize()
 
     def _reset(self, stream: int, code: ErrorCode) -> None:

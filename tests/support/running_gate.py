@@ -105,13 +105,16 @@ class Observer:
 
 
 class Handlers:
-    """The methods of the test, below `/t/`: Echo, Who, Open, Prove, Large, Late."""
+    """The methods of the test, below `/t/`: Echo, Who, Open, Prove, Large, Late,
+    Shared.
+    """
 
     def __init__(self, gate: Gate) -> None:
         self.callers: list[Caller] = []
         self.stop = asyncio.Event()
         self.observer = Observer()
         self.open = 0
+        self.shared = b""
         self._gate = gate
 
     def services(self) -> Services:
@@ -122,6 +125,7 @@ class Handlers:
             b"/t/Prove": self._prove,
             b"/t/Large": self._large,
             b"/t/Late": self._late,
+            b"/t/Shared": self._share,
         }
         return Services(
             unknown=_method(self._unknown),
@@ -158,6 +162,12 @@ class Handlers:
         self.open += 1
         await self.stop.wait()
         await self._large(call)
+
+    async def _share(self, call: Call) -> None:
+        """Send a large response that all calls share."""
+        if not self.shared:
+            self.shared = frame_message(bytes(int(call.request)))
+        await call.send(self.shared)
 
     async def _unknown(self, _call: Call) -> None:
         raise StatusError(StatusCode.UNIMPLEMENTED, "there is no such method")

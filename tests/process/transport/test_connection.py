@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from agent.errors import PeerError
-from agent.transport.connection import Connection, ConnectionTimes
+from agent.transport.connection import COUNTED_BYTES, Connection, ConnectionTimes
+from agent.transport.half import ErrorCode
 from tests.support import pids
 from tests.support.abuse import (
     DATA,
@@ -26,6 +27,7 @@ from tests.support.abuse import (
     frame,
 )
 from tests.support.agent import SAFETY_SECONDS
+from tests.support.fakes import settle
 from tests.support.running_gate import RunningGate, running_gate, until
 
 
@@ -83,7 +85,7 @@ async def test_bytes_of_another_process_close_the_connection(
 ONE_READ = 0.01
 LARGE = 1 << 20
 END_STREAM = 1
-WINDOW_UPDATE = 8
+GOAWAY, WINDOW_UPDATE = 7, 8
 WIDE = LARGE * 512
 HELLO = PREFACE + frame(SETTINGS)
 HELLO_WITH_WIDE_WINDOWS = (
@@ -118,6 +120,19 @@ async def read(sock: socket.socket, size: int) -> bytes:
                 break
             arrived += chunk
     return arrived
+
+
+async def until_closed(sock: socket.socket) -> bytes:
+    """Return all that comes until the agent closes the connection."""
+    arrived = b""
+    while chunk := await read(sock, 1):
+        arrived += chunk
+    return arrived
+
+
+def small_buffer(connection: Connection) -> None:
+    """Let the kernel hold the least that it can for the client."""
+    connection._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
 
 
 async def waiting(running: RunningGate, sock: socket.socket, queued: bytes) -> Connection:
@@ -166,7 +181,7 @@ async def test_the_time_to_read_begins_again_whenever_the_client_reads(
     sock = connected(running, HELLO_WITH_WIDE_WINDOWS)
     await until(lambda: len(running.gate) == 1)
     [connection] = running.connections()
-    connection._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # the kernel's least
+    small_buffer(connection)
     sock.send(request(1, "/t/Large", str(LARGE).encode()))
     await until(lambda: connection._unsent)
     first, size = connection._unread_timer, len(connection._unsent)
@@ -206,3 +221,115 @@ async def test_the_rest_of_a_frame_that_waits_for_its_turn_is_not_missing(tmp_pa
         await until(lambda: connection._frame_timer is not first)  # its time is over
         assert running.connections() == [connection]
         sock.close()
+
+
+async def test_what_the_socket_does_not_take_counts_against_the_quota_of_bytes(
+    tmp_path: Path,
+) -> None:
+    # One output, so that nothing of it waits in the half. One user in one cgroup may hold half.
+    size = 50_000
+    async with running_gate(tmp_path, buffer_bytes=size) as running:
+        sock = connected(running, HELLO_WITH_WIDE_WINDOWS)
+        await until(lambda: len(running.gate) == 1)
+        small_buffer(running.connections()[0])
+        sock.send(request(1, "/t/Large", str(size).encode()))
+        await until(lambda: len(running.gate) == 0)
+        word = "buffer_bytes_of_user_in_cgroup"
+        assert running.refusals() == {f'vouchd_refusals_total{{reason="{word}"}}': 1}
+        sock.close()
+
+
+async def test_the_stop_waits_for_responses_that_the_socket_does_not_take_yet(
+    running: RunningGate,
+) -> None:
+    sock = connected(running, HELLO_WITH_WIDE_WINDOWS)
+    await until(lambda: len(running.gate) == 1)
+    [connection] = running.connections()
+    small_buffer(connection)
+    sock.send(request(1, "/t/Large", b"50000"))
+    await until(lambda: connection._unsent and not len(connection.calls))
+    async with asyncio.timeout(SAFETY_SECONDS), asyncio.TaskGroup() as tasks:
+        stopping = tasks.create_task(running.gate.wait_for_calls(2 * SAFETY_SECONDS))
+        await settle()
+        assert not stopping.done()
+        while connection._unsent:
+            assert await read(sock, 1)
+    sock.close()
+
+
+async def test_new_connections_are_charged_to_their_lane(tmp_path: Path) -> None:
+    async with running_gate(tmp_path, rate=2) as running:
+        socks = [connected(running, b"") for _ in range(8)]  # a burst is three requests
+        await until(lambda: len(running.gate) == len(socks))
+        await settle()
+        assert running.connections()[0].admitted.lane._seconds_to_wait() > 0
+        for sock in socks:
+            sock.close()
+
+
+async def test_a_quota_that_cuts_a_connection_says_so_to_the_client(tmp_path: Path) -> None:
+    async with running_gate(tmp_path, buffer_bytes=4 * COUNTED_BYTES) as running:
+        head = frame(HEADERS, END_HEADERS, 1, call_headers(path="/t/Echo"))
+        message = struct.pack(">BI", 0, 30_000) + bytes(3 * COUNTED_BYTES)
+        sock = connected(running, HELLO + head + frame(DATA, 0, 1, message))
+        arrived = await until_closed(sock)
+        [line] = running.lines.of("connection refused")
+        code = ErrorCode.ENHANCE_YOUR_CALM.to_bytes(4, "big")
+        payload = (1).to_bytes(4, "big") + code + line["reason"].encode()
+        assert arrived.endswith(frame(GOAWAY, 0, 0, payload))
+        assert "too many bytes" in line["reason"]
+        sock.close()
+
+
+async def test_streams_that_share_a_large_response_do_not_exhaust_the_quota(
+    tmp_path: Path,
+) -> None:
+    # One user in one cgroup may hold half of it: two such responses, beside what is on its way.
+    async with running_gate(tmp_path, buffer_bytes=6 * LARGE) as running:
+        streams = range(1, 17, 2)
+        calls = [request(stream, "/t/Shared", str(LARGE).encode()) for stream in streams]
+        sock = connected(running, HELLO_WITH_WIDE_WINDOWS + b"".join(calls))
+        size = len(streams) * LARGE
+        assert len(await read(sock, size)) >= size
+        sock.close()
+
+
+# --- clients that end their side ------------------------------------------------------------------
+
+
+async def test_a_client_that_sends_nothing_more_gets_the_response_to_its_request(
+    running: RunningGate,
+) -> None:
+    sock = connected(running, HELLO_WITH_WIDE_WINDOWS)
+    await until(lambda: len(running.gate) == 1)
+    small_buffer(running.connections()[0])
+    sock.send(request(1, "/t/Late", b"50000"))
+    sock.shutdown(socket.SHUT_WR)
+    await until(lambda: running.handlers.open == 1)
+    await until(lambda: running.connections()[0]._is_half_closed)
+    running.handlers.stop.set()
+    assert len(await until_closed(sock)) > 50_000
+    assert len(running.gate) == 0
+    sock.close()
+
+
+async def test_a_client_that_closes_its_socket_ends_its_calls(running: RunningGate) -> None:
+    sock = connected(running, HELLO + request(1, "/t/Open", b"x"))
+    await until(lambda: running.handlers.open == 1)
+    sock.shutdown(socket.SHUT_WR)
+    [connection] = running.connections()
+    await until(lambda: connection._is_half_closed)
+    await settle()
+    assert running.handlers.open == 1
+    sock.close()
+    await until(lambda: running.handlers.open == 0 and len(running.gate) == 0)
+
+
+async def test_a_client_without_a_call_that_sends_nothing_more_is_closed(
+    running: RunningGate,
+) -> None:
+    sock = connected(running, HELLO)
+    sock.shutdown(socket.SHUT_WR)
+    await until_closed(sock)
+    assert len(running.gate) == 0
+    sock.close()

@@ -275,6 +275,31 @@ async def test_a_stream_leaves_the_attestation_quota_at_its_first_message() -> N
     assert guarded.has_counted(f'vouchd_calls_total{{code="CANCELLED",method="{STREAM}"}}', 2)
 
 
+async def test_a_stream_that_its_client_leaves_is_closed_with_its_call() -> None:
+    """What a stream watches is released at once, not when its objects are collected."""
+    is_open = False
+
+    async def answer(
+        _caller: Caller, _request: pb.JWTBundlesRequest
+    ) -> AsyncGenerator[Response, None]:
+        nonlocal is_open
+        is_open = True
+        try:
+            yield EMPTY
+        finally:
+            is_open = False
+
+    class Left(FakeCall):
+        async def send(self, _framed: bytes) -> None:
+            assert is_open
+            raise StatusError(Code.CANCELLED, "the client hung up")
+
+    left = Left(f"/{SERVICE.full_name}/{STREAM}", b"", metadata=(HEADER,))
+    await left.of(Guarded(streaming=answer).services)
+    assert left.code is Code.CANCELLED
+    assert not is_open
+
+
 async def test_a_unary_call_fails_with_the_code_of_its_error() -> None:
     async def answer(_caller: Caller, _request: pb.JWTSVIDRequest) -> Response:
         raise AuthorityError("no key")

@@ -180,6 +180,16 @@ def test_a_quiet_lane_waits_for_one_slice_of_each_busy_lane(loop: Loop) -> None:
         loop.run(0.01)
 
 
+def test_a_lane_alone_has_a_whole_slice_after_an_expensive_read(loop: Loop) -> None:
+    """Its debt would only cost turns of the event loop: nobody else waits."""
+    client = Client(loop, fair_queue(loop).lane(ALICE), cost=3 * SLICE_SECONDS)
+    client.send()
+    assert client.passed == 1
+    client._cost = CHEAP
+    loop.turn()
+    assert client.passed >= SLICE_SECONDS / CHEAP
+
+
 def test_new_connections_use_credit(loop: Loop) -> None:
     lane = fair_queue(loop).lane(ALICE)
     connects = 0

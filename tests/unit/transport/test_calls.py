@@ -488,6 +488,23 @@ async def test_a_request_is_not_late_while_the_agent_leaves_it_in_the_socket() -
     assert served.status is StatusCode.OK
 
 
+async def test_half_a_request_ends_at_the_deadline_of_its_call() -> None:
+    served = Served(echo)
+    served.ask(HELLO[:6], ended=False, grpc_timeout=b"1m")
+    await served.until_ended()
+    served.assert_refused(StatusCode.DEADLINE_EXCEEDED)
+
+
+async def test_a_client_that_sends_many_messages_at_once_does_not_hold_up_the_others() -> None:
+    served = Served(echo_each, streams_requests=True)
+    served.ask(HELLO * 20)
+    echoed = [command for command in served.half.commands if command[0] == "data"]
+    assert len(echoed) <= 2, "the rest waits for turns of the event loop"
+    await served.until_ended()
+    echoed = [command for command in served.half.commands if command[0] == "data"]
+    assert len(echoed) == 20
+
+
 async def test_a_request_that_is_complete_in_time_has_no_timer_any_more() -> None:
     served = Served(wait_forever, half_request=AT_ONCE)
     served.ask(HELLO[:6], ended=False)

@@ -258,6 +258,36 @@ def test_reset_drops_waiting_data(client: HalfClient) -> None:
     assert client.feed(data(1, b"late"), window_update(1, 10), reset(1)) == []
 
 
+def test_response_that_waits_on_several_streams_counts_once(client: HalfClient) -> None:
+    shared, own = b"x" * 100_000, b"y" * 80_000
+    for stream in (1, 3, 5):
+        opened(client, stream)
+        assert not client.half.send_data(stream, own if stream == 5 else shared)
+    assert client.half.held_bytes == 180_000
+    client.half.reset_stream(1, ErrorCode.CANCEL)
+    assert client.half.held_bytes == 180_000, "the other stream holds it"
+    client.half.reset_stream(3, ErrorCode.CANCEL)
+    assert client.half.held_bytes == 80_000
+    client.feed(window_update(5, 1 << 20), window_update(0, 1 << 20))
+    while client.take():
+        pass
+    assert client.half.held_bytes == 0
+    assert not client.half.send_data(5, own)
+    assert client.half.held_bytes == 80_000
+
+
+def test_half_remembers_the_latest_streams_that_it_reset(client: HalfClient) -> None:
+    """The first of many is forgotten, so that what it remembers is bounded."""
+    for stream in range(1, 2 * 300, 2):
+        opened(client, stream)
+        client.half.reset_stream(stream, ErrorCode.CANCEL)
+        client.half.release(stream)
+        client.take()
+    assert client.feed(data(599, b"late")) == []
+    [fault] = client.feed(data(1, b"late"))
+    assert fault == StreamReset(1, ErrorCode.STREAM_CLOSED, by_client=False)
+
+
 def test_cancelled_streams_make_room_before_their_handlers_end(either: HalfClient) -> None:
     for stream in range(1, 200, 2):
         opened(either, stream)
@@ -378,7 +408,7 @@ def test_windows_hold_data_back(client: HalfClient) -> None:
     client.half.send_trailers(1, TRAILERS)
     sent = sum(len(part.data) for part in client.take() if isinstance(part, hf.DataFrame))
     assert sent == 65_535
-    assert client.half.held_bytes == 70_000 - 65_535
+    assert client.half.held_bytes == 70_000, "a part keeps all of it in memory"
     assert client.feed(window_update(1, 10_000)) == []
     assert client.take() == []
     assert client.feed(window_update(0, 10_000)) == []
