@@ -111,7 +111,7 @@ class Calls:
         self.unanswered = 0
         """The number of open calls without a response."""
         self.held_bytes = 0
-        """The bytes of requests that are held."""
+        """The bytes of requests that are held: bodies, and header blocks of unusual size."""
         self.is_closed = False
         self._calls: dict[int, ServedCall] = {}
         # Those whose header block came in this turn, and nearly always their message too.
@@ -148,6 +148,7 @@ class Calls:
     def forget(self, call: ServedCall) -> None:
         """Stop counting a call."""
         del self._calls[call.stream]
+        self.held_bytes -= call.header_bytes
         if not self.is_closed:
             self.half.release(call.stream)
 
@@ -158,6 +159,7 @@ class Calls:
         method = services.methods.get(request.path, services.unknown)
         call = ServedCall(self, event.stream, request, method)
         self._calls[event.stream] = call
+        self.held_bytes += call.header_bytes
         self.begun += 1
         self.unanswered += 1
         if not call.start(ended=event.ended):

@@ -38,6 +38,11 @@ NO_PATH = "(none)"
 # some 200 bytes, so 5 MiB in all.
 KNOWN_REQUESTS = 256
 
+# A field in memory, beside its text: two objects of bytes and a tuple.
+FIELD_BYTES = 130
+# A call of a workload has a dozen fields. The quota of calls bounds that much of each.
+USUAL_HEADER_BYTES = 2048
+
 _SECONDS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 _TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
 # Behind the prefix may follow a message format. Anything else is another protocol, gRPC-Web for
@@ -72,6 +77,8 @@ class Request:
     timeout: float = math.inf
     """The seconds that the client gives the call."""
     refusal: Refusal | None = None
+    unusual_bytes: int = 0
+    """The bytes that the fields take in memory, beyond USUAL_HEADER_BYTES."""
 
 
 NO_REQUEST = Request(Headers(()), b"", NO_PATH)
@@ -90,7 +97,9 @@ def read_request(headers: Headers) -> Request:
             timeout = parse_timeout(written)
         except ValueError as error:
             refusal = Refusal(StatusCode.INVALID_ARGUMENT, str(error))
-    return Request(headers, path, printable(path), timeout, refusal)
+    size = sum(len(name) + len(value) + FIELD_BYTES for name, value in headers.fields)
+    unusual = max(0, size - USUAL_HEADER_BYTES)
+    return Request(headers, path, printable(path), timeout, refusal, unusual)
 
 
 @lru_cache(maxsize=KNOWN_REQUESTS)

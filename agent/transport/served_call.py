@@ -60,6 +60,7 @@ class ServedCall:
         "_reader",
         "_timer",
         "_waited",
+        "header_bytes",
         "request",
         "stream",
     )
@@ -70,6 +71,8 @@ class ServedCall:
         """See Call.request."""
         self._calls = calls
         self._head = head
+        self.header_bytes = head.unusual_bytes
+        """The bytes of its header block that count as held."""
         self._method = method
         self._code = StatusCode.OK
         self._is_open = True  # whether the response may still be sent

@@ -5,6 +5,7 @@ from __future__ import annotations
 from agent.api.methods import MAX_REQUEST_BYTES
 from agent.api.workload_messages import MAX_AUDIENCE_CHARS, MAX_AUDIENCES
 from agent.config.files import MAX_FILE_BYTES
+from agent.config.settings import LimitSettings
 from agent.config.values import MAX_DURATION, format_duration
 from agent.config.watch_thread import WatchTimes
 from agent.config.yaml_document import MAX_DEPTH
@@ -12,6 +13,8 @@ from agent.entries.schema import MAX_DNS_NAME, MAX_HINT_BYTES
 from agent.kernel.credentials import MAX_SOCKET_PATH
 from agent.limits.fair_queue import BURST_SECONDS
 from agent.limits.lockout import HANG_UPS_PER_SECOND, LOCKED_SECONDS
+from agent.limits.memory import most_bytes_of_one_user
+from agent.service.policies import limits
 from agent.service.process import (
     DESCRIPTORS_PER_CONNECTION,
     MIN_ADDRESS_SPACE,
@@ -85,6 +88,11 @@ FIXED: tuple[tuple[str, str, str], ...] = (
         "answer to the PING for a program selector",
         f"{_TIMES.answer:g} s",
         "the call is refused",
+    ),
+    (
+        "memory for connections and calls of one user, with the default limits",
+        f"{most_bytes_of_one_user(limits(LimitSettings())) // _MIB} MiB",
+        "UNAVAILABLE, or the connection is cut",
     ),
     (
         "audiences of a JWT-SVID",

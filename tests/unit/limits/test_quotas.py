@@ -95,3 +95,13 @@ def test_each_refusal_names_the_resource_and_the_scope() -> None:
     assert len({str(error) for error in errors}) == len(errors)
     assert all(str(error).endswith("; try again later") for error in errors)
     assert tuple(error.reason for error in errors) == REASONS
+
+
+def test_bytes_over_the_quota_are_refused_and_not_counted() -> None:
+    counts, alice = quotas(buffer_bytes=100), Account(ALICE, "a")
+    counts.buffer_bytes(alice, 0, 50)
+    with pytest.raises(OverLimitError, match="bytes of unfinished requests") as refused:
+        counts.buffer_bytes(alice, 0, 1)
+    assert refused.value.reason == "buffer_bytes_of_user_in_cgroup"
+    counts.buffer_bytes(alice, 50, 0)
+    counts.buffer_bytes(alice, 0, 50)
