@@ -16,6 +16,7 @@ from agent.limits.quotas import REASONS
 from agent.telemetry.metrics import Metrics, Words
 from agent.transport.connection import CONNECTION_TIMES, Connection, ConnectionTimes
 from agent.transport.grpc_protocol import frame_message
+from agent.transport.http2_server import Http2Server
 from agent.transport.service import Call, Method, Services, StatusCode, StatusError
 from tests.support.agent import SAFETY_SECONDS
 from tests.support.fakes import FakeLog, admission
@@ -24,8 +25,18 @@ from tests.support.scrape import series
 
 if TYPE_CHECKING:
     from agent.kernel.caller import Caller
+    from agent.transport.half import Half
 
 MAX_REQUEST_BYTES = 32 * 1024
+
+
+@dataclass
+class _HalfUnderTest:
+    make: Callable[[], Half] = Http2Server
+
+
+HALF = _HalfUnderTest()
+"""The HTTP/2 half of each running gate; the fixture `half` of the tests' conftest sets it."""
 
 
 class _Sink:
@@ -232,6 +243,7 @@ async def running_gate(
         lines.log,
         metrics,
         times,
+        HALF.make,
     )
     handlers = Handlers(gate)
     gate.start(listener, handlers.services())

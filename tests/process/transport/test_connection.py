@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ import pytest
 from agent.errors import PeerError
 from agent.transport.connection import COUNTED_BYTES, Connection, ConnectionTimes
 from agent.transport.half import ErrorCode
+from agent.transport.http2_server import Http2Server
 from tests.support import pids
 from tests.support.abuse import (
     DATA,
@@ -28,7 +29,16 @@ from tests.support.abuse import (
 )
 from tests.support.agent import SAFETY_SECONDS
 from tests.support.fakes import settle
-from tests.support.running_gate import RunningGate, running_gate, until
+from tests.support.h2_engine import H2Engine
+from tests.support.running_gate import HALF, RunningGate, running_gate, until
+
+
+@pytest.fixture(autouse=True, params=[Http2Server, H2Engine])
+def half(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Run each test over the agent's half, and over the h2 library behind the same Protocol."""
+    HALF.make = request.param
+    yield
+    HALF.make = Http2Server
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import os
 import secrets
 import socket
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from agent.kernel.process import ProcessHandle
 from agent.kernel.sender import receive
 from agent.limits.fair_queue import READ_BYTES, SMALL_READ_BYTES
 from agent.transport.connection import COUNTED_BYTES, ConnectionTimes
+from agent.transport.http2_server import Http2Server
 from tests.support.abuse import (
     CONTINUATION,
     DATA,
@@ -35,7 +36,8 @@ from tests.support.abuse import (
 )
 from tests.support.agent import SAFETY_SECONDS
 from tests.support.fakes import settle
-from tests.support.running_gate import Client, RunningGate, descriptors, running_gate, until
+from tests.support.h2_engine import H2Engine
+from tests.support.running_gate import HALF, Client, RunningGate, descriptors, running_gate, until
 
 HELLO = PREFACE + frame(SETTINGS)
 HUNDRED_MILLISECONDS = 0.1
@@ -68,6 +70,14 @@ async def silent_client(running: RunningGate) -> SilentClient:
     client = SilentClient(*await running.connect())
     client.start()
     return client
+
+
+@pytest.fixture(autouse=True, params=[Http2Server, H2Engine])
+def half(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Run each test over the agent's half, and over the h2 library behind the same Protocol."""
+    HALF.make = request.param
+    yield
+    HALF.make = Http2Server
 
 
 @pytest.fixture
@@ -286,6 +296,7 @@ async def test_half_requests_count_against_the_quota_of_calls(tmp_path: Path) ->
         writer.close()
 
 
+@pytest.mark.parametrize("half", [Http2Server], indirect=True)  # the h2 library differs
 async def test_a_header_block_without_end_closes_the_connection(running: RunningGate) -> None:
     reader, writer = await running.connect()
     writer.write(HELLO + frame(HEADERS, 0, 1, b"\x82"))
@@ -348,6 +359,7 @@ async def test_requests_over_the_rate_wait_in_the_socket(tmp_path: Path) -> None
         await until(lambda: len(running.gate) == 0)  # its end is noticed while it waits
 
 
+@pytest.mark.parametrize("half", [Http2Server], indirect=True)  # the h2 library differs
 async def test_rest_of_a_body_is_read_frame_by_frame(
     running: RunningGate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
