@@ -98,7 +98,7 @@ def test_low_limit_of_open_files_is_an_error_before_the_run(tmp_path: Path) -> N
     )
     assert (outcome.returncode, outcome.stderr) == (
         2,
-        "Error: streams needs 16200 open files, and 1000 are allowed: raise ulimit -n\n",
+        "Error: streams needs 8712 open files, and 1000 are allowed: raise ulimit -n\n",
     )
 
 

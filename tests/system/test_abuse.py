@@ -104,19 +104,28 @@ def huge_frame(sock: socket.socket) -> None:
 
 
 @counts_descriptors
-@pytest.mark.parametrize("misbehave", [half_close, reset, garbage, http_1, huge_frame])
+@pytest.mark.parametrize(
+    ("misbehave", "event"),
+    [
+        (half_close, "connection ended without a call"),
+        (reset, "connection ended without a call"),
+        (garbage, "connection refused"),
+        (http_1, "connection refused"),
+        (huge_frame, "connection refused"),
+    ],
+)
 def test_a_misbehaving_connection_is_closed_with_one_log_line(
-    agent: RunningAgent, misbehave: Callable[[socket.socket], None]
+    agent: RunningAgent, misbehave: Callable[[socket.socket], None], event: str
 ) -> None:
     before = descriptors(agent)
     with connect(agent) as sock:
         misbehave(sock)
         if sock.fileno() >= 0:
             until_ended(sock)
-    line = agent.wait_for_log("connection ended without a call")
+    line = agent.wait_for_log(event)
     assert f"pid={os.getpid()}" in line
     assert f"uid={os.getuid()}" in line
-    assert agent.log.count("connection ended without a call") == 1
+    assert agent.log.count("connection ended") + agent.log.count("connection refused") == 1
     assert settles(agent, before)
 
 
@@ -290,7 +299,7 @@ def test_a_health_check_is_no_connection_without_a_call(agent: RunningAgent) -> 
         )
         assert check(b"") == b"\x08\x01", "SERVING"
     with connect(agent) as sock:
-        garbage(sock)
+        half_close(sock)
         until_ended(sock)
     agent.wait_for_log("connection ended without a call")
     assert agent.log.count("connection ended without a call") == 1
