@@ -7,7 +7,7 @@ from agent.kernel.caller import Caller
 from agent.transport.connection import Connection
 
 # These turns take about the instructions of one call.
-WASTED_TURNS = 4_500
+WASTED_TURNS = 2_700
 
 _caller = Connection.caller
 
