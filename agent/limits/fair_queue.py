@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 SLICE_SECONDS = 0.0005
 # The part of the time that a lane may use without a turn, while no lane waits.
 UNQUEUED_SHARE = 0.5
-# What the agent spends on a connection before its lane is known.
+# The cost of a connection before its lane is known.
 ACCEPT_SECONDS = 0.0001
 # One read holds a first request or a dozen of the smallest later ones, and other lanes wait for all
 # of them. While lanes wait, one read holds three or four.

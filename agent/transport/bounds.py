@@ -13,7 +13,7 @@ MAX_HANDLERS: Final = 2 * MAX_CONCURRENT_STREAMS
 MAX_BLOCK_BYTES: Final = 8 * 1024
 # Answers to PING and SETTINGS, RST_STREAM and WINDOW_UPDATE that the client leaves in the socket.
 MAX_CONTROL_BYTES: Final = 16 * 1024
-# What one take_output returns of data: some four frames, and less than a socket's buffer holds.
+# The data that one take_output returns: some four frames, and less than a socket's buffer holds.
 OUTPUT_BYTES: Final = 64 * 1024
 
 
@@ -34,7 +34,7 @@ class Bounds:
 
 DEFAULT_BOUNDS: Final = Bounds()
 
-# What a client does costs so many frames of its budget.
+# The costs of frames and of resets, in frames of the budget.
 FRAME_COST: Final = 1
 # A request may come with an update of each window, a PING and an answer to one.
 EARNED_BY_REQUEST: Final = 4

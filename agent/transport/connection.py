@@ -101,7 +101,7 @@ CONNECTION_TIMES = ConnectionTimes()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Serving:
-    """What all connections of a socket share."""
+    """The parts that all connections of a socket share."""
 
     loop: asyncio.AbstractEventLoop
     poller: Poller

@@ -26,7 +26,7 @@ PREFIX_BYTES = 5
 GRPC_HTTP_STATUS = 200
 """The status of HTTP of all responses of gRPC, errors included."""
 
-# What clients take by default.
+# gRPC clients accept this much by default.
 RESPONSE_BYTES = 4 * 1024 * 1024
 # Clients may limit all trailers to 8 KiB, and percent-encoding triples most characters.
 DETAILS_BYTES = 6 * 1024

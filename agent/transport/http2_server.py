@@ -195,7 +195,7 @@ class Http2Server:
     def __init__(self, bounds: Bounds = DEFAULT_BOUNDS) -> None:
         self._bounds = bounds
         self._budget = FrameBudget(bounds.frames, bounds.frames_per_second)
-        # What came: `_held` is the beginning of a frame, which is complete with `_needed` bytes;
+        # Input: `_held` is the beginning of a frame, which is complete with `_needed` bytes;
         # `_place` is the place of the next frame in all bytes of the client.
         self._held = bytearray()
         self._needed = 0
@@ -218,7 +218,7 @@ class Http2Server:
         self._resets: dict[int, None] = {}
         self._last = 0
         self._last_served = HIGHEST_STREAM
-        # What goes: `_ready` are the streams with data that their own windows allow.
+        # Output: `_ready` are the streams with data that their own windows allow.
         self._output: list[bytes | memoryview] = [_our_settings(bounds.streams)]
         self._room = bounds.output_bytes
         self._control_bytes = 0
